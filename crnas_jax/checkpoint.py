@@ -1,0 +1,74 @@
+"""Orbax checkpoints: of a running training, and of a finished detector for downstream Flax code."""
+
+import logging
+import pathlib
+import shutil
+
+import jax
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from crnas_jax.errors import UserError
+
+# Orbax tells dozens of INFO lines a save under absl.
+logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname)
+
+
+class Checkpoints:
+    """The checkpoints of one run; the latest two are kept."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        policy = ocp.training.preservation_policies.LatestN(2)
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(folder).absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Saves unless this step is saved."""
+        if step not in self.steps():
+            self._checkpointer.save_pytree(step, state)
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def restore_latest(self, like: PyTree) -> PyTree | None:
+        """The latest state that loads, laid out as `like` (arrays or shapes with shardings); None where none does."""
+        abstract = jax.tree.map(_abstract, like)
+        for step in reversed(self.steps()):
+            try:
+                return self._checkpointer.load_pytree(step, abstract)
+            except Exception as error:  # noqa: BLE001  Orbax raises many kinds for a half-deleted step
+                logging.warning("checkpoint of step %d does not load (%s); trying an earlier one", step, error)
+        return None
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpointer.close()
+
+
+def _abstract(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
+    """Writes {"params", "batch_stats"} of a detector, replacing what is there."""
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists():
+        shutil.rmtree(folder)
+    ocp.save_pytree(folder, variables)
+
+
+def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
+    """Reads what `save_variables` wrote, laid out as `like`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is another network's.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if not folder.exists():
+        raise UserError(folder, "checkpoint", "missing", "train this step first")
+    try:
+        return ocp.load_pytree(folder, jax.tree.map(_abstract, like))
+    except Exception as error:
+        raise UserError(folder, "checkpoint", f"{type(error).__name__}: {error}"[:300], "train this step again") from error

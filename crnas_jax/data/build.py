@@ -1,0 +1,30 @@
+"""From the data part of a config to sources."""
+
+import pathlib
+
+from crnas_jax.data.coco import CocoSource
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def source(data, split: str):
+    """The split of a data set.
+
+    Args:
+      data: the `data` part of a config (see `configs/base.py`).
+      split: `train`, `val` (for the searches) or `test`.
+
+    Raises:
+      UserError: the config or the files are faulty.
+    """
+    if split not in SPLITS:
+        raise UserError("data", "split", f"{split!r} is unknown", f"use one of {SPLITS}")
+    if data.name == "synthetic":
+        number = getattr(data.synthetic, split)
+        return SyntheticSource(number, data.synthetic.size, seed=SPLITS.index(split))
+    if data.name == "coco":
+        folder = pathlib.Path(data.folder)
+        return CocoSource(folder / data.images, folder / getattr(data, split))
+    raise UserError("config", "data.name", f"{data.name!r} is unknown", "use 'coco' or 'synthetic'")

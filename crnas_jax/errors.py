@@ -1,0 +1,19 @@
+"""The one exception family for mistakes a user can mend."""
+
+
+class UserError(Exception):
+    """A mistake in a config, a data set or a checkpoint.
+
+    Scripts print it as one line and exit with status 2, without a traceback.
+
+    Args:
+      where: the file, folder or config the mistake is in.
+      field: the entry inside it.
+      problem: what is wrong, in a few words.
+      remedy: what to do about it.
+    """
+
+    def __init__(self, where, field: str, problem: str, remedy: str):
+        self.where, self.field, self.problem, self.remedy = str(where), field, problem, remedy
+        text = f"{where}: {field}: {problem}; {remedy}"
+        super().__init__(" ".join(text.split()))

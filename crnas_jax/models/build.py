@@ -1,0 +1,103 @@
+"""From a description to functions: what the rest of the package sees of a model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from crnas_jax.arch import Arch
+from crnas_jax.models import supernet as supernets
+from crnas_jax.models.detectors import DetectorOptions, FasterRCNN, preprocess
+from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
+from crnas_jax.models.resnet import ResNet
+
+# Statistics a detector may be run with: the stored ones, or those of the mini-batch.
+BN_MODES = {"running": BN_RUNNING, "batch": BN_BATCH}
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """A detector as pure functions on `variables` = {"params", "batch_stats"}.
+
+    Attributes:
+      spec: the `Arch` of a stand-alone network or the `SupernetSpec` of a supernet.
+      options: the rest of the detector.
+
+    Of a supernet, `init` returns banks, and `losses`, `detect` and `moments` take the variables of
+    one path, which `gather` takes out of banks and `scatter` puts back.
+    """
+
+    spec: Arch | supernets.SupernetSpec
+    options: DetectorOptions
+
+    @property
+    def is_supernet(self) -> bool:
+        """Whether there is something to choose."""
+        return isinstance(self.spec, supernets.SupernetSpec)
+
+    @property
+    def module(self) -> FasterRCNN:
+        """The Flax module."""
+        backbone = supernets.Supernet(self.spec) if self.is_supernet else ResNet(self.spec)
+        return FasterRCNN(backbone, self.options)
+
+    def init(self, key: Array) -> PyTree:
+        """Freshly drawn variables."""
+        batch = example_batch()
+        choice = self.spec.choice(self.spec.places) if self.is_supernet else None
+        path_key, bank_key, loss_key = jax.random.split(key, 3)
+        keys = jax.random.split(loss_key, 1)
+        variables = self.module.init(path_key, batch, choice, BN_TRAIN, keys, method="losses")
+        if self.is_supernet:
+            backbone = {name: tree["backbone"] for name, tree in variables.items()}
+            for name, tree in supernets.init_banks(self.spec, bank_key, backbone).items():
+                variables[name]["backbone"] = tree
+        return variables
+
+    def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
+        """Training losses, and the running statistics after this mini-batch."""
+        losses, updated = self.module.apply(
+            variables, batch, choice, BN_TRAIN, keys, method="losses", mutable=["batch_stats"]
+        )
+        return losses, updated["batch_stats"]
+
+    def detect(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
+        """Detections (see `roi_heads.postprocess`) with the statistics named by `bn` (`BN_MODES`)."""
+        return self.module.apply(variables, batch, choice, BN_MODES[bn])
+
+    def moments(self, variables: PyTree, batch, choice) -> PyTree:
+        """Mean and variance of this mini-batch at every batch normalisation, each layer fed with normalised input."""
+
+        def backbone(module, image):
+            return module.backbone(image, choice, BN_COLLECT, batch["weight"])
+
+        image = preprocess(batch["image"], batch["image_size"])
+        return self.module.apply(variables, image, method=backbone, mutable=["batch_stats"])[1]["batch_stats"]
+
+    def rows(self, tree: PyTree, choice) -> PyTree:
+        """Rows of the banks in `tree` (params or batch_stats) for a path; `WHOLE` for leaves that are no banks."""
+        where = jax.tree.map(lambda leaf: supernets.WHOLE, tree)
+        if self.is_supernet:
+            where["backbone"] = supernets.rows(self.spec, tree["backbone"], choice)
+        return where
+
+    def extract(self, variables: PyTree, choice, depths) -> PyTree:
+        """The stand-alone detector's variables for one path of this supernet."""
+        network = {name: dict(tree) for name, tree in variables.items()}
+        for tree in network.values():
+            tree["backbone"] = supernets.extract(self.spec, tree["backbone"], choice, depths)
+        return network
+
+
+def example_batch(size: int = 64, number: int = 1) -> dict[str, Array]:
+    """A batch of the contract's form, without objects: for shapes only."""
+    return {
+        "image": jnp.zeros((number, size, size, 3), jnp.uint8),
+        "image_size": jnp.full((number, 2), size, jnp.int32),
+        "boxes": jnp.zeros((number, 1, 4)),
+        "labels": jnp.zeros((number, 1), jnp.int32),
+        "valid": jnp.zeros((number, 1), bool),
+        "crowd": jnp.zeros((number, 1), bool),
+        "weight": jnp.ones(number),
+    }

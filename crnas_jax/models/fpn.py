@@ -1,0 +1,42 @@
+"""Feature pyramid network (arXiv 1612.03144), torchvision's form."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from crnas_jax.models.layers import Conv
+
+# torchvision: kaiming uniform with a = 1, that is variance 1 over the fan in.
+_fpn_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+class FPN(nn.Module):
+    """p2..p6 from c2..c5: 1x1 laterals, nearest top-down sums, 3x3 outputs; p6 is every second cell of p5."""
+
+    channels: int = 256
+
+    @nn.compact
+    def __call__(self, features: tuple[Float[Array, "batch _ _ _"], ...]) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        top, outputs = None, []
+        for level in reversed(range(len(features))):
+            lateral = Conv(self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}")(
+                features[level]
+            )
+            if top is not None:
+                lateral += _nearest(top, lateral.shape[1:3])
+            top = lateral
+            output = Conv(self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}")
+            outputs.append(output(lateral))
+        p2_to_p5 = outputs[::-1]
+        return (*p2_to_p5, p2_to_p5[-1][:, ::2, ::2])
+
+
+def _nearest(x, size):
+    """Nearest resizing to `size` (height, width); doubling, the usual case, is a broadcast."""
+    batch, height, width, channels = x.shape
+    if size == (2 * height, 2 * width):
+        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+        return x.reshape(batch, *size, channels)
+    rows = jnp.arange(size[0]) * height // size[0]
+    columns = jnp.arange(size[1]) * width // size[1]
+    return x[:, rows][:, :, columns]

@@ -1,0 +1,125 @@
+"""Region proposal network (arXiv 1506.01497) on a feature pyramid, torchvision's variant."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from crnas_jax.models.layers import Conv
+from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms, sampler
+
+_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+_MIN_SIDE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class RPNOptions:
+    """Settings of the proposal network; the defaults are torchvision's.
+
+    Attributes:
+      anchor_sizes: anchor side for p2..p6, in pixels.
+      positive_iou: anchors from this IoU on are positive.
+      negative_iou: anchors below it are negative.
+      samples: anchors drawn per image for the loss.
+      positive_fraction: greatest share of positives among them.
+      nms_iou: of the suppression within a level.
+      pre_nms: proposals per level before suppression, in training and at test time.
+      post_nms: proposals per image after it, likewise.
+    """
+
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    samples: int = 256
+    positive_fraction: float = 0.5
+    nms_iou: float = 0.7
+    pre_nms: tuple[int, int] = (2000, 1000)
+    post_nms: tuple[int, int] = (2000, 1000)
+
+
+class RPNHead(nn.Module):
+    """Objectness logits and box deltas for every anchor of every level; one head for all levels."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, pyramid: tuple[Float[Array, "batch _ _ channels"], ...]):
+        """Returns a list per level of (logits [batch, anchors], deltas [batch, anchors, 4])."""
+        number, init = len(anchors.RATIOS), nn.initializers.normal(0.01)
+        shared = Conv(self.channels, 3, use_bias=True, kernel_init=init, name="conv")
+        objectness = Conv(number, 1, use_bias=True, kernel_init=init, name="objectness")
+        box = Conv(4 * number, 1, use_bias=True, kernel_init=init, name="box")
+        outputs = []
+        for features in pyramid:
+            x = nn.relu(shared(features))
+            batch = x.shape[0]
+            outputs.append((objectness(x).reshape(batch, -1), box(x).reshape(batch, -1, 4)))
+        return outputs
+
+
+def level_anchors(canvas: tuple[int, int], pyramid, options: RPNOptions):
+    """Anchors of each level as NumPy arrays [anchors, 4]: they are constants of the program."""
+    return anchors.pyramid_anchors(canvas, tuple(level.shape[1:3] for level in pyramid), options.anchor_sizes)
+
+
+def proposals(
+    outputs, anchors_by_level, image_size: Int[Array, "batch 2"], options: RPNOptions, training: bool
+) -> tuple[Float[Array, "batch proposals 4"], Bool[Array, "batch proposals"]]:
+    """The best boxes of each image, xyxy, by descending objectness, and which of them are real.
+
+    No gradient flows through them.
+    """
+    pre_nms, post_nms = (pair[0 if training else 1] for pair in (options.pre_nms, options.post_nms))
+    logits, deltas, references = [], [], []
+    number = min(pre_nms, max(len(level) for level in anchors_by_level))
+    for (level_logits, level_deltas), level in zip(outputs, anchors_by_level, strict=True):
+        score, index = jax.lax.top_k(level_logits, min(number, len(level)))
+        missing = number - score.shape[1]
+        # Small levels are padded, so that one batched suppression serves all levels.
+        logits.append(jnp.pad(score, ((0, 0), (0, missing)), constant_values=-jnp.inf))
+        chosen = jnp.take_along_axis(level_deltas, index[..., None], 1)
+        deltas.append(jnp.pad(chosen, ((0, 0), (0, missing), (0, 0))))
+        references.append(jnp.pad(jnp.asarray(level)[index], ((0, 0), (0, missing), (0, 0))))
+    logits, deltas, references = (jnp.stack(part, 1) for part in (logits, deltas, references))
+    logits, deltas = jax.lax.stop_gradient((logits, deltas))
+
+    def image(logits, deltas, references, size):
+        candidates = boxes.clip(box_coder.decode(deltas, references, _CODER_WEIGHTS), size)
+        valid = jnp.isfinite(logits) & boxes.larger_than(candidates, _MIN_SIDE)
+        keep = jax.vmap(nms.nms, (0, 0, 0, None))(candidates, logits, valid, options.nms_iou)
+        score = jnp.where(keep, logits, -jnp.inf).reshape(-1)
+        best, index = jax.lax.top_k(score, min(post_nms, score.shape[0]))
+        return candidates.reshape(-1, 4)[index], jnp.isfinite(best)
+
+    return jax.vmap(image)(logits, deltas, references, image_size)
+
+
+def rpn_losses(
+    keys: Key[Array, " batch"],
+    outputs,
+    anchors_by_level,
+    truth: Float[Array, "batch truths 4"],
+    truth_valid: Bool[Array, "batch truths"],
+    image_valid: Bool[Array, " batch"],
+    options: RPNOptions,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Objectness and box loss over the anchors sampled from the images that are not padding."""
+    references = jnp.asarray(np.concatenate(anchors_by_level))
+    logits, deltas = (jnp.concatenate(part, 1) for part in zip(*outputs, strict=True))
+
+    def image(key, logits, deltas, truth, truth_valid):
+        overlap = boxes.iou(references, truth)
+        index, label = matcher.match(
+            overlap, truth_valid, options.positive_iou, options.negative_iou, low_quality=True
+        )
+        drawn, sampled, positive = sampler.sample(key, label, options.samples, options.positive_fraction)
+        targets = box_coder.encode(truth[index[drawn]], references[drawn], _CODER_WEIGHTS)
+        targets = jnp.where(positive[:, None], targets, 0)
+        return logits[drawn], deltas[drawn], targets, sampled, positive
+
+    logits, deltas, targets, sampled, positive = jax.vmap(image)(keys, logits, deltas, truth, truth_valid)
+    sampled &= image_valid[:, None]
+    return losses.rpn_losses(logits, deltas, targets, sampled, positive & image_valid[:, None])

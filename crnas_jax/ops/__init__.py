@@ -1,0 +1,1 @@
+"""Detection operations: pure functions on arrays of static shape."""

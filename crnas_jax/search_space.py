@@ -1,0 +1,151 @@
+"""The two search spaces: blocks per stage, then the dilation of each block (paper sections 3.2 and 3.3)."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from crnas_jax.errors import UserError
+
+PAPER_GRIDS = (
+    tuple(range(1, 11)),
+    tuple(range(1, 11)),
+    (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
+    (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
+)
+PAPER_DILATIONS = (1, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpace:
+    """Candidate depths for each stage; a budget is the total cost in blocks.
+
+    Attributes:
+      grids: for each stage its candidate depths, ascending.
+      block_costs: cost of one block in each stage, in blocks. In a ResNet all blocks cost the same
+        FLOPs, since the resolution halves where the width doubles.
+    """
+
+    grids: tuple[tuple[int, ...], ...] = PAPER_GRIDS
+    block_costs: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "grids", tuple(tuple(grid) for grid in self.grids))
+        for stage, grid in enumerate(self.grids):
+            if not grid or min(grid) < 1 or any(a >= b for a, b in itertools.pairwise(grid)):
+                raise UserError(
+                    "stage space", f"grids[{stage}]", f"{grid}", "give ascending depths of at least 1"
+                )
+        if len(self.block_costs) != len(self.grids):
+            raise UserError("stage space", "block_costs", f"{self.block_costs}", "give one for each stage")
+
+    def cost(self, depths) -> float:
+        """Cost of an allocation, in blocks."""
+        return sum(cost * depth for cost, depth in zip(self.block_costs, depths, strict=True))
+
+    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
+        """All allocations that cost exactly `budget` (all of the grid when None), lexicographically ascending."""
+        for depths in itertools.product(*self.grids):
+            if budget is None or self.cost(depths) == budget:
+                yield depths
+
+    def count(self, budget: float | None = None) -> int:
+        """Number of allocations that cost exactly `budget` (of the whole grid when None)."""
+        ways = {0.0: 1}
+        for cost, grid in zip(self.block_costs, self.grids, strict=True):
+            longer: dict[float, int] = {}
+            for (spent, number), depth in itertools.product(ways.items(), grid):
+                total = spent + cost * depth
+                longer[total] = longer.get(total, 0) + number
+            ways = longer
+        return sum(ways.values()) if budget is None else ways.get(float(budget), 0)
+
+    def require(self, budget: float) -> None:
+        """Raises UserError, naming the nearest budgets that are possible, when no allocation costs `budget`."""
+        if self.count(budget):
+            return
+        possible = sorted({self.cost(depths) for depths in self.enumerate()}, key=lambda cost: abs(cost - budget))
+        nearest = ", ".join(f"{cost:g}" for cost in sorted(possible[:2]))
+        raise UserError("stage space", "budget", f"no allocation costs {budget:g} blocks", f"nearest: {nearest}")
+
+    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
+        """One allocation, uniform over those that cost `budget` (over the whole grid when None)."""
+        if budget is None:
+            return tuple(int(grid[rng.integers(len(grid))]) for grid in self.grids)
+        self.require(budget)
+        allocations = list(self.enumerate(budget))
+        return allocations[rng.integers(len(allocations))]
+
+    def branch(self, depths) -> np.ndarray:
+        """Index of each depth in its grid, int32 [stages].
+
+        Raises:
+          UserError: a depth is not on the grid. `lax.switch` would clamp it in silence.
+        """
+        if len(depths) != len(self.grids):
+            raise UserError("stage space", "depths", f"{tuple(depths)}", f"give {len(self.grids)} depths")
+        for stage, (depth, grid) in enumerate(zip(depths, self.grids, strict=True)):
+            if depth not in grid:
+                raise UserError("stage space", f"depths[{stage}]", f"{depth} is not on the grid", f"use one of {grid}")
+        return np.array([grid.index(d) for d, grid in zip(depths, self.grids, strict=True)], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class OperationSpace:
+    """Candidate dilations for each block of a network with fixed depths.
+
+    Attributes:
+      depths: blocks per stage.
+      dilations: the candidates, the same for every block. A code holds indices into them.
+    """
+
+    depths: tuple[int, ...]
+    dilations: tuple[int, ...] = PAPER_DILATIONS
+
+    def __post_init__(self):
+        if not self.dilations or min(self.dilations) < 1 or len(set(self.dilations)) != len(self.dilations):
+            raise UserError("operation space", "dilations", f"{self.dilations}", "give different ones of at least 1")
+
+    @property
+    def blocks(self) -> int:
+        """Number of searched blocks."""
+        return sum(self.depths)
+
+    def count(self, budget: float | None = None) -> int:
+        """Number of codes; dilation costs nothing, so every code fits the budget of `depths`."""
+        del budget
+        return len(self.dilations) ** self.blocks
+
+    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
+        """All codes, lexicographically ascending."""
+        del budget
+        return itertools.product(range(len(self.dilations)), repeat=self.blocks)
+
+    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """One code, each block's operation uniform and independent."""
+        return tuple(int(i) for i in rng.integers(len(self.dilations), size=self.blocks))
+
+    def evaluations(self, keep: int = 3) -> int:
+        """How many partial codes the greedy search scores (Algorithm 1): 3 + 9 (B - 1) for the paper's K = 3."""
+        total, kept = 0, 1
+        for _ in range(self.blocks):
+            total += kept * len(self.dilations)
+            kept = min(keep, kept * len(self.dilations))
+        return total
+
+    def validate(self, code) -> np.ndarray:
+        """The code as int32 [blocks].
+
+        Raises:
+          UserError: an entry is not an index into `dilations`, or the length is not the number of blocks.
+        """
+        if len(code) != self.blocks or any(not 0 <= entry < len(self.dilations) for entry in code):
+            raise UserError(
+                "operation space",
+                "code",
+                f"{tuple(code)}",
+                f"give {self.blocks} entries of 0..{len(self.dilations) - 1}",
+            )
+        return np.array(code, np.int32)
+
