@@ -37,10 +37,15 @@ class Arch:
         if not self.dilations:
             object.__setattr__(self, "dilations", (1,) * sum(self.depths))
         if self.family not in FAMILIES:
-            raise UserError("arch", "family", f"{self.family!r} is unknown", f"use one of {FAMILIES}")
+            raise UserError(
+                "arch", "family", f"{self.family!r} is unknown", f"use one of {FAMILIES}"
+            )
         if len(self.depths) != 4 or len(self.widths) != 4:
             raise UserError(
-                "arch", "depths", f"{self.depths} and widths {self.widths}", "give one number for each of 4 stages"
+                "arch",
+                "depths",
+                f"{self.depths} and widths {self.widths}",
+                "give one number for each of 4 stages",
             )
         if len(self.dilations) != sum(self.depths):
             raise UserError(
@@ -87,7 +92,9 @@ class Arch:
         try:
             fields = json.loads(text)
         except ValueError as error:
-            raise UserError("arch", "json", str(error), "give what Arch.to_json() writes") from error
+            raise UserError(
+                "arch", "json", str(error), "give what Arch.to_json() writes"
+            ) from error
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise UserError("arch", "format", f"not {FORMAT}", "give what Arch.to_json() writes")
         known = {field.name for field in dataclasses.fields(cls)}
@@ -99,7 +106,9 @@ class Arch:
 def _positive_integers(name: str, values) -> tuple[int, ...]:
     try:
         numbers = tuple(int(value) for value in values)
-        whole = all(number == value and number >= 1 for number, value in zip(numbers, values, strict=True))
+        whole = all(
+            number == value and number >= 1 for number, value in zip(numbers, values, strict=True)
+        )
     except (TypeError, ValueError):
         whole = False
     if not whole:

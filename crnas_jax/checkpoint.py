@@ -11,7 +11,9 @@ from orbax.checkpoint import v1 as ocp
 from crnas_jax.errors import UserError
 
 # Orbax tells dozens of INFO lines a save under absl.
-logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname)
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname
+)
 
 
 class Checkpoints:
@@ -20,7 +22,9 @@ class Checkpoints:
     def __init__(self, folder: str | pathlib.Path):
         policy = ocp.training.preservation_policies.LatestN(2)
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+            pathlib.Path(folder).absolute(),
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
         )
 
     def save(self, step: int, state: PyTree) -> None:
@@ -38,8 +42,10 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self._checkpointer.load_pytree(step, abstract)
-            except Exception as error:  # noqa: BLE001  Orbax raises many kinds for a half-deleted step
-                logging.warning("checkpoint of step %d does not load (%s); trying an earlier one", step, error)
+            except Exception as error:
+                logging.warning(
+                    "checkpoint of step %d does not load (%s); trying an earlier one", step, error
+                )
         return None
 
     def close(self) -> None:
@@ -71,4 +77,6 @@ def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
     try:
         return ocp.load_pytree(folder, jax.tree.map(_abstract, like))
     except Exception as error:
-        raise UserError(folder, "checkpoint", f"{type(error).__name__}: {error}"[:300], "train this step again") from error
+        raise UserError(
+            folder, "checkpoint", f"{type(error).__name__}: {error}"[:300], "train this step again"
+        ) from error

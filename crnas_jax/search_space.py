@@ -35,10 +35,15 @@ class StageSpace:
         for stage, grid in enumerate(self.grids):
             if not grid or min(grid) < 1 or any(a >= b for a, b in itertools.pairwise(grid)):
                 raise UserError(
-                    "stage space", f"grids[{stage}]", f"{grid}", "give ascending depths of at least 1"
+                    "stage space",
+                    f"grids[{stage}]",
+                    f"{grid}",
+                    "give ascending depths of at least 1",
                 )
         if len(self.block_costs) != len(self.grids):
-            raise UserError("stage space", "block_costs", f"{self.block_costs}", "give one for each stage")
+            raise UserError(
+                "stage space", "block_costs", f"{self.block_costs}", "give one for each stage"
+            )
 
     def cost(self, depths) -> float:
         """Cost of an allocation, in blocks."""
@@ -65,9 +70,13 @@ class StageSpace:
         """Raises UserError, naming the nearest budgets that are possible, when no allocation costs `budget`."""
         if self.count(budget):
             return
-        possible = sorted({self.cost(depths) for depths in self.enumerate()}, key=lambda cost: abs(cost - budget))
+        possible = sorted(
+            {self.cost(depths) for depths in self.enumerate()}, key=lambda cost: abs(cost - budget)
+        )
         nearest = ", ".join(f"{cost:g}" for cost in sorted(possible[:2]))
-        raise UserError("stage space", "budget", f"no allocation costs {budget:g} blocks", f"nearest: {nearest}")
+        raise UserError(
+            "stage space", "budget", f"no allocation costs {budget:g} blocks", f"nearest: {nearest}"
+        )
 
     def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
         """One allocation, uniform over those that cost `budget` (over the whole grid when None)."""
@@ -84,11 +93,20 @@ class StageSpace:
           UserError: a depth is not on the grid. `lax.switch` would clamp it in silence.
         """
         if len(depths) != len(self.grids):
-            raise UserError("stage space", "depths", f"{tuple(depths)}", f"give {len(self.grids)} depths")
+            raise UserError(
+                "stage space", "depths", f"{tuple(depths)}", f"give {len(self.grids)} depths"
+            )
         for stage, (depth, grid) in enumerate(zip(depths, self.grids, strict=True)):
             if depth not in grid:
-                raise UserError("stage space", f"depths[{stage}]", f"{depth} is not on the grid", f"use one of {grid}")
-        return np.array([grid.index(d) for d, grid in zip(depths, self.grids, strict=True)], np.int32)
+                raise UserError(
+                    "stage space",
+                    f"depths[{stage}]",
+                    f"{depth} is not on the grid",
+                    f"use one of {grid}",
+                )
+        return np.array(
+            [grid.index(d) for d, grid in zip(depths, self.grids, strict=True)], np.int32
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +122,17 @@ class OperationSpace:
     dilations: tuple[int, ...] = PAPER_DILATIONS
 
     def __post_init__(self):
-        if not self.dilations or min(self.dilations) < 1 or len(set(self.dilations)) != len(self.dilations):
-            raise UserError("operation space", "dilations", f"{self.dilations}", "give different ones of at least 1")
+        if (
+            not self.dilations
+            or min(self.dilations) < 1
+            or len(set(self.dilations)) != len(self.dilations)
+        ):
+            raise UserError(
+                "operation space",
+                "dilations",
+                f"{self.dilations}",
+                "give different ones of at least 1",
+            )
 
     @property
     def blocks(self) -> int:
@@ -148,4 +175,3 @@ class OperationSpace:
                 f"give {self.blocks} entries of 0..{len(self.dilations) - 1}",
             )
         return np.array(code, np.int32)
-

@@ -36,9 +36,13 @@ class CocoSource:
         try:
             self.coco = json.loads(self._file.read_text())
         except OSError as error:
-            raise UserError(self._file, "file", error.strerror or "unreadable", "give a COCO annotation file") from error
+            raise UserError(
+                self._file, "file", error.strerror or "unreadable", "give a COCO annotation file"
+            ) from error
         except ValueError as error:
-            raise UserError(self._file, "json", str(error), "give a COCO annotation file") from error
+            raise UserError(
+                self._file, "json", str(error), "give a COCO annotation file"
+            ) from error
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
                 raise UserError(self._file, field, "missing", "give a COCO annotation file")
@@ -47,7 +51,9 @@ class CocoSource:
         self.class_names = [category["name"] for category in categories]
         self._images = sorted(self.coco["images"], key=lambda image: image["id"])
         self.image_ids = np.array([image["id"] for image in self._images], np.int64)
-        self.sizes = np.array([(image["height"], image["width"]) for image in self._images], np.int32).reshape(-1, 2)
+        self.sizes = np.array(
+            [(image["height"], image["width"]) for image in self._images], np.int32
+        ).reshape(-1, 2)
         self.skipped = 0
         self._objects = self._read_objects()
 
@@ -61,18 +67,29 @@ class CocoSource:
                 x, y, width, height = (float(value) for value in annotation["bbox"])
                 image, category = annotation["image_id"], annotation["category_id"]
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(self._file, where, f"bbox, image_id or category_id: {error}", "mend it") from error
+                raise UserError(
+                    self._file, where, f"bbox, image_id or category_id: {error}", "mend it"
+                ) from error
             if category not in label_of:
-                raise UserError(self._file, where, f"category_id {category} is not a category", "add the category")
+                raise UserError(
+                    self._file,
+                    where,
+                    f"category_id {category} is not a category",
+                    "add the category",
+                )
             if image not in size_of:
-                raise UserError(self._file, where, f"image_id {image} is not an image", "add the image")
+                raise UserError(
+                    self._file, where, f"image_id {image} is not an image", "add the image"
+                )
             rows, columns = size_of[image]
             box = (max(x, 0.0), max(y, 0.0), min(x + width, columns), min(y + height, rows))
             if not (box[2] > box[0] and box[3] > box[1]):
                 self.skipped += 1
                 continue
             crowd = bool(annotation.get("iscrowd", 0))
-            objects[image].append((box, label_of[category], float(annotation.get("area", width * height)), crowd))
+            objects[image].append(
+                (box, label_of[category], float(annotation.get("area", width * height)), crowd)
+            )
         return objects
 
     def __len__(self) -> int:
@@ -92,11 +109,21 @@ class CocoSource:
         # COCO's boxes are in the pixels of the file as stored: the EXIF rotation is not applied.
         image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
-            raise UserError(path, "image", "missing or broken", "restore the file or remove its entry")
+            raise UserError(
+                path, "image", "missing or broken", "restore the file or remove its entry"
+            )
         if image.shape[:2] != tuple(self.sizes[index]):
             height, width = image.shape[:2]
-            raise UserError(path, "size", f"{height} x {width}, {self._file} says otherwise", "mend height and width")
-        return {"image": image, **objects_record(self.image_ids[index], self._objects[self._images[index]["id"]])}
+            raise UserError(
+                path,
+                "size",
+                f"{height} x {width}, {self._file} says otherwise",
+                "mend height and width",
+            )
+        return {
+            "image": image,
+            **objects_record(self.image_ids[index], self._objects[self._images[index]["id"]]),
+        }
 
 
 def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:

@@ -41,7 +41,11 @@ class Plan:
         if not len(sizes):
             raise UserError("data", "images", "the split has none", "give at least one image")
         portrait = sizes[:, 0] > sizes[:, 1]
-        self._groups = [(flag, np.flatnonzero(portrait == flag)) for flag in (False, True) if (portrait == flag).any()]
+        self._groups = [
+            (flag, np.flatnonzero(portrait == flag))
+            for flag in (False, True)
+            if (portrait == flag).any()
+        ]
         self._batch_size, self._seed = batch_size, seed
         self.images = len(sizes)
         self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
@@ -84,13 +88,19 @@ class _Steps:
         for index in batch.indices[self._host * share : (self._host + 1) * share]:
             # A padding row repeats some image of the batch at weight 0.
             record = self._source[index if index >= 0 else batch.indices[0]]
-            flip = index >= 0 and self._flip_seed is not None and self._flips(step, int(record["image_id"]))
+            flip = (
+                index >= 0
+                and self._flip_seed is not None
+                and self._flips(step, int(record["image_id"]))
+            )
             row = batch_row(record, self._size, batch.portrait, flip, self._max_objects)
             rows.append({**row, "weight": np.float32(index >= 0)})
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _flips(self, step, image_id):
-        return np.random.default_rng([self._flip_seed, _FLIP, step, image_id % 2**32]).random() < 0.5
+        return (
+            np.random.default_rng([self._flip_seed, _FLIP, step, image_id % 2**32]).random() < 0.5
+        )
 
 
 def batches(

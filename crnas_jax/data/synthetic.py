@@ -49,18 +49,23 @@ class SyntheticSource:
             x, y = (int(v) for v in rng.integers(0, self._size - side, 2))
             box = (x, y, x + side, y + side)
             overlap = any(
-                min(box[2], b[2]) > max(box[0], b[0]) and min(box[3], b[3]) > max(box[1], b[1]) for b in occupied
+                min(box[2], b[2]) > max(box[0], b[0]) and min(box[3], b[3]) > max(box[1], b[1])
+                for b in occupied
             )
             if not overlap:
                 occupied.append(box)
-                objects.append((box, int(rng.integers(1, len(CLASS_NAMES) + 1)), float(side * side), False))
+                objects.append(
+                    (box, int(rng.integers(1, len(CLASS_NAMES) + 1)), float(side * side), False)
+                )
         return rng, objects
 
     def _annotations(self):
         images, annotations = [], []
         for index, image_id in enumerate(self.image_ids.tolist()):
             name = f"synthetic_{self._seed}_{index}"
-            images.append({"id": image_id, "height": self._size, "width": self._size, "file_name": name})
+            images.append(
+                {"id": image_id, "height": self._size, "width": self._size, "file_name": name}
+            )
             for (x0, y0, x1, y1), label, area, _ in self._layout(index)[1]:
                 annotations.append(
                     {
@@ -72,7 +77,10 @@ class SyntheticSource:
                         "iscrowd": 0,
                     }
                 )
-        categories = [{"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)]
+        categories = [
+            {"id": i, "name": name}
+            for i, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -28,7 +28,9 @@ class ImageSize:
         return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def batch_row(record: dict, size: ImageSize, portrait: bool, flip: bool, max_objects: int) -> dict[str, np.ndarray]:
+def batch_row(
+    record: dict, size: ImageSize, portrait: bool, flip: bool, max_objects: int
+) -> dict[str, np.ndarray]:
     """One row of the batch contract, without the batch axis and `weight`.
 
     Args:
@@ -42,7 +44,9 @@ def batch_row(record: dict, size: ImageSize, portrait: bool, flip: bool, max_obj
     original = np.array(image.shape[:2], np.int32)
     height, width = size.resized(*original)
     shrink = height < original[0] or width < original[1]
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    image = cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    )
     scale = np.array([height, width], np.float32) / original
     boxes = boxes * scale[[1, 0, 1, 0]]
     if flip:
@@ -54,7 +58,9 @@ def batch_row(record: dict, size: ImageSize, portrait: bool, flip: bool, max_obj
     number = len(boxes)
     kept = np.arange(number)
     if number > max_objects:
-        kept = np.random.default_rng(int(record["image_id"]) % 2**32).permutation(number)[:max_objects]
+        kept = np.random.default_rng(int(record["image_id"]) % 2**32).permutation(number)[
+            :max_objects
+        ]
 
     def padded(values, dtype, shape=()):
         out = np.zeros((max_objects, *shape), dtype)

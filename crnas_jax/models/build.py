@@ -73,7 +73,9 @@ class Detector:
             return module.backbone(image, choice, BN_COLLECT, batch["weight"])
 
         image = preprocess(batch["image"], batch["image_size"])
-        return self.module.apply(variables, image, method=backbone, mutable=["batch_stats"])[1]["batch_stats"]
+        return self.module.apply(variables, image, method=backbone, mutable=["batch_stats"])[1][
+            "batch_stats"
+        ]
 
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Rows of the banks in `tree` (params or batch_stats) for a path; `WHOLE` for leaves that are no banks."""

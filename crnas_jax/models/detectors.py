@@ -83,12 +83,22 @@ class FasterRCNN(nn.Module):
         objectness, rpn_box = rpn.rpn_losses(
             rpn_keys, outputs, anchors, batch["boxes"], truth_valid, image_valid, self.options.rpn
         )
-        proposals, valid = rpn.proposals(outputs, anchors, batch["image_size"], self.options.rpn, training=True)
+        proposals, valid = rpn.proposals(
+            outputs, anchors, batch["image_size"], self.options.rpn, training=True
+        )
         rois, labels, targets, sampled = roi_heads.sample_rois(
-            roi_keys, proposals, valid, batch["boxes"], batch["labels"], truth_valid, self.options.box
+            roi_keys,
+            proposals,
+            valid,
+            batch["boxes"],
+            batch["labels"],
+            truth_valid,
+            self.options.box,
         )
         head = self.box_head(roi_heads.pool(pyramid, rois, canvas, self.options.box))
-        classification, box = roi_heads.box_losses(head, labels, targets, sampled & image_valid[:, None])
+        classification, box = roi_heads.box_losses(
+            head, labels, targets, sampled & image_valid[:, None]
+        )
         return {
             "loss_objectness": objectness,
             "loss_rpn_box": rpn_box,

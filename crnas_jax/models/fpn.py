@@ -16,16 +16,20 @@ class FPN(nn.Module):
     channels: int = 256
 
     @nn.compact
-    def __call__(self, features: tuple[Float[Array, "batch _ _ _"], ...]) -> tuple[Float[Array, "batch _ _ _"], ...]:
+    def __call__(
+        self, features: tuple[Float[Array, "batch _ _ _"], ...]
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         top, outputs = None, []
         for level in reversed(range(len(features))):
-            lateral = Conv(self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}")(
-                features[level]
-            )
+            lateral = Conv(
+                self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}"
+            )(features[level])
             if top is not None:
                 lateral += _nearest(top, lateral.shape[1:3])
             top = lateral
-            output = Conv(self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}")
+            output = Conv(
+                self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}"
+            )
             outputs.append(output(lateral))
         p2_to_p5 = outputs[::-1]
         return (*p2_to_p5, p2_to_p5[-1][:, ::2, ::2])

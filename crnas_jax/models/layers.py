@@ -59,7 +59,9 @@ def switched_conv(
 
 
 def _pick(operation, branches, *operands):
-    return branches[0](*operands) if len(branches) == 1 else lax.switch(operation, branches, *operands)
+    return (
+        branches[0](*operands) if len(branches) == 1 else lax.switch(operation, branches, *operands)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -81,7 +83,10 @@ _switched_conv.defvjp(_switched_conv_fwd, _switched_conv_bwd)
 
 
 def _forward(x, kernel, spec):
-    compiler, cpu = functools.partial(_compiler_conv, spec=spec), functools.partial(_cpu_conv, spec=spec)
+    compiler, cpu = (
+        functools.partial(_compiler_conv, spec=spec),
+        functools.partial(_cpu_conv, spec=spec),
+    )
     return lax.platform_dependent(x, kernel, cpu=cpu, default=compiler)
 
 
@@ -124,12 +129,18 @@ def _taps(x, kernel, spec):
     """For each tap of the kernel the input it meets, [batch, out height, out width, channels]."""
     size = kernel.shape[0]
     pad = spec.dilation * (size - 1) // 2
-    out = [(side + 2 * pad - spec.dilation * (size - 1) - 1) // spec.stride + 1 for side in x.shape[1:3]]
+    out = [
+        (side + 2 * pad - spec.dilation * (size - 1) - 1) // spec.stride + 1
+        for side in x.shape[1:3]
+    ]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else x
     for row in range(size):
         for column in range(size):
             start = (0, row * spec.dilation, column * spec.dilation, 0)
-            reach = [first + (number - 1) * spec.stride + 1 for first, number in zip(start[1:3], out, strict=True)]
+            reach = [
+                first + (number - 1) * spec.stride + 1
+                for first, number in zip(start[1:3], out, strict=True)
+            ]
             limit = (x.shape[0], *reach, x.shape[3])
             yield (row, column), lax.slice(x, start, limit, (1, spec.stride, spec.stride, 1))
 
@@ -148,7 +159,9 @@ def _tap_conv(x, kernel, spec):
         elif weights.shape == (1, x.shape[-1]):
             part = shifted * weights[0]
         else:
-            part = jnp.einsum("bhwgi,igo->bhwgo", _grouped(shifted, spec.groups), _grouped(weights, spec.groups))
+            part = jnp.einsum(
+                "bhwgi,igo->bhwgo", _grouped(shifted, spec.groups), _grouped(weights, spec.groups)
+            )
             part = part.reshape(*part.shape[:3], -1)
         total = part if total is None else total + part
     return total
@@ -162,7 +175,9 @@ def _tap_kernel_gradient(x, kernel, gradient, spec):
         elif kernel.shape[2:] == (1, x.shape[-1]):
             part = (shifted * gradient).sum((0, 1, 2))[None]
         else:
-            part = jnp.einsum("bhwgi,bhwgo->igo", _grouped(shifted, spec.groups), _grouped(gradient, spec.groups))
+            part = jnp.einsum(
+                "bhwgi,bhwgo->igo", _grouped(shifted, spec.groups), _grouped(gradient, spec.groups)
+            )
             part = part.reshape(*part.shape[:1], -1)
         parts.append(part)
     return jnp.stack(parts).reshape(kernel.shape)
@@ -192,11 +207,16 @@ class Conv(nn.Module):
     in_control_flow: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"], operation: Int[Array, ""] | int = 0):
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], operation: Int[Array, ""] | int = 0
+    ):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         in_control_flow = self.in_control_flow or len(self.dilations) > 1
-        specs = tuple(ConvSpec(self.stride, dilation, self.groups, in_control_flow) for dilation in self.dilations)
+        specs = tuple(
+            ConvSpec(self.stride, dilation, self.groups, in_control_flow)
+            for dilation in self.dilations
+        )
         y = switched_conv(x, kernel, jnp.asarray(operation, jnp.int32), specs)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,))
@@ -234,7 +254,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], mode: BNMode, weight: Float[Array, " batch"]
+        self,
+        x: Float[Array, "batch height width channels"],
+        mode: BNMode,
+        weight: Float[Array, " batch"],
     ):
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))

@@ -41,13 +41,24 @@ class Block(nn.Module):
     ):
         def conv_bn(number, y, features, size, stride=1, dilations=(1,), operation=0):
             conv = Conv(
-                features, size, stride, dilations, in_control_flow=self.in_control_flow, name=f"conv{number}"
+                features,
+                size,
+                stride,
+                dilations,
+                in_control_flow=self.in_control_flow,
+                name=f"conv{number}",
             )
             return BatchNorm(name=f"bn{number}")(conv(y, operation), mode, weight)
 
         shortcut = x
         if self.project:
-            y = Conv(self.out_channels, 1, self.stride, in_control_flow=self.in_control_flow, name="downsample_conv")(x)
+            y = Conv(
+                self.out_channels,
+                1,
+                self.stride,
+                in_control_flow=self.in_control_flow,
+                name="downsample_conv",
+            )(x)
             shortcut = BatchNorm(name="downsample_bn")(y, mode, weight)
         if self.family == "resnet_basic":
             y = nn.relu(conv_bn(1, x, self.width, 3, self.stride))
@@ -78,7 +89,9 @@ class Stem(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width 3"], mode: BNMode, weight: Float[Array, " batch"]):
+    def __call__(
+        self, x: Float[Array, "batch height width 3"], mode: BNMode, weight: Float[Array, " batch"]
+    ):
         x = Conv(self.channels, 7, 2, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, mode, weight))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -118,7 +131,9 @@ class Stage(nn.Module):
     def __call__(self, x, mode: BNMode, weight):
         for index, dilation in enumerate(self.dilations):
             options = block_options(self.arch, self.stage, first=index == 0)
-            x = Block(**options, dilations=(dilation,), name=f"block{index + 1}")(x, jnp.int32(0), mode, weight)
+            x = Block(**options, dilations=(dilation,), name=f"block{index + 1}")(
+                x, jnp.int32(0), mode, weight
+            )
         return x
 
 

@@ -65,11 +65,15 @@ class BoxHead(nn.Module):
         return logits, deltas.reshape(-1, number, 4)
 
 
-def pool(pyramid, rois: Float[Array, "batch rois 4"], canvas: tuple[int, int], options: BoxHeadOptions):
+def pool(
+    pyramid, rois: Float[Array, "batch rois 4"], canvas: tuple[int, int], options: BoxHeadOptions
+):
     """RoI features [batch * rois, bins, bins, channels] from p2..p5."""
     maps = pyramid[:4]
     levels = roi_align.roi_levels(rois, len(maps), options.canonical_size)
-    pooled = roi_align.multilevel_roi_align(maps, rois, levels, canvas, options.bins, options.aligned)
+    pooled = roi_align.multilevel_roi_align(
+        maps, rois, levels, canvas, options.bins, options.aligned
+    )
     return pooled.reshape(-1, *pooled.shape[2:])
 
 
@@ -95,7 +99,9 @@ def sample_rois(
         iou = options.foreground_iou
         index, label = matcher.match(overlap, truth_valid, iou, iou, low_quality=False)
         label = jnp.where(valid, label, matcher.BETWEEN)
-        drawn, sampled, positive = sampler.sample(key, label, options.samples, options.positive_fraction)
+        drawn, sampled, positive = sampler.sample(
+            key, label, options.samples, options.positive_fraction
+        )
         rois, matched = candidates[drawn], index[drawn]
         targets = box_coder.encode(truth[matched], rois, _CODER_WEIGHTS)
         targets = jnp.where(positive[:, None], targets, 0)
@@ -106,7 +112,9 @@ def sample_rois(
 
 def box_losses(outputs, labels, targets, sampled):
     """Classification and box loss over all sampled RoIs of the batch."""
-    return losses.box_head_losses(*outputs, labels.reshape(-1), targets.reshape(-1, 4), sampled.reshape(-1))
+    return losses.box_head_losses(
+        *outputs, labels.reshape(-1), targets.reshape(-1, 4), sampled.reshape(-1)
+    )
 
 
 def postprocess(
@@ -126,12 +134,16 @@ def postprocess(
     def image(scores, deltas, rois, roi_valid, size):
         scores = jnp.where(roi_valid[:, None], scores, 0.0).reshape(-1)
         score, index = jax.lax.top_k(scores, min(options.nms_candidates, scores.shape[0]))
-        candidates = box_coder.decode(deltas.reshape(-1, 4)[index], rois[index // classes], _CODER_WEIGHTS)
+        candidates = box_coder.decode(
+            deltas.reshape(-1, 4)[index], rois[index // classes], _CODER_WEIGHTS
+        )
         candidates = boxes.clip(candidates, size)
         valid = (score > options.score_threshold) & boxes.larger_than(candidates, _MIN_SIDE)
         label = index % classes + 1
         keep = nms.nms(candidates, score, valid, options.nms_iou, label)
-        best, order = jax.lax.top_k(jnp.where(keep, score, -1.0), min(options.detections, score.shape[0]))
+        best, order = jax.lax.top_k(
+            jnp.where(keep, score, -1.0), min(options.detections, score.shape[0])
+        )
         valid = best > 0
         found = {
             "boxes": jnp.where(valid[:, None], candidates[order], 0),
@@ -140,6 +152,9 @@ def postprocess(
             "valid": valid,
         }
         missing = options.detections - best.shape[0]
-        return {name: jnp.pad(a, ((0, missing), *(((0, 0),) * (a.ndim - 1)))) for name, a in found.items()}
+        return {
+            name: jnp.pad(a, ((0, missing), *(((0, 0),) * (a.ndim - 1))))
+            for name, a in found.items()
+        }
 
     return jax.vmap(image)(scores, deltas, rois, roi_valid, image_size)

@@ -62,11 +62,17 @@ class RPNHead(nn.Module):
 
 def level_anchors(canvas: tuple[int, int], pyramid, options: RPNOptions):
     """Anchors of each level as NumPy arrays [anchors, 4]: they are constants of the program."""
-    return anchors.pyramid_anchors(canvas, tuple(level.shape[1:3] for level in pyramid), options.anchor_sizes)
+    return anchors.pyramid_anchors(
+        canvas, tuple(level.shape[1:3] for level in pyramid), options.anchor_sizes
+    )
 
 
 def proposals(
-    outputs, anchors_by_level, image_size: Int[Array, "batch 2"], options: RPNOptions, training: bool
+    outputs,
+    anchors_by_level,
+    image_size: Int[Array, "batch 2"],
+    options: RPNOptions,
+    training: bool,
 ) -> tuple[Float[Array, "batch proposals 4"], Bool[Array, "batch proposals"]]:
     """The best boxes of each image, xyxy, by descending objectness, and which of them are real.
 
@@ -115,11 +121,15 @@ def rpn_losses(
         index, label = matcher.match(
             overlap, truth_valid, options.positive_iou, options.negative_iou, low_quality=True
         )
-        drawn, sampled, positive = sampler.sample(key, label, options.samples, options.positive_fraction)
+        drawn, sampled, positive = sampler.sample(
+            key, label, options.samples, options.positive_fraction
+        )
         targets = box_coder.encode(truth[index[drawn]], references[drawn], _CODER_WEIGHTS)
         targets = jnp.where(positive[:, None], targets, 0)
         return logits[drawn], deltas[drawn], targets, sampled, positive
 
-    logits, deltas, targets, sampled, positive = jax.vmap(image)(keys, logits, deltas, truth, truth_valid)
+    logits, deltas, targets, sampled, positive = jax.vmap(image)(
+        keys, logits, deltas, truth, truth_valid
+    )
     sampled &= image_valid[:, None]
     return losses.rpn_losses(logits, deltas, targets, sampled, positive & image_valid[:, None])

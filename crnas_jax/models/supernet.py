@@ -63,9 +63,17 @@ class SupernetSpec:
     remat: bool = False
 
     def __post_init__(self):
-        for field, allowed in (("stage_sharing", STAGE_SHARING), ("kernel_sharing", KERNEL_SHARING)):
+        for field, allowed in (
+            ("stage_sharing", STAGE_SHARING),
+            ("kernel_sharing", KERNEL_SHARING),
+        ):
             if getattr(self, field) not in allowed:
-                raise UserError("supernet", field, f"{getattr(self, field)!r} is unknown", f"use one of {allowed}")
+                raise UserError(
+                    "supernet",
+                    field,
+                    f"{getattr(self, field)!r} is unknown",
+                    f"use one of {allowed}",
+                )
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -99,10 +107,18 @@ class SupernetSpec:
         Raises:
           UserError: not a path of this supernet.
         """
-        if len(depths) != 4 or any(depth not in grid for depth, grid in zip(depths, self.grids, strict=True)):
-            raise UserError("supernet", "depths", f"{tuple(depths)} is not on the grids", f"use {self.grids}")
-        operations = [0] * sum(depths) if operations is None else [int(entry) for entry in operations]
-        if len(operations) != sum(depths) or any(not 0 <= entry < len(self.dilations) for entry in operations):
+        if len(depths) != 4 or any(
+            depth not in grid for depth, grid in zip(depths, self.grids, strict=True)
+        ):
+            raise UserError(
+                "supernet", "depths", f"{tuple(depths)} is not on the grids", f"use {self.grids}"
+            )
+        operations = (
+            [0] * sum(depths) if operations is None else [int(entry) for entry in operations]
+        )
+        if len(operations) != sum(depths) or any(
+            not 0 <= entry < len(self.dilations) for entry in operations
+        ):
             raise UserError(
                 "supernet",
                 "operations",
@@ -192,7 +208,9 @@ class Supernet(nn.Module):
         features = []
         for stage in range(4):
             active, operations = stage_codes(self.spec, choice, stage)
-            x = SuperStage(self.spec, stage, name=f"stage{stage + 1}")(x, active, operations, mode, weight)
+            x = SuperStage(self.spec, stage, name=f"stage{stage + 1}")(
+                x, active, operations, mode, weight
+            )
             features.append(x)
         return tuple(features)
 
@@ -209,13 +227,20 @@ class SuperStage(nn.Module):
 
         def run(block, x, params, stats, operation):
             y, updated = block.apply(
-                {"params": params, "batch_stats": stats}, x, operation, mode, weight, mutable=["batch_stats"]
+                {"params": params, "batch_stats": stats},
+                x,
+                operation,
+                mode,
+                weight,
+                mutable=["batch_stats"],
             )
             return y, updated["batch_stats"]
 
         if self.spec.remat:
             run = jax.checkpoint(run, static_argnums=(0,))
-        only = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first_params, first_stats.value)]
+        only = [
+            jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first_params, first_stats.value)
+        ]
         x, stats = run(first, x, *only, operations[0])
         self._store(first_stats, jax.tree.map(lambda leaf: leaf[None], stats), mode)
         if self.spec.places[self.stage] == 1:
@@ -227,7 +252,10 @@ class SuperStage(nn.Module):
             params, stats, here, operation = block
             return lax.switch(
                 here.astype(jnp.int32),
-                [lambda x, params, stats, operation: (x, stats), lambda *operands: run(rest, *operands)],
+                [
+                    lambda x, params, stats, operation: (x, stats),
+                    lambda *operands: run(rest, *operands),
+                ],
                 *(x, params, stats, operation),
             )
 
@@ -257,7 +285,9 @@ def _init_blocks(block, key, number, channels):
     """Variables of `number` independent blocks, stacked."""
     x = jnp.zeros((1, 2, 2, channels))
     mode = BNMode(use_batch=False, momentum=None)
-    return jax.vmap(lambda key: block.init(key, x, 0, mode, jnp.ones(1)))(jax.random.split(key, number))
+    return jax.vmap(lambda key: block.init(key, x, 0, mode, jnp.ones(1)))(
+        jax.random.split(key, number)
+    )
 
 
 def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree:
@@ -280,11 +310,18 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
             number = spec.bank_rows(stage, first=kind == "first")
             operations = len(spec.dilations) if spec.owns_kernels else 1
             # One draw per (block, operation); modules that no operation owns keep every first of them.
-            drawn = _init_blocks(block, jax.random.fold_in(key, 2 * stage + (kind == "rest")), number * operations, channels)
+            drawn = _init_blocks(
+                block,
+                jax.random.fold_in(key, 2 * stage + (kind == "rest")),
+                number * operations,
+                channels,
+            )
             for collection, modules in drawn.items():
                 for module, leaves in modules.items():
                     step = 1 if module in OPERATION_MODULES else operations
-                    banks[collection][name][kind][module] = jax.tree.map(lambda leaf, s=step: leaf[::s], leaves)
+                    banks[collection][name][kind][module] = jax.tree.map(
+                        lambda leaf, s=step: leaf[::s], leaves
+                    )
     return banks
 
 
@@ -306,6 +343,8 @@ def extract(spec: SupernetSpec, backbone: PyTree, choice: dict[str, Array], dept
         kinds = path[f"stage{stage + 1}"]
         blocks = {"block1": jax.tree.map(lambda leaf: leaf[0], kinds["first"])}
         for index in range(1, depth):
-            blocks[f"block{index + 1}"] = jax.tree.map(lambda leaf, i=index: leaf[i - 1], kinds["rest"])
+            blocks[f"block{index + 1}"] = jax.tree.map(
+                lambda leaf, i=index: leaf[i - 1], kinds["rest"]
+            )
         network[f"stage{stage + 1}"] = blocks
     return network

@@ -10,7 +10,9 @@ MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
 def encode(
-    boxes: Float[Array, "*batch 4"], references: Float[Array, "*batch 4"], weights: tuple[float, ...]
+    boxes: Float[Array, "*batch 4"],
+    references: Float[Array, "*batch 4"],
+    weights: tuple[float, ...],
 ) -> Float[Array, "*batch 4"]:
     """Deltas (dx, dy, dw, dh) that `decode` turns back into `boxes`.
 
@@ -31,7 +33,9 @@ def encode(
 
 
 def decode(
-    deltas: Float[Array, "*batch 4"], references: Float[Array, "*batch 4"], weights: tuple[float, ...]
+    deltas: Float[Array, "*batch 4"],
+    references: Float[Array, "*batch 4"],
+    weights: tuple[float, ...],
 ) -> Float[Array, "*batch 4"]:
     """Boxes (xyxy) from deltas; dw and dh are bounded above by log(1000 / 16)."""
     deltas = deltas / jnp.asarray(weights, deltas.dtype)

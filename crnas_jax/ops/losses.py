@@ -24,7 +24,9 @@ def rpn_losses(
     number = jnp.maximum(sampled.sum(), 1)
     objectness = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
     box = smooth_l1(deltas - targets).sum(-1)
-    return jnp.where(sampled, objectness, 0).sum() / number, jnp.where(positive, box, 0).sum() / number
+    return jnp.where(sampled, objectness, 0).sum() / number, jnp.where(
+        positive, box, 0
+    ).sum() / number
 
 
 def box_head_losses(
@@ -43,4 +45,6 @@ def box_head_losses(
     own = jnp.take_along_axis(deltas, labels[:, None, None], 1)[:, 0]
     box = smooth_l1(own - targets).sum(-1)
     positive = sampled & (labels > 0)
-    return jnp.where(sampled, cross_entropy, 0).sum() / number, jnp.where(positive, box, 0).sum() / number
+    return jnp.where(sampled, cross_entropy, 0).sum() / number, jnp.where(
+        positive, box, 0
+    ).sum() / number

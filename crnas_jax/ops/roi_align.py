@@ -12,7 +12,10 @@ SAMPLES = 2
 
 
 def roi_levels(
-    rois: Float[Array, "*batch 4"], levels: int, canonical_size: float = 224.0, canonical_level: int = 2
+    rois: Float[Array, "*batch 4"],
+    levels: int,
+    canonical_size: float = 224.0,
+    canonical_level: int = 2,
 ) -> Int[Array, "*batch"]:
     """Index of the pyramid level each RoI is read from: 0 is p2.
 

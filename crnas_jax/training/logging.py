@@ -16,13 +16,17 @@ class RunLog:
     most every `line_seconds`.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str, start: int, steps: int, line_seconds: float = 15.0):
+    def __init__(
+        self, folder: pathlib.Path, name: str, start: int, steps: int, line_seconds: float = 15.0
+    ):
         """Args: where metrics go, the run's name, first step, last step, seconds between lines."""
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._steps, self._line_seconds = name, steps, line_seconds
         self._jsonl = (folder / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(folder))
-        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=not sys.stderr.isatty())
+        self._bar = tqdm(
+            total=steps, initial=start, desc=name, unit="step", disable=not sys.stderr.isatty()
+        )
         self._plain = self._bar.disable
         self._start, self._began, self._last_line = start, time.monotonic(), 0.0
 

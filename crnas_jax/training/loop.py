@@ -48,7 +48,9 @@ class TrainOptions:
     devices: int | None = None
 
 
-def train(detector: Detector, source, options: TrainOptions, folder: pathlib.Path, name: str) -> PyTree:
+def train(
+    detector: Detector, source, options: TrainOptions, folder: pathlib.Path, name: str
+) -> PyTree:
     """Trains a detector or a supernet.
 
     Args:

@@ -20,9 +20,16 @@ def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
     if not 1 <= number <= len(available):
         raise UserError("config", "devices", f"{number} asked for", f"{len(available)} are there")
     if batch_size % number:
-        raise UserError("config", "batch_size", f"{batch_size} on {number} devices", f"use a multiple of {number}")
+        raise UserError(
+            "config",
+            "batch_size",
+            f"{batch_size} on {number} devices",
+            f"use a multiple of {number}",
+        )
     # Auto axes: the compiler places the collectives.
-    return jax.make_mesh((number,), ("data",), axis_types=(AxisType.Auto,), devices=available[:number])
+    return jax.make_mesh(
+        (number,), ("data",), axis_types=(AxisType.Auto,), devices=available[:number]
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -40,4 +47,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     arrays = {name: batch[name] for name in _ON_DEVICE}
     arrays["image_key"] = ((ids & 0xFFFFFFFF) ^ (ids >> np.uint64(32))).astype(np.uint32)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in arrays.items()
+    }

@@ -34,15 +34,21 @@ def make_schedule(options: OptimizerOptions, batch_size: int, steps: int) -> opt
     if options.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, steps)
     elif options.schedule == "step":
-        main = optax.piecewise_constant_schedule(peak, {round(drop * steps): 0.1 for drop in options.drops})
+        main = optax.piecewise_constant_schedule(
+            peak, {round(drop * steps): 0.1 for drop in options.drops}
+        )
     else:
-        raise UserError("config", "schedule", f"{options.schedule!r} is unknown", "use 'step' or 'cosine'")
+        raise UserError(
+            "config", "schedule", f"{options.schedule!r} is unknown", "use 'step' or 'cosine'"
+        )
     warmup = max(min(options.warmup_steps, steps // 4), 1)
     ramp = optax.linear_schedule(1e-3, 1.0, warmup)
     return lambda step: main(step) * ramp(step)
 
 
-def make_optimizer(options: OptimizerOptions, batch_size: int, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    options: OptimizerOptions, batch_size: int, steps: int
+) -> optax.GradientTransformation:
     """The paper's optimiser: decay added to the gradient, then momentum, then the rate."""
     return optax.chain(
         optax.add_decayed_weights(options.weight_decay),

@@ -50,7 +50,9 @@ class Trainer:
 
         return jax.jit(create, out_shardings=replicated(self.mesh))()
 
-    def step(self, state: PyTree, batch: dict[str, Array], choice=None) -> tuple[PyTree, dict[str, Array]]:
+    def step(
+        self, state: PyTree, batch: dict[str, Array], choice=None
+    ) -> tuple[PyTree, dict[str, Array]]:
         """One step; `state` is consumed. `choice` is the supernet's path, data that never recompiles."""
         if not self.detector.is_supernet:
             return self._update(state, batch, None)
@@ -60,7 +62,9 @@ class Trainer:
         return self._scatter(banks, path, choice), metrics
 
     def _rows(self, state, choice):
-        where = {name: self.detector.rows(state[name], choice) for name in ("params", "batch_stats")}
+        where = {
+            name: self.detector.rows(state[name], choice) for name in ("params", "batch_stats")
+        }
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
@@ -76,7 +80,9 @@ class Trainer:
         spec = self.detector.spec
         choice = spec.choice(spec.places)
         state = jax.eval_shape(self.init)
-        shapes = jax.eval_shape(lambda: self._rows(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state), choice))
+        shapes = jax.eval_shape(
+            lambda: self._rows(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state), choice)
+        )
         return jax.tree.map(lambda index: index.ndim > 0, shapes)
 
     def _split(self, state):
@@ -117,7 +123,9 @@ class Trainer:
         def scatter(banks, blocks, choice):
             # Only shapes of the other leaves matter for the rows.
             shapes = jax.eval_shape(self.init)
-            whole = self._split(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))[1]
+            whole = self._split(
+                jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            )[1]
             where = self._split(self._rows(self._merge(banks, whole), choice))[0]
             return supernet.scatter(banks, where, blocks)
 

@@ -1,0 +1,97 @@
+"""Every field of a run and what it means. Other configs start from this one and change values.
+
+The defaults are the paper's: ResNet-50 with Faster R-CNN and FPN, COCO images at 800 x 1333.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The paper's settings on COCO; `data` names where yours lies."""
+    config = ConfigDict()
+    config.seed = 0  # of everything drawn: weights, paths, samples, order
+    config.devices = 0  # how many to use; 0 for all
+    config.baseline = "resnet50"  # of the zoo; its number of blocks is the budget
+    config.budget = 0  # total blocks; 0 for the baseline's
+    config.widths = (64, 128, 256, 512)  # of the networks that are trained in the end
+
+    config.data = ConfigDict()
+    config.data.name = "coco"  # "coco" (folder with images and json) or "synthetic" (no files)
+    config.data.folder = "data/coco"  # holds the following
+    config.data.images = "images"  # folder of the images
+    config.data.train = "train.json"  # for weights
+    config.data.val = "val.json"  # for the searches
+    config.data.test = "test.json"  # once, at the end
+    config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
+    config.data.short = 800  # shorter side after resizing, pixels
+    config.data.long = 1333  # longer side at most
+    config.data.max_objects = 100  # boxes per image a batch has room for
+    config.data.flip = True  # mirror half of the training images
+
+    config.detector = ConfigDict()
+    config.detector.pyramid_channels = 256
+    config.detector.head_channels = 1024
+    config.detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, p2..p6
+    config.detector.canonical_size = 224.0  # an RoI of this side is read from p4, pixels
+    config.detector.roi_aligned = False  # Detectron2's half-cell shift
+    config.detector.rpn_samples = 256  # anchors per image in the loss
+    config.detector.pre_nms = (2000, 1000)  # proposals per level, training and test
+    config.detector.post_nms = (2000, 1000)  # proposals per image, training and test
+    config.detector.roi_samples = 512  # RoIs per image in the loss
+    config.detector.nms_candidates = 1000  # detections entering suppression at test time
+
+    config.supernet = ConfigDict()
+    config.supernet.widths = (
+        32,
+        64,
+        128,
+        256,
+    )  # the paper halves them; target widths: full-width supernet
+    config.supernet.grids = (  # candidate depths per stage
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+        (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
+        (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
+    )
+    config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
+    config.supernet.stage_sharing = (
+        "branch"  # "branch": each depth owns its blocks; "prefix": nested
+    )
+    config.supernet.kernel_sharing = (
+        "own"  # "own": each dilation owns its kernel; "shared": one for all
+    )
+    config.supernet.remat = False  # recompute blocks in the backward pass, to save memory
+
+    # One recipe each; `detector_train` is used for the found network and for the baseline.
+    config.stage_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
+    config.operation_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
+    config.detector_train = _recipe(epochs=13.0, drops=(8 / 13, 11 / 13))
+
+    config.search = ConfigDict()
+    config.search.batch_size = 16  # images in a mini-batch
+    config.search.keep = 3  # K of algorithm 1
+    config.search.batches = 0  # mini-batches of val per score (c); 0 for all
+    config.search.bn = (
+        "recalibrate"  # statistics in the stage search: "recalibrate", "batch", "running"
+    )
+    config.search.calibration_images = 512  # training images for "recalibrate"
+    config.search.chunk = 16  # subnets in a compiled call
+    config.bootstrap = 500  # replicates of the interval of the difference
+    return config
+
+
+def _recipe(epochs, drops):
+    return ConfigDict(
+        {
+            "epochs": epochs,
+            "batch_size": 16,  # global
+            "rate_per_image": 0.00125,  # learning rate over batch size
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "schedule": "step",  # "step" (a tenth after each of drops) or "cosine"
+            "drops": drops,  # as fractions of the run
+            "warmup_steps": 500,
+            "checkpoint_seconds": 120.0,
+            "log_every": 10,
+        }
+    )

@@ -1,0 +1,42 @@
+"""Blood cells (BCCD, 364 photographs of 640 x 480, 3 classes): the whole procedure on real images.
+
+    python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd \
+        --config.data.folder=PATH       two CPU cores, about an hour
+    ... --config=configs/bccd.py:gpu    full size: 480 x 640 pixels, standard widths, the paper's grid
+
+`docs/results.md` has what came out.
+"""
+
+from configs import base
+from configs.quickstart import small_detector
+
+
+def get_config(device: str = "cpu"):
+    """`device`: "cpu" for two cores, "gpu" for the full size."""
+    config = base.get_config()
+    config.baseline = "resnet18"
+    config.data.folder = "../shared/data/bccd"
+    config.data.max_objects = 32
+    recipes = (config.stage_train, config.operation_train, config.detector_train)
+    for recipe in recipes:
+        recipe.update(
+            {"schedule": "cosine", "batch_size": 8, "rate_per_image": 0.0025, "warmup_steps": 100}
+        )
+    if device == "gpu":
+        config.data.short, config.data.long = 480, 640
+        config.detector.anchor_sizes = (16.0, 32.0, 64.0, 128.0, 256.0)
+        config.detector.canonical_size = 112.0
+        for recipe, epochs in zip(recipes, (120.0, 120.0, 80.0), strict=True):
+            recipe.epochs = epochs
+        return config
+    if device != "cpu":
+        raise ValueError(f"configs/bccd.py:{device}: use cpu or gpu")
+    config.data.short, config.data.long = 192, 256
+    config.widths = config.supernet.widths = (32, 64, 128, 256)
+    config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
+    small_detector(config, anchor=16.0, canonical_size=112.0)
+    for recipe, epochs in zip(recipes, (24.0, 24.0, 36.0), strict=True):
+        recipe.epochs = epochs
+    config.search.batch_size = 8
+    config.search.calibration_images = 64
+    return config

@@ -1,0 +1,38 @@
+"""The whole procedure on generated images in a few minutes on two CPU cores: `make quickstart`."""
+
+from configs import base
+
+
+def get_config():
+    """A small ResNet of 8 blocks on 96-pixel images; the numbers show that it runs, not what it is worth."""
+    config = base.get_config()
+    config.baseline = "resnet18"
+    config.widths = config.supernet.widths = (16, 32, 64, 128)
+    config.supernet.grids = ((1, 2), (1, 2), (1, 2, 4), (1, 2, 4))
+    config.supernet.dilations = (1, 2)
+    config.data.name = "synthetic"
+    config.data.synthetic = {"size": 96, "train": 384, "val": 48, "test": 96}
+    config.data.short = config.data.long = 96
+    config.data.max_objects = 8
+    small_detector(config, anchor=8.0, canonical_size=56.0)
+    for recipe in (config.stage_train, config.operation_train, config.detector_train):
+        recipe.update(
+            {"epochs": 4.0, "batch_size": 8, "rate_per_image": 0.0025, "warmup_steps": 50}
+        )
+    config.detector_train.epochs = 6.0
+    config.search.batch_size = 16
+    config.search.calibration_images = 64
+    return config
+
+
+def small_detector(config, anchor: float, canonical_size: float):
+    """Narrow neck and heads and few proposals, for small images on a CPU; `anchor` is p2's, in pixels."""
+    config.detector.pyramid_channels = 64
+    config.detector.head_channels = 256
+    config.detector.anchor_sizes = tuple(anchor * 2**level for level in range(5))
+    config.detector.canonical_size = canonical_size
+    config.detector.rpn_samples = 128
+    config.detector.pre_nms = (300, 200)
+    config.detector.post_nms = (200, 100)
+    config.detector.roi_samples = 64
+    config.detector.nms_candidates = 300

@@ -1,0 +1,166 @@
+"""COCO metrics by pycocotools, AP per class, and a paired bootstrap of the difference of two detectors."""
+
+import contextlib
+import copy
+import io
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def to_results(
+    detections: dict[str, np.ndarray], batch: dict[str, np.ndarray], category_ids: list[int]
+) -> list[dict]:
+    """Detections of one batch in COCO's result format, in the pixels of the original images.
+
+    Args:
+      detections: `boxes` [B, n, 4] in canvas pixels, `scores`, `labels`, `valid` [B, n].
+      batch: the contract's batch they belong to; padding images are left out.
+      category_ids: of the labels 1..C.
+    """
+    scale = batch["scale"][:, [1, 0, 1, 0]][:, None]
+    boxes = np.asarray(detections["boxes"]) / scale
+    results = []
+    for image in np.flatnonzero(batch["weight"] > 0):
+        for index in np.flatnonzero(detections["valid"][image]):
+            x0, y0, x1, y1 = (float(value) for value in boxes[image, index])
+            results.append(
+                {
+                    "image_id": int(batch["image_id"][image]),
+                    "category_id": category_ids[int(detections["labels"][image, index]) - 1],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": float(detections["scores"][image, index]),
+                }
+            )
+    return results
+
+
+class CocoEvaluator:
+    """Scores detections against one annotation file, images restricted as asked.
+
+    Attributes:
+      class_names: name of every category, in the order of category ids.
+    """
+
+    def __init__(self, annotations: dict):
+        """Args: the content of the annotation file."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = COCO()
+            self._truth.dataset = copy.deepcopy(annotations)
+            for index, annotation in enumerate(self._truth.dataset["annotations"], 1):
+                annotation.setdefault("id", index)
+                annotation.setdefault("iscrowd", 0)
+                annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            self._truth.createIndex()
+        self.class_names = [
+            self._truth.cats[category]["name"] for category in sorted(self._truth.cats)
+        ]
+
+    def evaluate(self, results: list[dict], image_ids=None) -> "CocoResult":
+        """The metrics of `results` (see `to_results`) on `image_ids`, all images when None."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            if results:
+                detections = self._truth.loadRes(copy.deepcopy(results))
+            else:
+                detections = COCO()
+                detections.dataset = {**self._truth.dataset, "annotations": []}
+                detections.createIndex()
+            run = COCOeval(self._truth, detections, "bbox")
+            if image_ids is not None:
+                run.params.imgIds = sorted(int(image) for image in image_ids)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        return CocoResult(run, self.class_names)
+
+
+class CocoResult:
+    """The numbers of one evaluation.
+
+    Attributes:
+      metrics: the twelve of `METRICS`, fractions; NaN where nothing was to be found.
+      per_class: AP by class name.
+    """
+
+    def __init__(self, run: COCOeval, class_names: list[str]):
+        self._run = run
+        self.metrics = {
+            name: float(value) if value >= 0 else float("nan")
+            for name, value in zip(METRICS, run.stats, strict=True)
+        }
+        precision = run.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, classes
+        self.per_class = {}
+        for index, name in enumerate(class_names):
+            values = precision[:, :, index]
+            self.per_class[name] = float(values.mean()) if (values >= 0).all() else float("nan")
+
+    def match_table(self) -> dict:
+        """Matches at all sizes and 100 detections, flat by class: what a bootstrap over images needs."""
+        run = self._run
+        images = len(run.params.imgIds)
+        per_class = []
+        cells = np.array(run.evalImgs, dtype=object).reshape(
+            len(run.params.catIds), len(run.params.areaRng), images
+        )
+        for cells_of_class in cells[:, 0]:
+            image, scores, matched, ignored, truths = [], [], [], [], np.zeros(images)
+            for index, cell in enumerate(cells_of_class):
+                if cell is None:
+                    continue
+                image.append(np.full(len(cell["dtScores"]), index))
+                scores.append(cell["dtScores"])
+                matched.append(cell["dtMatches"] > 0)
+                ignored.append(cell["dtIgnore"] > 0)
+                truths[index] = np.sum(np.asarray(cell["gtIgnore"]) == 0)
+            if not image:
+                continue
+            order = np.argsort(-np.concatenate(scores), kind="mergesort")
+            per_class.append(
+                {
+                    "image": np.concatenate(image)[order].astype(int),
+                    "matched": np.concatenate(matched, 1)[:, order],
+                    "ignored": np.concatenate(ignored, 1)[:, order].astype(bool),
+                    "truths": truths,
+                }
+            )
+        return {"images": images, "classes": per_class, "recalls": run.params.recThrs}
+
+
+def weighted_ap(table: dict, weights: np.ndarray) -> float:
+    """AP when image i is counted `weights[i]` times; with ones, pycocotools' AP."""
+    values = []
+    for rows in table["classes"]:
+        truths = float(rows["truths"] @ weights)
+        if truths == 0:
+            continue
+        weight = weights[rows["image"]]
+        for matched, ignored in zip(rows["matched"], rows["ignored"], strict=True):
+            true = np.cumsum(weight * (matched & ~ignored))
+            false = np.cumsum(weight * (~matched & ~ignored))
+            recall = true / truths
+            precision = true / np.maximum(true + false, np.spacing(1))
+            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+            values.append(envelope[np.searchsorted(recall, table["recalls"], side="left")].mean())
+    return float(np.mean(values)) if values else float("nan")
+
+
+def paired_bootstrap(
+    first: CocoResult, second: CocoResult, replicates: int = 500, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """AP of `second` minus AP of `first`, and its 95 % interval over resampled images.
+
+    Both see the same resampled images, so that what an image does to both cancels. The interval is
+    stretched to hold the difference itself where rounding would leave it outside.
+    """
+    tables = first.match_table(), second.match_table()
+    rng, images = np.random.default_rng(seed), tables[0]["images"]
+    difference = second.metrics["AP"] - first.metrics["AP"]
+    draws = []
+    for _ in range(replicates):
+        weights = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
+        draws.append(weighted_ap(tables[1], weights) - weighted_ap(tables[0], weights))
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return difference, (min(float(low), difference), max(float(high), difference))

@@ -1,0 +1,15 @@
+"""Test metrics of the found network or the baseline; trains it if need be.
+
+python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --network=baseline
+"""
+
+from absl import flags
+
+from crnas_jax import command
+from crnas_jax.pipeline import NETWORKS
+
+_NETWORK = flags.DEFINE_enum("network", "searched", NETWORKS, "Which of the two.")
+
+
+if __name__ == "__main__":
+    command.launch(lambda pipeline: print(pipeline.evaluate(_NETWORK.value)))

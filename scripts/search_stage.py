@@ -1,0 +1,9 @@
+"""Scores every allocation of the budget with the stage supernet's weights, which it trains if need be.
+
+python scripts/search_stage.py --config=configs/bccd.py --workdir=runs/bccd
+"""
+
+from crnas_jax import command
+
+if __name__ == "__main__":
+    command.launch(lambda pipeline: print(pipeline.search_stage()))
