@@ -54,7 +54,8 @@ class Checkpoints:
 
 
 def _abstract(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
 
 
 def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
@@ -66,7 +67,8 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
 
 
 def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
-    """Reads what `save_variables` wrote, laid out as `like`.
+    """Reads what `save_variables` wrote, laid out as `like`
+    (shapes without a sharding: on the first device).
 
     Raises:
       UserError: there is no such checkpoint, or it is another network's.

@@ -57,15 +57,16 @@ class SubnetEvaluator:
         parts = []
         for start in range(0, len(choices), self.chunk):
             some = choices[start : start + self.chunk]
-            fill = self.chunk - len(some)
+            number = len(some)
+            fill = self.chunk - number
             stacked = _stack([*some, *[some[0]] * fill])
             given = (
                 None
                 if stats is None
                 else _stack([*stats[start : start + self.chunk], *[stats[start]] * fill])
             )
-            found = self._detect_chunk(variables, batch, stacked, given, len(some), bn)
-            parts.append(jax.tree.map(lambda leaf, n=len(some): np.asarray(leaf[:n]), found))
+            found = self._detect_chunk(variables, batch, stacked, given, number, bn)
+            parts.append(jax.tree.map(lambda leaf, n=number: np.asarray(leaf[:n]), found))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def moments(self, variables: PyTree, batch: dict[str, Array], choices: list) -> list[PyTree]:
