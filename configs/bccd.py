@@ -2,7 +2,7 @@
 
     python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd \
         --config.data.folder=PATH       two CPU cores, about 40 minutes
-    ... --config=configs/bccd.py:gpu    full size: 480 x 640 pixels, standard widths, the paper's grid
+    ... --config=configs/bccd.py:gpu    480 x 640, standard widths, the paper's grid
 
 `docs/results.md` has what came out.
 """

@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config():
-    """A small ResNet of 8 blocks on 96-pixel images; the numbers show that it runs, not what it is worth."""
+    """ResNet-18, narrow, on 96-pixel images: shows that it runs, not what it is worth."""
     config = base.get_config()
     config.baseline = "resnet18"
     config.widths = config.supernet.widths = (16, 32, 64, 128)
@@ -26,7 +26,7 @@ def get_config():
 
 
 def small_detector(config, anchor: float, canonical_size: float):
-    """Narrow neck and heads and few proposals, for small images on a CPU; `anchor` is p2's, in pixels."""
+    """Narrow neck and heads, few proposals: for a CPU; `anchor` is p2's, in pixels."""
     config.detector.pyramid_channels = 64
     config.detector.head_channels = 256
     config.detector.anchor_sizes = tuple(anchor * 2**level for level in range(5))

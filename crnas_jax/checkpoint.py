@@ -37,7 +37,7 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
-        """The latest state that loads, laid out as `like` (arrays or shapes with shardings); None where none does."""
+        """The latest state that loads, laid out as `like`; None where none does."""
         abstract = jax.tree.map(_abstract, like)
         for step in reversed(self.steps()):
             try:
@@ -55,7 +55,9 @@ class Checkpoints:
 
 def _abstract(leaf):
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
+    )
 
 
 def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:

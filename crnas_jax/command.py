@@ -1,4 +1,4 @@
-"""What every script shares: flags, compilation cache, one line and status 2 for a user's mistake."""
+"""What scripts share: flags, compilation cache, status 2 and one line for a mistake."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ def launch(action: Callable[[Pipeline], None]) -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    """Keeps compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     folder = (
         os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"

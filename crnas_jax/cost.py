@@ -17,7 +17,7 @@ class Cost:
 
 
 def _conv(channels, features, size, cells, bias=False, norm=True):
-    """One convolution over `cells` output cells; a batch normalisation has two parameters a channel."""
+    """One convolution over `cells` outputs; a batch norm has two parameters a channel."""
     weights = size * size * channels * features
     return Cost(weights * cells, weights + features * bias + 2 * features * norm)
 
@@ -58,7 +58,9 @@ def faster_rcnn(
     bins: int = 7,
     anchors: int = 3,
 ) -> dict[str, Cost]:
-    """Cost by part (`backbone`, `fpn`, `rpn`, `box_head`); RoIAlign, pooling and additions are not counted.
+    """Cost by part: `backbone`, `fpn`, `rpn`, `box_head`.
+
+    RoIAlign, pooling and additions are not counted.
 
     Args:
       arch: backbone.

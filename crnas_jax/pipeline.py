@@ -84,7 +84,7 @@ class Pipeline:
             f"data        {sizes} images; {self.classes} classes",
             f"baseline    {settings.config.baseline} {settings.baseline.depths}: "
             f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters",
-            f"budget      {settings.budget} blocks: {space.count(settings.budget)} allocations to score, "
+            f"budget      {settings.budget} blocks: {space.count(settings.budget)} allocations, "
             f"then {operations} partial operation codes",
             "steps       stage supernet, stage search, operation supernet, operation search, "
             "searched network, baseline, test",

@@ -1,4 +1,4 @@
-"""The two search spaces: blocks per stage, then the dilation of each block (paper sections 3.2 and 3.3)."""
+"""The two search spaces: blocks per stage, then the dilation of each block."""
 
 import dataclasses
 import itertools
@@ -50,7 +50,7 @@ class StageSpace:
         return sum(cost * depth for cost, depth in zip(self.block_costs, depths, strict=True))
 
     def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
-        """All allocations that cost exactly `budget` (all of the grid when None), lexicographically ascending."""
+        """Allocations that cost exactly `budget` (all when None), ascending."""
         for depths in itertools.product(*self.grids):
             if budget is None or self.cost(depths) == budget:
                 yield depths
@@ -67,7 +67,7 @@ class StageSpace:
         return sum(ways.values()) if budget is None else ways.get(float(budget), 0)
 
     def require(self, budget: float) -> None:
-        """Raises UserError, naming the nearest budgets that are possible, when no allocation costs `budget`."""
+        """Raises UserError with the nearest possible budgets when nothing costs `budget`."""
         if self.count(budget):
             return
         possible = sorted(
@@ -154,7 +154,7 @@ class OperationSpace:
         return tuple(int(i) for i in rng.integers(len(self.dilations), size=self.blocks))
 
     def evaluations(self, keep: int = 3) -> int:
-        """How many partial codes the greedy search scores (Algorithm 1): 3 + 9 (B - 1) for the paper's K = 3."""
+        """Partial codes the greedy search scores (algorithm 1): 3 + 9 (B - 1) for K = 3."""
         total, kept = 0, 1
         for _ in range(self.blocks):
             total += kept * len(self.dilations)
@@ -165,7 +165,7 @@ class OperationSpace:
         """The code as int32 [blocks].
 
         Raises:
-          UserError: an entry is not an index into `dilations`, or the length is not the number of blocks.
+          UserError: an entry is no index into `dilations`, or there is not one for each block.
         """
         if len(code) != self.blocks or any(not 0 <= entry < len(self.dilations) for entry in code):
             raise UserError(

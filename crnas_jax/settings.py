@@ -1,4 +1,4 @@
-"""The edge between configs and the package: from a ConfigDict to the frozen options inner code takes."""
+"""From a ConfigDict to the frozen options that inner code takes."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Published architectures by name: the baselines, stage-searched (scr_) and fully searched (cr_) networks.
+"""Published architectures: baselines, stage-searched (scr_), fully searched (cr_).
 
 Source: CR-NAS, tables 1 and 2. Codes there are 0-based, 0 standing for dilation 1.
 """

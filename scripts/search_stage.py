@@ -1,4 +1,4 @@
-"""Scores every allocation of the budget with the stage supernet's weights, which it trains if need be.
+"""Scores every allocation of the budget; trains the stage supernet if need be.
 
 python scripts/search_stage.py --config=configs/bccd.py --workdir=runs/bccd
 """

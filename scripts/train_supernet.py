@@ -1,4 +1,4 @@
-"""Trains a one-shot supernet: of allocations, or (--level=operation) of dilations of the found allocation.
+"""Trains a supernet: of allocations, or (--level=operation) of dilations.
 
 python scripts/train_supernet.py --config=configs/bccd.py --workdir=runs/bccd [--level=operation]
 """

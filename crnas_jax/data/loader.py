@@ -115,7 +115,7 @@ def batches(
     hosts: int = 1,
     threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches (design contract, NumPy, this host's rows) of the steps `start` to `stop`, one epoch when None.
+    """This host's rows of the batches of steps `start` to `stop`, NumPy.
 
     Args:
       source: random access to records.

@@ -85,7 +85,7 @@ class SyntheticSource:
 
 
 def _texture(rng, size, contrast):
-    """Stripes of a random direction and period in a random colour, with noise; float64 [size, size, 3]."""
+    """Stripes of random direction, period and colour, with noise; [size, size, 3]."""
     y, x = np.mgrid[:size, :size]
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)

@@ -11,7 +11,7 @@ _MULTIPLE = 32
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """How large images are for the network: the shorter side becomes `short`, the longer at most `long` pixels."""
+    """The shorter side becomes `short` pixels, unless the longer would exceed `long`."""
 
     short: int
     long: int

@@ -1,4 +1,4 @@
-"""COCO metrics by pycocotools, AP per class, and a paired bootstrap of the difference of two detectors."""
+"""COCO metrics by pycocotools, AP per class, and a paired bootstrap of two detectors."""
 
 import contextlib
 import copy
@@ -98,7 +98,7 @@ class CocoResult:
             self.per_class[name] = float(values.mean()) if (values >= 0).all() else float("nan")
 
     def match_table(self) -> dict:
-        """Matches at all sizes and 100 detections, flat by class: what a bootstrap over images needs."""
+        """Matches at all sizes and 100 detections by class: what a bootstrap needs."""
         run = self._run
         images = len(run.params.imgIds)
         per_class = []

@@ -63,11 +63,11 @@ class Detector:
         return losses, updated["batch_stats"]
 
     def detect(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
-        """Detections (see `roi_heads.postprocess`) with the statistics named by `bn` (`BN_MODES`)."""
+        """Detections (`roi_heads.postprocess`) with the statistics that `bn` names."""
         return self.module.apply(variables, batch, choice, BN_MODES[bn])
 
     def moments(self, variables: PyTree, batch, choice) -> PyTree:
-        """Mean and variance of this mini-batch at every batch normalisation, each layer fed with normalised input."""
+        """Mean and variance of this mini-batch at every batch normalisation."""
 
         def backbone(module, image):
             return module.backbone(image, choice, BN_COLLECT, batch["weight"])
@@ -78,7 +78,7 @@ class Detector:
         ]
 
     def rows(self, tree: PyTree, choice) -> PyTree:
-        """Rows of the banks in `tree` (params or batch_stats) for a path; `WHOLE` for leaves that are no banks."""
+        """Rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""
         where = jax.tree.map(lambda leaf: supernets.WHOLE, tree)
         if self.is_supernet:
             where["backbone"] = supernets.rows(self.spec, tree["backbone"], choice)

@@ -37,7 +37,7 @@ class DetectorOptions:
 def preprocess(
     image: Int[Array, "batch height width 3"], image_size: Int[Array, "batch 2"]
 ) -> Float[Array, "batch height width 3"]:
-    """RGB uint8 to ImageNet-normalised float32; the canvas beside the image is 0 after normalising."""
+    """RGB uint8 to ImageNet-normalised float32; 0 on the canvas beside the image."""
     x = (image.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
     inside_rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
     inside_columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]

@@ -11,7 +11,7 @@ _fpn_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class FPN(nn.Module):
-    """p2..p6 from c2..c5: 1x1 laterals, nearest top-down sums, 3x3 outputs; p6 is every second cell of p5."""
+    """p2..p6 from c2..c5; p6 is every second cell of p5."""
 
     channels: int = 256
 

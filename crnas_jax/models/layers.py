@@ -23,7 +23,7 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """What of a convolution is fixed at compile time. Padding is (k - 1) / 2 * dilation on both sides.
+    """What is fixed at compile time; padding is (k - 1) / 2 * dilation on both sides.
 
     `in_control_flow` says that the call stands inside a scan or a conditional, where the CPU needs
     another form of the kernel gradient; outside, the compiler's is up to twice as fast.

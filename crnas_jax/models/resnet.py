@@ -1,4 +1,4 @@
-"""ResNet backbones (arXiv 1512.03385) with any number of blocks a stage and any dilation a block."""
+"""ResNet backbones (arXiv 1512.03385), any number of blocks a stage, any dilations."""
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,7 @@ class Block(nn.Module):
     """One residual block; `operation` picks the dilation of its searched 3x3 convolution, `conv2`.
 
     Attributes:
-      family: `resnet_basic` or `resnet_bottleneck`. The stride is on the first, or the only strided,
-        3x3 convolution.
+      family: `resnet_basic` or `resnet_bottleneck`. The stride is on the first 3x3 convolution.
       width: channels of the 3x3 convolutions.
       out_channels: of the block.
       stride: of the block.
@@ -98,7 +97,7 @@ class Stem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The stand-alone network of one architecture; blocks are at `stage1/block1` .. `stage4/blockN`."""
+    """The stand-alone network of one architecture: `stage1/block1` .. `stage4/blockN`."""
 
     arch: Arch
 

@@ -86,7 +86,7 @@ def sample_rois(
     truth_valid: Bool[Array, "batch truths"],
     options: BoxHeadOptions,
 ):
-    """Draws the RoIs of the loss from the proposals and, as torchvision does, the ground truth itself.
+    """Draws the RoIs of the loss from the proposals and the ground truth itself.
 
     Returns:
       RoIs [batch, samples, 4], their labels (0 background) and box targets, and which are real.
@@ -124,7 +124,7 @@ def postprocess(
     image_size: Int[Array, "batch 2"],
     options: BoxHeadOptions,
 ) -> dict[str, Array]:
-    """Detections of each image: `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels`, `valid`."""
+    """Detections: `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels`, `valid`."""
     logits, deltas = outputs
     batch, number = rois.shape[:2]
     scores = jax.nn.softmax(logits, -1)[:, 1:].reshape(batch, number, -1)

@@ -1,4 +1,4 @@
-"""The one-shot supernet: banks of block weights, and the one program that runs any path through them.
+"""The one-shot supernet: banks of block weights, and one program for all paths.
 
 A supernet keeps the weights of all its blocks in banks, stacked along a leading axis. A path is
 data: `rows` says which row of each bank stands at which place, `gather` takes them out, the network
@@ -91,7 +91,7 @@ class SupernetSpec:
         return self.kernel_sharing == "own" and len(self.dilations) > 1
 
     def bank_rows(self, stage: int, first: bool) -> int:
-        """Rows of the bank of first or of later blocks of a stage, before operations multiply them."""
+        """Rows of the bank of a stage's first or later blocks, operations not counted."""
         grid = self.grids[stage]
         if self.stage_sharing == "prefix":
             return 1 if first else max(grid) - 1
@@ -145,8 +145,8 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
     """For each leaf of a backbone's banks the rows that the path puts at its places.
 
     Returns:
-      A tree of the same form: int32 [places of that bank], with the bank's length (no row) where the
-      path has no block; `WHOLE` for what is not a bank.
+      A tree of the same form: int32 [places of that bank], with the bank's length (no row) where
+      the path has no block; `WHOLE` for what is not a bank.
     """
 
     def leaf_rows(path, leaf):
@@ -173,7 +173,7 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
 
 
 def gather(banks: PyTree, where: PyTree) -> PyTree:
-    """The blocks of a path, stacked by place; unused places hold some block that will not be run."""
+    """The blocks of a path by place; unused places hold blocks that will not be run."""
 
     def take(index, bank):
         return jnp.take(bank, index, axis=0, mode="clip") if np.ndim(index) else bank
@@ -182,7 +182,7 @@ def gather(banks: PyTree, where: PyTree) -> PyTree:
 
 
 def scatter(banks: PyTree, where: PyTree, blocks: PyTree) -> PyTree:
-    """The banks with the blocks of a path put back; rows the path does not name stay as they are, bit for bit."""
+    """The banks with a path's blocks put back; other rows stay as they are, bit for bit."""
 
     def put(index, bank, block):
         return bank.at[index].set(block, mode="drop") if np.ndim(index) else block
@@ -216,7 +216,7 @@ class Supernet(nn.Module):
 
 
 class SuperStage(nn.Module):
-    """One stage: its first block (stride, projection), then a scan over the places for further ones."""
+    """One stage: its first block, then a scan over the places for further ones."""
 
     spec: SupernetSpec
     stage: int
@@ -265,7 +265,7 @@ class SuperStage(nn.Module):
         return x
 
     def _stacked(self, kind, places, x):
-        """The block module of this kind, its stacked parameters, and the variable of its statistics."""
+        """The block module of this kind, its stacked parameters and statistics."""
         options = block_options(self.spec.deepest, self.stage, first=kind == "first")
         block = Block(**options, dilations=self.spec.dilations, in_control_flow=True, parent=None)
 
@@ -291,12 +291,12 @@ def _init_blocks(block, key, number, channels):
 
 
 def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree:
-    """The backbone's variables with the blocks of one path replaced by freshly drawn banks of all blocks.
+    """The backbone's variables, one path's blocks replaced by freshly drawn banks.
 
     Args:
       spec: of the supernet.
       key: of the draw.
-      path_variables: `params` and `batch_stats` of `Supernet.init`: blocks for the places of one path.
+      path_variables: `params` and `batch_stats` of `Supernet.init`, one path's.
     """
     banks = jax.tree.map(lambda leaf: leaf, path_variables)
     for stage in range(4):
@@ -309,7 +309,7 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
             channels = path_variables["params"][name][kind]["conv1"]["kernel"].shape[-2]
             number = spec.bank_rows(stage, first=kind == "first")
             operations = len(spec.dilations) if spec.owns_kernels else 1
-            # One draw per (block, operation); modules that no operation owns keep every first of them.
+            # One draw per (block, operation); modules no operation owns keep the first.
             drawn = _init_blocks(
                 block,
                 jax.random.fold_in(key, 2 * stage + (kind == "rest")),

@@ -1,4 +1,4 @@
-"""Anchors of a feature pyramid, torchvision's variant: rounded base boxes, stride = canvas // grid."""
+"""Anchors of a pyramid, torchvision's: rounded base boxes, stride = canvas // grid."""
 
 import numpy as np
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Boxes are xyxy, absolute pixels of the network's input, float32; widths are x2 - x1 (no plus one)."""
+"""Boxes are xyxy, float32 pixels of the network's input; widths are x2 - x1."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

@@ -36,7 +36,7 @@ def box_head_losses(
     targets: Float[Array, "rois 4"],
     sampled: Bool[Array, " rois"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy of the sampled RoIs and box loss of the positive ones (label above 0), over all sampled.
+    """Cross-entropy and, for positives (label above 0), box loss, over all sampled RoIs.
 
     The box deltas are those of the RoI's own class; class 0 is the background.
     """

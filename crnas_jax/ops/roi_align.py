@@ -1,4 +1,7 @@
-"""Multi-level RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3; level rule of FPN, arXiv 1612.03144, equation 1)."""
+"""Multi-level RoIAlign.
+
+Mask R-CNN, arXiv 1703.06870, section 3; the level rule is FPN's, arXiv 1612.03144, equation 1.
+"""
 
 import math
 

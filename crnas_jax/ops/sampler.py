@@ -10,7 +10,7 @@ from crnas_jax.ops import matcher
 def sample(
     key: Key[Array, ""], label: Int[Array, " boxes"], number: int, positive_fraction: float
 ) -> tuple[Int[Array, " number"], Bool[Array, " number"], Bool[Array, " number"]]:
-    """Up to `number` boxes, at most `positive_fraction` of them positive, the rest filled with negatives.
+    """Up to `number` boxes: at most `positive_fraction` positive, then negatives.
 
     Args:
       key: of this image and step.

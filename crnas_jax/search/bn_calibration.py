@@ -17,7 +17,7 @@ from crnas_jax.search.evaluator import SubnetEvaluator
 def calibrate(
     evaluator: SubnetEvaluator, variables: PyTree, batches: Iterable, choices: list
 ) -> list[PyTree]:
-    """Statistics of every subnet over all images of `batches`, as `SubnetEvaluator.detect` takes them."""
+    """Statistics of every subnet over the images of `batches`."""
     totals, images = None, 0.0
     for batch in batches:
         number = jnp.sum(batch["weight"] > 0).astype(jnp.float32)

@@ -54,7 +54,7 @@ class SubnetScorer:
         options: ScoreOptions,
         journal: Journal,
     ):
-        """Args: the trained supernet, the splits for statistics and for scores, and where scores are kept."""
+        """Args: the trained supernet, splits for statistics and scores, the record."""
         self._mesh = make_mesh(options.batch_size, options.devices)
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self._train, self._val, self._options, self._journal = (
@@ -72,8 +72,8 @@ class SubnetScorer:
         Args:
           search: the codes' name in the journal.
           codes: what is scored.
-          choices_of: from (code, mini-batch) to the path to run on that mini-batch; paths may differ
-            between mini-batches only with `bn` other than `recalibrate`.
+          choices_of: from (code, mini-batch) to the path to run on it; paths may differ between
+            mini-batches only with `bn` other than `recalibrate`.
         """
         # A chunk at a time, so that a crash loses no more than the chunk in flight.
         missing = [code for code in codes if self._journal.get(search, code) is None]

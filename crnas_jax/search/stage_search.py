@@ -28,5 +28,5 @@ def stage_search(space: StageSpace, budget: float, score: Scorer) -> tuple[tuple
 
 
 def best(codes, scores, number: int) -> list[tuple[tuple[int, ...], float]]:
-    """The `number` best (code, score) pairs, best first; of equal scores the smaller code goes first."""
+    """The `number` best (code, score) pairs; of equal scores the smaller code first."""
     return sorted(zip(codes, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))[:number]

@@ -53,7 +53,7 @@ class Trainer:
     def step(
         self, state: PyTree, batch: dict[str, Array], choice=None
     ) -> tuple[PyTree, dict[str, Array]]:
-        """One step; `state` is consumed. `choice` is the supernet's path, data that never recompiles."""
+        """One step; `state` is consumed. `choice`, the path, is data: it never recompiles."""
         if not self.detector.is_supernet:
             return self._update(state, batch, None)
         path = self._gather(state, choice)
@@ -153,7 +153,7 @@ class Trainer:
 
 
 def sample_choice(detector: Detector, seed: int, step: int) -> dict[str, np.ndarray] | None:
-    """The path of a step, uniform over the supernet's; one for all devices. None for a stand-alone network."""
+    """The path of a step, uniform, one for all devices; None for a stand-alone network."""
     if not detector.is_supernet:
         return None
     spec = detector.spec
