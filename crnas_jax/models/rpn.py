@@ -30,7 +30,7 @@ class RPNOptions:
       post_nms: proposals per image after it, likewise.
     """
 
-    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     samples: int = 256

@@ -1,0 +1,114 @@
+"""COCO folders: real files where they are, made ones for what can be wrong."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from crnas_jax.data.coco import CocoSource
+from crnas_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images, category ids 7 and 3, one crowd, one box partly and one wholly outside."""
+    for name, shape in (("a.png", (20, 30, 3)), ("b.png", (40, 10, 3))):
+        image = np.zeros(shape, np.uint8)
+        image[..., 2] = 200  # OpenCV writes BGR: this is red
+        cv2.imwrite(str(tmp_path / name), image)
+    coco = {
+        "images": [
+            {"id": 9, "file_name": "a.png", "height": 20, "width": 30},
+            {"id": 4, "file_name": "b.png", "height": 40, "width": 10},
+        ],
+        "categories": [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 9,
+                "category_id": 7,
+                "bbox": [1, 2, 5, 6],
+                "area": 11.5,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": 9,
+                "category_id": 3,
+                "bbox": [25, 2, 10, 6],
+                "area": 60,
+                "iscrowd": 1,
+            },
+            {
+                "id": 3,
+                "image_id": 9,
+                "category_id": 3,
+                "bbox": [40, 2, 10, 6],
+                "area": 60,
+                "iscrowd": 0,
+            },
+        ],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+def test_records(folder):
+    source = CocoSource(folder, folder / "x.json")
+    assert (source.class_names, source.category_ids) == (["three", "seven"], [3, 7])
+    assert source.image_ids.tolist() == [4, 9]
+    assert source.sizes.tolist() == [[40, 10], [20, 30]]
+    assert source.skipped == 1
+    empty, record = source[0], source[1]
+    assert empty["boxes"].shape == (0, 4)
+    assert record["image"][0, 0].tolist() == [200, 0, 0]
+    assert record["boxes"].tolist() == [[1, 2, 6, 8], [25, 2, 30, 8]]
+    assert record["labels"].tolist() == [2, 1]
+    assert record["area"].tolist() == [11.5, 60]
+    assert record["crowd"].tolist() == [False, True]
+
+
+def _rewrite(folder, change):
+    coco = json.loads((folder / "x.json").read_text())
+    change(coco)
+    (folder / "x.json").write_text(json.dumps(coco))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda coco: coco.pop("images"), "x.json: images: missing"),
+        (
+            lambda coco: coco["annotations"][1].update(category_id=5),
+            r"annotations\[1\]: category_id 5",
+        ),
+        (lambda coco: coco["annotations"][1].update(image_id=5), r"annotations\[1\]: image_id 5"),
+        (lambda coco: coco["annotations"][0].pop("bbox"), r"annotations\[0\]: bbox"),
+    ],
+)
+def test_faults_are_named_by_file_and_field(folder, change, message):
+    _rewrite(folder, change)
+    with pytest.raises(UserError, match=message):
+        CocoSource(folder, folder / "x.json")
+
+
+def test_missing_and_broken_files(folder):
+    with pytest.raises(UserError, match=r"none.json"):
+        CocoSource(folder, folder / "none.json")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:20])
+    with pytest.raises(UserError, match=r"b.png: image: missing or broken"):
+        CocoSource(folder, folder / "x.json")[0]
+    _rewrite(folder, lambda coco: coco["images"][0].update(height=21))
+    with pytest.raises(UserError, match=r"a.png: size: 20 x 30"):
+        CocoSource(folder, folder / "x.json")[1]
+    (folder / "x.json").write_text("{")
+    with pytest.raises(UserError, match="json"):
+        CocoSource(folder, folder / "x.json")
+
+
+def test_real_photographs(shared_data):
+    source = CocoSource(shared_data / "bccd" / "images", shared_data / "bccd" / "train.json")
+    assert (len(source), source.class_names) == (205, ["Platelets", "RBC", "WBC"])
+    assert sum(len(source._objects[i]) for i in source.image_ids.tolist()) == 2804
+    assert source[0]["image"].shape == (480, 640, 3)

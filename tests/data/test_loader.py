@@ -1,0 +1,94 @@
+"""Batches: order from seed and step, canvases, resizing, flips, hosts, and the synthetic set."""
+
+import numpy as np
+import pytest
+
+from crnas_jax.data import loader
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.data.transforms import ImageSize, batch_row
+from crnas_jax.errors import UserError
+
+SIZES = np.array([(3, 4)] * 11 + [(4, 3)] * 3, np.int32)
+
+
+def test_training_epochs_shuffle_whole_batches_of_one_canvas():
+    plan = loader.Plan(SIZES, 4, seed=0)
+    assert len(plan) == 2 + 1
+    for epoch in range(3):
+        batches = [plan[3 * epoch + step] for step in range(3)]
+        for batch in batches:
+            used = [i for i in batch.indices if i >= 0]
+            assert all((SIZES[i][0] > SIZES[i][1]) == batch.portrait for i in used)
+        seen = [i for batch in batches for i in batch.indices if i >= 0]
+        assert len(seen) == len(set(seen)) == 8 + 3
+    assert [plan[i] for i in range(30)] == [loader.Plan(SIZES, 4, seed=0)[i] for i in range(30)]
+    assert [plan[i] for i in range(3)] != [plan[i] for i in range(3, 6)]
+
+
+def test_evaluation_sees_every_image_once():
+    plan = loader.Plan(SIZES, 4, seed=None)
+    seen = [i for batch in plan.epoch(0) for i in batch.indices if i >= 0]
+    assert sorted(seen) == list(range(14))
+    with pytest.raises(UserError):
+        loader.Plan(SIZES[:0], 4, seed=0)
+
+
+def test_hosts_read_the_parts_of_the_same_batches_and_resuming_continues():
+    source, size = SyntheticSource(12, 64), ImageSize(64, 64)
+    plan = loader.Plan(source.sizes, 4, seed=3)
+    whole = list(loader.batches(source, plan, size, 6, 3, 0, 5))
+    parts = [list(loader.batches(source, plan, size, 6, 3, 2, 5, host, 2)) for host in (0, 1)]
+    assert len(whole) == 5
+    for step in range(3):
+        for name, values in whole[step + 2].items():
+            joined = np.concatenate([parts[0][step][name], parts[1][step][name]])
+            np.testing.assert_array_equal(values, joined)
+
+
+def test_a_row_keeps_aspect_and_flips_boxes_with_pixels():
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[10:20, 40:50] = 255
+    record = {
+        "image": image,
+        "image_id": np.int64(2**40 + 1),
+        "boxes": np.array([[40, 10, 50, 20]], np.float32),
+        "labels": np.array([2], np.int32),
+        "area": np.array([100], np.float32),
+        "crowd": np.array([False]),
+    }
+    row = batch_row(record, ImageSize(60, 100), False, True, 3)
+    assert row["image"].shape == (64, 128, 3)  # multiples of 32
+    assert row["image_size"].tolist() == [50, 100]  # the longer side binds
+    np.testing.assert_allclose(row["scale"], [5 / 3, 5 / 3])
+    np.testing.assert_allclose(
+        row["boxes"][0], [100 - 50 / 0.6, 10 / 0.6, 100 - 40 / 0.6, 20 / 0.6], rtol=1e-5
+    )
+    x0, y0, x1, y1 = row["boxes"][0].astype(int)
+    assert row["image"][y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].min() == 255
+    assert row["image"].sum() / 255 / 3 == pytest.approx(100 / 0.36, rel=0.1)
+    assert row["valid"].tolist() == [True, False, False]
+    assert row["area"][0] == 100
+    assert row["image_id"] == 2**40 + 1
+
+
+def test_more_objects_than_room():
+    source = SyntheticSource(4, 64, max_objects=5)
+    record = max((source[i] for i in range(4)), key=lambda record: len(record["boxes"]))
+    assert len(record["boxes"]) > 1
+    row = batch_row(record, ImageSize(64, 64), False, False, 1)
+    assert row["valid"].tolist() == [True]
+    assert row["boxes"][0].tolist() in record["boxes"].tolist()
+
+
+def test_synthetic_images_are_deterministic_by_index():
+    one, other = SyntheticSource(20, 64, seed=1), SyntheticSource(20, 64, seed=1)
+    other[7]
+    np.testing.assert_array_equal(one[3]["image"], other[3]["image"])
+    assert (SyntheticSource(20, 64, seed=2)[3]["image"] != one[3]["image"]).any()
+    assert len(one[15]["boxes"]) == 0
+    by_image = {}
+    for annotation in one.coco["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        by_image.setdefault(annotation["image_id"], []).append([x, y, x + w, y + h])
+    for index in range(20):
+        assert one[index]["boxes"].tolist() == by_image.get(index + 1, [])

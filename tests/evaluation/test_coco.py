@@ -1,0 +1,122 @@
+"""COCO metrics: known answers, the bootstrap's AP, detections back in original pixels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from crnas_jax.evaluation.coco import (
+    METRICS,
+    CocoEvaluator,
+    paired_bootstrap,
+    to_results,
+    weighted_ap,
+)
+
+
+@pytest.fixture(scope="module")
+def fixture(shared_data):
+    folder = shared_data / "coco_eval_fixtures"
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("case", "truth"),
+    [
+        ("cocoapi_bbox", "instances_val2014_100"),
+        ("nocrowd_bboxarea_bbox", "gt_nocrowd_bboxarea_100"),
+    ],
+)
+def test_known_answers(fixture, case, truth):
+    result = CocoEvaluator(fixture[truth]).evaluate(
+        fixture["instances_val2014_fakebbox100_results"]
+    )
+    expected = json.dumps(fixture["expected"])
+    assert set(result.metrics) == set(METRICS)
+    table = {
+        "cocoapi_bbox": (0.504581, 0.696973, 0.572982, 0.585626, 0.519400, 0.501398, 0.386813),
+        "nocrowd_bboxarea_bbox": (
+            0.503647,
+            0.696973,
+            0.571667,
+            0.592252 + 0.001,
+            0.557991,
+            0.489363,
+        ),
+    }[case]
+    np.testing.assert_allclose(list(result.metrics.values())[: len(table)], table, atol=1e-6)
+    assert case in expected
+    weights = np.ones(len(fixture[truth]["images"]))
+    assert weighted_ap(result.match_table(), weights) == pytest.approx(
+        result.metrics["AP"], abs=1e-9
+    )
+    assert len(result.per_class) == 80
+
+
+def _problem():
+    coco = {
+        "images": [{"id": i, "height": 50, "width": 50} for i in (1, 2, 3)],
+        "categories": [{"id": 5, "name": "five"}, {"id": 6, "name": "six"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 5,
+                "bbox": [0, 0, 10, 10],
+                "area": 100,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": 2,
+                "category_id": 5,
+                "bbox": [5, 5, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+            },
+        ],
+    }
+    good = [
+        {"image_id": 1, "category_id": 5, "bbox": [0, 0, 10, 10], "score": 0.9},
+        {"image_id": 2, "category_id": 5, "bbox": [5, 5, 20, 20], "score": 0.8},
+    ]
+    return CocoEvaluator(coco), good
+
+
+def test_perfect_half_and_no_detections():
+    evaluator, good = _problem()
+    result = evaluator.evaluate(good)
+    assert result.metrics["AP"] == pytest.approx(1)
+    assert np.isnan(result.metrics["APl"])
+    assert result.per_class["five"] == pytest.approx(1)
+    assert np.isnan(result.per_class["six"])
+    assert evaluator.evaluate(good[:1]).metrics["AP"] == pytest.approx(51 / 101)
+    assert evaluator.evaluate([]).metrics["AP"] == 0
+    assert evaluator.evaluate(good[:1], image_ids=[1, 3]).metrics["AP"] == pytest.approx(1)
+
+
+def test_bootstrap_equals_resampling_and_holds_the_difference():
+    evaluator, good = _problem()
+    whole, half = evaluator.evaluate(good), evaluator.evaluate(good[:1])
+    assert weighted_ap(half.match_table(), np.array([2.0, 1.0, 0.0])) == pytest.approx(67 / 101)
+    value, (low, high) = paired_bootstrap(half, whole, replicates=50)
+    assert value == pytest.approx(50 / 101)
+    assert low <= value <= high
+    assert paired_bootstrap(whole, whole, 20) == (0.0, (0.0, 0.0))
+
+
+def test_results_are_in_original_pixels_and_padding_is_left_out():
+    detections = {
+        "boxes": np.array([[[10, 20, 30, 60]], [[0, 0, 1, 1]]], np.float32),
+        "scores": np.array([[0.5], [0.9]], np.float32),
+        "labels": np.array([[2], [1]]),
+        "valid": np.array([[True], [True]]),
+    }
+    batch = {
+        "scale": np.array([[2, 0.5], [1, 1]], np.float32),
+        "image_id": np.array([2**40, 1]),
+        "weight": np.array([1, 0], np.float32),
+    }
+    assert to_results(detections, batch, [7, 9]) == [
+        {"image_id": 2**40, "category_id": 9, "bbox": [20.0, 10.0, 40.0, 20.0], "score": 0.5}
+    ]

@@ -1,0 +1,152 @@
+"""The matcher against a loop over boxes and ground truths."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from crnas_jax.ops import boxes, matcher
+
+N, T = 9, 4
+POSITIVE, NEGATIVE, BETWEEN = 1, 0, -1
+# (high, low, low_quality): RPN, RPN without forced matches, box head.
+VARIANTS = [(0.7, 0.3, True), (0.7, 0.3, False), (0.5, 0.5, False)]
+
+match = jax.jit(matcher.match, static_argnums=(2, 3, 4))
+iou_of = jax.jit(boxes.iou)
+match_boxes = jax.jit(
+    lambda given_boxes, truth, valid: matcher.match(
+        boxes.iou(given_boxes, truth), valid, 0.7, 0.3, True
+    )
+)
+
+# Thresholds, their neighbours in float32, and few enough values that ties are the rule.
+LEVELS = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
+LEVELS = sorted(
+    {np.float32(v) for v in LEVELS}
+    | {np.nextafter(np.float32(v), np.float32(e)) for v in (0.3, 0.5, 0.7) for e in (0, 1)}
+)
+IOUS = hnp.arrays(np.float32, (N, T), elements=st.sampled_from([float(v) for v in LEVELS]))
+VALID = hnp.arrays(np.bool_, (T,))
+
+
+def reference_match(iou, valid, high, low, low_quality):
+    high, low = np.float32(high), np.float32(low)
+    indices, labels = [], []
+    for row in iou:
+        best, index = np.float32(-1), 0
+        for truth in range(len(valid)):
+            if valid[truth] and row[truth] > best:
+                best, index = row[truth], truth
+        indices.append(index)
+        if best >= high:
+            labels.append(POSITIVE)
+        elif best < low:
+            labels.append(NEGATIVE)
+        else:
+            labels.append(BETWEEN)
+    if low_quality:
+        for truth in range(len(valid)):
+            if not valid[truth]:
+                continue
+            greatest = max(iou[:, truth])
+            for box in range(len(iou)):
+                if greatest > 0 and iou[box, truth] == greatest:
+                    labels[box] = POSITIVE
+    return indices, labels
+
+
+def test_constants():
+    assert (matcher.POSITIVE, matcher.NEGATIVE, matcher.BETWEEN) == (POSITIVE, NEGATIVE, BETWEEN)
+
+
+def test_hand_made_example():
+    iou = np.float32(
+        [
+            [0.8, 0.1, 1.0],  # positive for the first; the third is padding
+            [0.7, 0.7, 0.0],  # exactly at the upper threshold, tie: first
+            [0.3, 0.0, 0.0],  # exactly at the lower threshold: between
+            [0.2, 0.29, 0.9],  # below
+            [0.0, 0.0, 0.0],  # touches nothing
+        ]
+    )
+    index, label = match(iou, np.array([True, True, False]), 0.7, 0.3, False)
+    np.testing.assert_array_equal(index, [0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(label, [1, 1, -1, 0, 0])
+
+
+def test_low_quality_takes_all_ties_and_keeps_each_boxes_own_best():
+    iou = np.float32([[0.6, 0.5], [0.1, 0.5], [0.65, 0.2], [0.1, 0.4]])
+    index, label = match(iou, np.array([True, True]), 0.7, 0.3, True)
+    # Truth 0's best is box 2; truth 1's best are boxes 0 and 1, though box 0 prefers truth 0.
+    np.testing.assert_array_equal(index, [0, 1, 0, 1])
+    np.testing.assert_array_equal(label, [1, 1, 1, -1])
+    _, label = match(iou, np.array([True, True]), 0.7, 0.3, False)
+    np.testing.assert_array_equal(label, [-1, -1, -1, -1])
+
+
+def test_a_truth_that_nothing_touches_makes_no_positive():
+    iou = np.float32([[0.0, 0.4], [0.0, 0.0], [0.0, 0.2]])
+    _, label = match(iou, np.array([True, True]), 0.7, 0.3, True)
+    np.testing.assert_array_equal(label, [1, 0, 0])
+
+
+@pytest.mark.parametrize(("high", "low", "low_quality"), VARIANTS)
+def test_without_truth_every_box_is_negative_with_index_zero(high, low, low_quality):
+    iou = np.full((N, T), 0.9, np.float32)
+    index, label = match(iou, np.zeros(T, bool), high, low, low_quality)
+    np.testing.assert_array_equal(index, np.zeros(N))
+    np.testing.assert_array_equal(label, np.full(N, NEGATIVE))
+
+
+def test_equal_thresholds_leave_nothing_between():
+    below, at = np.nextafter(np.float32(0.5), np.float32(0)), np.float32(0.5)
+    iou = np.array([[below], [at]], np.float32)
+    _, label = match(iou, np.array([True]), 0.5, 0.5, False)
+    np.testing.assert_array_equal(label, [NEGATIVE, POSITIVE])
+
+
+@pytest.mark.parametrize(("high", "low", "low_quality"), VARIANTS)
+@settings(max_examples=60, deadline=None)
+@given(IOUS, VALID)
+@example(np.zeros((N, T), np.float32), np.ones(T, bool))
+@example(np.ones((N, T), np.float32), np.ones(T, bool))
+@example(np.ones((N, T), np.float32), np.zeros(T, bool))
+def test_match_equals_reference(high, low, low_quality, iou, valid):
+    index, label = match(iou, valid, high, low, low_quality)
+    expected_index, expected_label = reference_match(iou, valid, high, low, low_quality)
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_array_equal(label, expected_label)
+
+
+@settings(max_examples=30, deadline=None)
+@given(IOUS, VALID, hnp.arrays(np.float32, (N, T), elements=st.sampled_from([-1.0, 0.0, 1.0])))
+def test_what_stands_in_padding_is_irrelevant(iou, valid, junk):
+    first = match(iou, valid, 0.7, 0.3, True)
+    second = match(np.where(valid, iou, junk), valid, 0.7, 0.3, True)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_forced_matches_survive_fusion_with_the_overlaps(seed):
+    # The forced match compares floats for equality: it must hold with IoU in the same program.
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(-20, 300, (2000, 2))
+    given_boxes = np.concatenate([corner, corner + rng.uniform(1, 90, (2000, 2))], 1).astype("f")
+    given_boxes[1000:] = given_boxes[:1000]
+    truth = given_boxes[:6] + rng.uniform(-30, 30, (6, 4)).astype("f")
+    valid = np.array([True, True, True, True, True, False])
+    index, label = (np.asarray(part) for part in match_boxes(given_boxes, truth, valid))
+    np.testing.assert_array_equal(index[1000:], index[:1000])
+    np.testing.assert_array_equal(label[1000:], label[:1000])
+    overlap = np.asarray(iou_of(given_boxes, truth))[:, valid].astype(np.float64)
+    for column in overlap.T[overlap.max(0) > 0]:
+        clear = np.flatnonzero(column >= column.max() - 1e-9)
+        assert len(clear) >= 2
+        assert (label[clear] == POSITIVE).all()
+    # No box is positive without a reason, up to rounding.
+    reason = (overlap.max(1) > 0.7 - 1e-5) | (overlap > overlap.max(0) - 1e-5).any(1)
+    assert reason[label == POSITIVE].all()

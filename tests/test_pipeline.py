@@ -1,0 +1,86 @@
+"""The whole procedure on a tiny synthetic set, as a user launches it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+TINY = [
+    "--config=configs/quickstart.py",
+    "--config.widths=(8,8,8,16)",
+    "--config.supernet.widths=(8,8,8,16)",
+    "--config.supernet.grids=((1,2),(1,),(1,2),(1,))",
+    "--config.budget=5",
+    "--config.data.synthetic.train=16",
+    "--config.data.synthetic.val=8",
+    "--config.data.synthetic.test=8",
+    "--config.data.short=64",
+    "--config.data.long=64",
+    "--config.detector.pyramid_channels=16",
+    "--config.detector.head_channels=32",
+    "--config.stage_train.epochs=1",
+    "--config.operation_train.epochs=1",
+    "--config.detector_train.epochs=1",
+    "--config.search.batch_size=8",
+    "--config.search.calibration_images=8",
+    "--config.bootstrap=10",
+]
+
+
+def _launch(script, workdir, *arguments):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, f"scripts/{script}.py", *TINY, f"--workdir={workdir}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = _launch("run_crnas", folder)
+    assert run.returncode == 0, run.stderr
+    assert "2 allocations" in run.stdout
+    assert "difference in AP" in run.stdout
+    return folder
+
+
+def test_the_result_keeps_the_contract(workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["stage_search"]["evaluated"] == 2
+    assert result["operation_search"]["evaluated"] == 2 + 4 + 6 + 6 + 6
+    assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.6)
+    for network in ("baseline", "searched"):
+        assert {"arch", "flops", "params", "AP", "AP50", "ARl", "per_class"} <= set(result[network])
+    low, high = result["difference"]["ci95"]
+    assert low <= result["difference"]["AP"] <= high
+    journal = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+    codes = [(row["search"], tuple(row["code"])) for row in journal]
+    assert len(codes) == len(set(codes)) == 26
+
+
+def test_the_same_command_repeats_nothing(workdir):
+    kept = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    result = (workdir / "result.json").read_text()
+    run = _launch("run_crnas", workdir)
+    assert run.returncode == 0, run.stderr
+    assert (workdir / "result.json").read_text() == result
+    changed = {path.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"result.json"}
+    assert run.stdout.count("step") == 1  # the plan's
+
+
+def test_a_workdir_of_another_config_is_refused(workdir):
+    run = _launch("search_stage", workdir, "--config.seed=1")
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "another config" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest(tmp_path):
+    run = _launch("run_crnas", tmp_path / "w", "--config.budget=9")
+    assert run.returncode == 2
+    assert "nearest: 5, 6" in run.stderr
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,58 @@
+"""The spaces against the paper's counts and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from crnas_jax.errors import UserError
+from crnas_jax.search_space import OperationSpace, StageSpace
+
+
+@pytest.mark.parametrize(("budget", "number"), [(8, 9), (16, 153), (33, 374)])
+def test_counts_of_the_paper(budget, number):
+    space = StageSpace()
+    found = list(space.enumerate(budget))
+    assert space.count(budget) == len(found) == len(set(found)) == number
+    assert found == sorted(found)
+    assert all(sum(depths) == budget for depths in found)
+
+
+def test_count_equals_brute_force_with_costs():
+    space = StageSpace(((1, 2), (1, 3), (1, 2, 4), (2,)), (1.5, 1.0, 0.75, 1.25))
+    for budget in (5.0, 6.0, 6.5, 7.25, 100.0):
+        brute = [d for d in itertools.product(*space.grids) if space.cost(d) == budget]
+        assert list(space.enumerate(budget)) == brute
+        assert space.count(budget) == len(brute)
+    assert space.count() == 12
+
+
+def test_an_impossible_budget_names_the_nearest():
+    with pytest.raises(UserError, match="nearest: 6, 7"):
+        StageSpace().require(5)
+
+
+def test_branches_are_checked():
+    space = StageSpace()
+    np.testing.assert_array_equal(space.branch((1, 3, 5, 7)), [0, 2, 2, 4])
+    with pytest.raises(UserError, match="not on the grid"):
+        space.branch((1, 3, 4, 7))
+
+
+def test_samples_meet_the_budget_and_cover_the_space():
+    space, rng = StageSpace(), np.random.default_rng(0)
+    assert {space.sample(rng, 8) for _ in range(200)} == set(space.enumerate(8))
+    assert all(d in grid for d, grid in zip(space.sample(rng), space.grids, strict=True))
+
+
+def test_operation_space():
+    space = OperationSpace((3, 4, 6, 3))
+    assert space.count() == 43046721
+    assert [
+        OperationSpace(d).evaluations() for d in ((2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3))
+    ] == [66, 138, 291]
+    assert OperationSpace((1, 1, 1, 1), (1, 2)).evaluations(3) == 2 + 4 + 6 + 6
+    assert len(list(OperationSpace((1, 1, 1, 1)).enumerate())) == 81
+    with pytest.raises(UserError):
+        space.validate([0] * 15 + [3])
+    assert len(space.sample(np.random.default_rng(0))) == 16

@@ -1,0 +1,148 @@
+"""Training learns, resumes, and does not depend on the number of devices."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import greatest_difference, tiny_batch, tiny_options
+
+from crnas_jax.arch import Arch
+from crnas_jax.data.coco import CocoSource
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.evaluation.coco import CocoEvaluator
+from crnas_jax.evaluation.detect import detect
+from crnas_jax.models.build import Detector
+from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.training.loop import TrainOptions, train
+from crnas_jax.training.mesh import make_mesh, put_batch
+from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
+from crnas_jax.training.step import Trainer
+
+TINY = Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16))
+
+
+class _First:
+    """The first images of a source."""
+
+    def __init__(self, source, number):
+        self._source = source
+        self.sizes, self.category_ids = source.sizes[:number], source.category_ids
+        images = source.coco["images"]
+        kept = {int(i) for i in source.image_ids[:number]}
+        self.coco = {
+            **source.coco,
+            "images": [image for image in images if image["id"] in kept],
+            "annotations": [a for a in source.coco["annotations"] if a["image_id"] in kept],
+        }
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+
+def test_a_detector_overfits_eight_photographs(shared_data, tmp_path):
+    source = CocoSource(shared_data / "bccd" / "images", shared_data / "bccd" / "train.json")
+    source, size = _First(source, 8), ImageSize(144, 192)
+    rpn = RPNOptions(
+        (12.0, 24.0, 48.0, 96.0, 192.0), samples=128, pre_nms=(200, 200), post_nms=(150, 100)
+    )
+    box = BoxHeadOptions(head_channels=128, samples=64, canonical_size=84.0, nms_candidates=200)
+    detector = Detector(
+        Arch("resnet_basic", (1, 1, 1, 1), widths=(16, 32, 64, 64)),
+        DetectorOptions(3, 32, rpn, box),
+    )
+    optimizer = OptimizerOptions(0.0025, schedule="cosine", warmup_steps=20)
+    options = TrainOptions(
+        260, 8, size, optimizer, max_objects=32, flip=False, log_every=20, devices=1
+    )
+    variables = train(detector, source, options, tmp_path, "overfit")
+    found = detect(detector, variables, source, size, 8, devices=1)
+    assert CocoEvaluator(source.coco).evaluate(found).metrics["AP50"] >= 0.9
+
+
+def test_interrupted_training_resumes_to_the_same_result(tmp_path):
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    options = TrainOptions(
+        3, 4, ImageSize(64, 64), optimizer, 5, checkpoint_seconds=0.0, log_every=4, devices=1
+    )
+    whole = train(detector, source, options, tmp_path / "whole", "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    class Source(SyntheticSource):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if self.reads > 33:
+                raise Interrupted
+            return super().__getitem__(index)
+
+    with pytest.raises(Interrupted):
+        train(detector, Source(12, 64), options, tmp_path / "cut", "cut")
+    assert (tmp_path / "cut" / "checkpoints" / "4").exists()
+    resumed = train(detector, source, options, tmp_path / "cut", "cut")
+    assert greatest_difference(whole, resumed) == 0
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+def test_one_and_eight_devices_take_the_same_step():
+    detector = Detector(TINY, tiny_options())
+    batch, states, losses = {**tiny_batch(8), "image_id": np.arange(8)}, [], []
+    for devices in (1, 8):
+        mesh = make_mesh(8, devices)
+        trainer = Trainer(detector, make_optimizer(OptimizerOptions(), 8, 10), mesh, seed=0)
+        state, metrics = trainer.step(trainer.init(), put_batch(mesh, batch))
+        states.append(jax.device_get(state))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert greatest_difference(*states) < 1e-3
+
+
+def test_padding_images_count_for_nothing():
+    detector = Detector(TINY, tiny_options())
+    variables = jax.jit(detector.init)(jax.random.key(0))
+    one, other = tiny_batch(4, seed=1), tiny_batch(4, seed=1)
+    for name in ("image", "boxes", "labels"):
+        other[name][3] = tiny_batch(4, seed=2)[name][3]
+    one["weight"][3] = other["weight"][3] = 0
+    keys = jax.random.split(jax.random.key(0), 4)
+    losses = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))
+    assert greatest_difference(losses(one), losses(other)) < 1e-6
+
+
+def test_images_without_objects_have_finite_losses():
+    detector = Detector(TINY, tiny_options())
+    variables = jax.jit(detector.init)(jax.random.key(0))
+    batch = tiny_batch(4)
+    batch["valid"][:] = False
+    keys = jax.random.split(jax.random.key(0), 4)
+    losses, _ = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))(batch)
+    assert all(np.isfinite(value) for value in losses.values())
+    assert losses["loss_box"] == losses["loss_rpn_box"] == 0
+
+
+def test_schedules():
+    step = make_schedule(OptimizerOptions(0.01, drops=(0.5, 0.75), warmup_steps=10), 4, 100)
+    np.testing.assert_allclose(
+        [step(i) for i in (0, 5, 10, 49, 51, 80)],
+        [4e-5, 0.02002, 0.04, 0.04, 0.004, 4e-4],
+        rtol=1e-3,
+    )
+    cosine = make_schedule(OptimizerOptions(0.01, schedule="cosine", warmup_steps=1), 4, 100)
+    np.testing.assert_allclose([cosine(50), cosine(100)], [0.02, 0], atol=1e-6)
+    with pytest.raises(UserError):
+        make_schedule(OptimizerOptions(schedule="linear"), 1, 1)
+
+
+def test_a_batch_the_devices_cannot_share_is_refused():
+    with pytest.raises(UserError, match="multiple of 8"):
+        make_mesh(6, 8)
+    with pytest.raises(UserError, match="are there"):
+        make_mesh(6, 1000)
