@@ -10,11 +10,6 @@ from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
 
-# Orbax tells dozens of INFO lines a save under absl.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname
-)
-
 
 class Checkpoints:
     """The checkpoints of one run; the latest two are kept."""

@@ -1,13 +1,12 @@
 """What scripts share: flags, compilation cache, status 2 and one line for a mistake."""
 
-import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from crnas_jax.errors import UserError
@@ -29,6 +28,8 @@ def launch(action: Callable[[Pipeline], None]) -> None:
     use_compilation_cache()
 
     def main(_):
+        if flags.FLAGS["verbosity"].value == 0:  # Orbax prints dozens of INFO lines a save
+            logging.set_verbosity(logging.WARNING)
         try:
             pipeline = Pipeline(Settings(_CONFIG.value), pathlib.Path(_WORKDIR.value))
             print(pipeline.plan(), flush=True)
@@ -38,8 +39,6 @@ def launch(action: Callable[[Pipeline], None]) -> None:
             sys.exit(2)
 
     flags.mark_flags_as_required(["config", "workdir"])
-    # absl would print its INFO lines between ours.
-    logging.getLogger("absl").setLevel(logging.WARNING)
     app.run(main)
 
 

@@ -44,7 +44,7 @@ class Pipeline:
 
     def __post_init__(self):
         self.settings.validate()
-        self._sources: dict = {}
+        self._sources = self.settings.sources()
         path = self.workdir / "config.json"
         config = {
             "format": FORMAT,
@@ -60,9 +60,7 @@ class Pipeline:
             write_json(path, config)
 
     def source(self, split: str):
-        """A split, read once. The three splits may not share an image."""
-        if split not in self._sources:
-            self._sources[split] = self.settings.source(split)
+        """One of `train`, `val` and `test`."""
         return self._sources[split]
 
     @property

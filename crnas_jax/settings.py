@@ -70,9 +70,15 @@ class Settings:
         """Operation codes of a network with these depths."""
         return OperationSpace(tuple(depths), tuple(self.config.supernet.dilations))
 
-    def source(self, split: str):
-        """A split of the data."""
-        return data_build.source(self.config.data, split)
+    def sources(self) -> dict:
+        """The splits of the data by name.
+
+        Raises:
+          UserError: the files are faulty, or two splits share an image.
+        """
+        sources = {split: data_build.source(self.config.data, split) for split in data_build.SPLITS}
+        data_build.require_disjoint(sources)
+        return sources
 
     def detector_options(self, classes: int) -> DetectorOptions:
         """Neck and heads."""

@@ -7,13 +7,17 @@ import sys
 
 import pytest
 from conftest import ROOT
+from orbax.checkpoint import v1 as ocp
+
+from crnas_jax.data.build import require_disjoint
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.errors import UserError
 
 TINY = [
     "--config=configs/quickstart.py",
     "--config.widths=(8,8,8,16)",
     "--config.supernet.widths=(8,8,8,16)",
-    "--config.supernet.grids=((1,2),(1,),(1,2),(1,))",
-    "--config.budget=5",
+    "--config.supernet.grids=((1,2),(2,),(2,),(2,3))",
     "--config.data.synthetic.train=16",
     "--config.data.synthetic.val=8",
     "--config.data.synthetic.test=8",
@@ -49,15 +53,26 @@ def workdir(tmp_path_factory):
 def test_the_result_keeps_the_contract(workdir):
     result = json.loads((workdir / "result.json").read_text())
     assert result["stage_search"]["evaluated"] == 2
-    assert result["operation_search"]["evaluated"] == 2 + 4 + 6 + 6 + 6
-    assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.6)
+    assert result["operation_search"]["evaluated"] == 2 + 4 + 6 * 6
+    assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.02)
     for network in ("baseline", "searched"):
         assert {"arch", "flops", "params", "AP", "AP50", "ARl", "per_class"} <= set(result[network])
     low, high = result["difference"]["ci95"]
     assert low <= result["difference"]["AP"] <= high
     journal = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
     codes = [(row["search"], tuple(row["code"])) for row in journal]
-    assert len(codes) == len(set(codes)) == 26
+    assert len(codes) == len(set(codes)) == 44
+
+
+def test_weights_load_as_the_readme_says(workdir):
+    variables = ocp.load_pytree(workdir / "searched" / "variables")
+    assert variables["params"]["backbone"]["stage2"]["block2"]["conv2"]["kernel"].shape == (
+        3,
+        3,
+        8,
+        8,
+    )
+    assert set(variables) == {"params", "batch_stats"}
 
 
 def test_the_same_command_repeats_nothing(workdir):
@@ -79,8 +94,14 @@ def test_a_workdir_of_another_config_is_refused(workdir):
     assert "Traceback" not in run.stderr
 
 
+def test_splits_that_share_an_image_are_refused():
+    sources = {name: SyntheticSource(2, 32, seed=0) for name in ("train", "test")}
+    with pytest.raises(UserError, match="synthetic_0_0 is in train too"):
+        require_disjoint(sources)
+
+
 def test_an_impossible_budget_is_refused_with_the_nearest(tmp_path):
-    run = _launch("run_crnas", tmp_path / "w", "--config.budget=9")
+    run = _launch("run_crnas", tmp_path / "w", "--config.budget=5")
     assert run.returncode == 2
-    assert "nearest: 5, 6" in run.stderr
+    assert "nearest: 7, 8" in run.stderr
     assert not (tmp_path / "w").exists()

@@ -1,6 +1,7 @@
 """From the data part of a config to sources."""
 
 import pathlib
+from collections.abc import Mapping
 
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.synthetic import SyntheticSource
@@ -28,3 +29,18 @@ def source(data, split: str):
         folder = pathlib.Path(data.folder)
         return CocoSource(folder / data.images, folder / getattr(data, split))
     raise UserError("config", "data.name", f"{data.name!r} is unknown", "use 'coco' or 'synthetic'")
+
+
+def require_disjoint(sources: Mapping) -> None:
+    """Raises UserError when two splits share an image: a search must not see the test split.
+
+    Args:
+      sources: by name of their split.
+    """
+    owner = {}
+    for split, split_source in sources.items():
+        for name in split_source.names:
+            if owner.setdefault(name, split) != split:
+                raise UserError(
+                    "data", split, f"{name} is in {owner[name]} too", "give each image to one split"
+                )

@@ -19,6 +19,7 @@ class CocoSource:
       class_names: likewise.
       image_ids: int64 [images].
       sizes: int32 [images, 2], height and width as the file says.
+      names: what tells images of different splits apart: the paths of the files.
       skipped: boxes left out because nothing of them lies inside their image.
     """
 
@@ -54,6 +55,7 @@ class CocoSource:
         self.sizes = np.array(
             [(image["height"], image["width"]) for image in self._images], np.int32
         ).reshape(-1, 2)
+        self.names = [str(self._folder / image["file_name"]) for image in self._images]
         self.skipped = 0
         self._objects = self._read_objects()
 
@@ -105,9 +107,9 @@ class CocoSource:
         Raises:
           UserError: the image is missing, broken or of another size than the file says.
         """
-        path = self._folder / self._images[index]["file_name"]
+        path = self.names[index]
         # COCO's boxes are in the pixels of the file as stored: the EXIF rotation is not applied.
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise UserError(
                 path, "image", "missing or broken", "restore the file or remove its entry"

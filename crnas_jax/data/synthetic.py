@@ -24,6 +24,7 @@ class SyntheticSource:
         self.sizes = np.full((number, 2), size, np.int32)
         self.skipped = 0
         self.coco = self._annotations()
+        self.names = [image["file_name"] for image in self.coco["images"]]
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -34,7 +34,7 @@ def _scaled(tree, reference):
 
 
 def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
-    """`step(detector)` is a function of (variables, choice) to (outputs, gradient, new statistics)."""
+    """`step(detector)` maps (variables, choice) to (outputs, gradient, new statistics)."""
     detector = Detector(spec, tiny_options())
     choice = spec.choice(depths, operations)
     dilations = tuple(spec.dilations[operation] for operation in operations)
