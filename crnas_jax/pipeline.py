@@ -108,10 +108,11 @@ class Pipeline:
             def choice(depths, _):
                 return detector.spec.choice(depths)
 
-            depths, score = stage_search(
-                space, budget, lambda codes: scorer.score("stage", codes, choice)
-            )
-            return self._found(self._arch(depths), score, space.count(budget))
+            def score(codes):
+                return scorer.score("stage", codes, choice, "stage search")
+
+            depths, best = stage_search(space, budget, score)
+            return self._found(self._arch(depths), best, space.count(budget))
 
         return self._step("stage_search", run)
 
@@ -135,11 +136,13 @@ class Pipeline:
             def choice(code, batch):
                 return detector.spec.choice(depths, complete(space, code, seed, batch))
 
-            code, score = operation_search(
-                space, keep, lambda codes: scorer.score("operation", codes, choice)
-            )
+            def score(codes):
+                label = f"operation search, block {len(codes[0])} of {space.blocks}"
+                return scorer.score("operation", codes, choice, label)
+
+            code, best = operation_search(space, keep, score)
             dilations = tuple(space.dilations[operation] for operation in code)
-            return self._found(self._arch(depths, dilations), score, space.evaluations(keep))
+            return self._found(self._arch(depths, dilations), best, space.evaluations(keep))
 
         return self._step("operation_search", run)
 

@@ -47,6 +47,8 @@ class CocoSource:
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
                 raise UserError(self._file, field, "missing", "give a COCO annotation file")
+        if not self.coco["categories"]:
+            raise UserError(self._file, "categories", "there are none", "name at least one class")
         categories = sorted(self.coco["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.class_names = [category["name"] for category in categories]

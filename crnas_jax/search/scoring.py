@@ -5,15 +5,16 @@ import time
 
 import jax
 from jaxtyping import PyTree
-from tqdm import tqdm
 
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import CocoEvaluator, to_results
 from crnas_jax.models.build import Detector
 from crnas_jax.search.bn_calibration import calibrate
 from crnas_jax.search.evaluator import SubnetEvaluator
 from crnas_jax.search.journal import Journal
+from crnas_jax.training.logging import Progress
 from crnas_jax.training.mesh import make_mesh, put_batch, replicated
 
 
@@ -65,8 +66,10 @@ class SubnetScorer:
         )
         self._evaluator = SubnetEvaluator(detector, self._mesh, options.chunk)
         self._coco = CocoEvaluator(val_source.coco)
+        if all(annotation.get("iscrowd") for annotation in val_source.coco["annotations"]):
+            raise UserError("data", "val", "no object to score on", "label the validation split")
 
-    def score(self, search: str, codes: list[tuple], choices_of) -> list[float]:
+    def score(self, search: str, codes: list[tuple], choices_of, label: str = "") -> list[float]:
         """AP of every code; those in the journal are not scored again.
 
         Args:
@@ -74,20 +77,16 @@ class SubnetScorer:
           codes: what is scored.
           choices_of: from (code, mini-batch) to the path to run on it; paths may differ between
             mini-batches only with `bn` other than `recalibrate`.
+          label: for people.
         """
         # A chunk at a time, so that a crash loses no more than the chunk in flight.
         missing = [code for code in codes if self._journal.get(search, code) is None]
-        progress = tqdm(
-            total=len(codes),
-            initial=len(codes) - len(missing),
-            desc=search,
-            unit="subnet",
-            disable=None,
-        )
+        progress = Progress(label or search, len(codes), len(codes) - len(missing), "subnet")
         for start in range(0, len(missing), self._options.chunk):
             some = missing[start : start + self._options.chunk]
             began = time.monotonic()
             results, image_ids = self._detect(some, choices_of)
+            seconds = round((time.monotonic() - began) / len(some), 3)
             for code, found in zip(some, results, strict=True):
                 score = self._coco.evaluate(found, image_ids).metrics["AP"]
                 self._journal.add(
@@ -96,9 +95,10 @@ class SubnetScorer:
                     score,
                     images=len(image_ids),
                     seed=self._options.seed,
-                    seconds=round((time.monotonic() - began) / len(some), 3),
+                    seconds=seconds,
                 )
-            progress.update(len(some))
+            done = len(codes) - len(missing) + start + len(some)
+            progress.update(done, best=max(self._journal.get(search, code) for code in some))
         progress.close()
         return [self._journal.get(search, code) for code in codes]
 

@@ -9,56 +9,65 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
-class RunLog:
-    """Progress and metrics of one training run.
-
-    On a terminal a progress bar with loss, images per second and time left; piped, a plain line at
-    most every `line_seconds`.
-    """
+class Progress:
+    """A progress bar on a terminal; piped, a plain line at most every `line_seconds`."""
 
     def __init__(
-        self, folder: pathlib.Path, name: str, start: int, steps: int, line_seconds: float = 15.0
+        self, name: str, total: int, done: int = 0, unit: str = "step", line_seconds: float = 15.0
     ):
-        """Args: where metrics go, the run's name, first step, last step, seconds between lines."""
+        self._name, self._unit, self._total, self._done = name, unit, total, done
+        self._line_seconds = line_seconds
+        self._plain = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=self._plain)
+        self._start, self._began, self._last_line = done, time.monotonic(), 0.0
+
+    def update(self, done: int, **values: float) -> None:
+        """`done` of all are finished; `values` are shown beside them."""
+        self._bar.update(done - self._done)
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+        self._done = done
+        now = time.monotonic()
+        if self._plain and (now - self._last_line > self._line_seconds or done == self._total):
+            self._last_line = now
+            each = (now - self._began) / max(done - self._start, 1)
+            shown = "".join(f" {name} {value:.4g}" for name, value in values.items())
+            left = each * (self._total - done)
+            print(
+                f"{self._name}: {self._unit} {done}/{self._total}{shown}, {left:.0f} s left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+class RunLog:
+    """Progress of one training run; `metrics.jsonl` and TensorBoard events in `folder`."""
+
+    def __init__(self, folder: pathlib.Path, name: str, start: int, steps: int, batch_size: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._name, self._steps, self._line_seconds = name, steps, line_seconds
+        self._name, self._batch_size = name, batch_size
         self._jsonl = (folder / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(folder))
-        self._bar = tqdm(
-            total=steps, initial=start, desc=name, unit="step", disable=not sys.stderr.isatty()
-        )
-        self._plain = self._bar.disable
-        self._start, self._began, self._last_line = start, time.monotonic(), 0.0
-
-    def step(self, step: int, images: int) -> None:
-        """A step was sent off; `images` in it."""
-        self._images = images
-        if not self._plain:
-            self._bar.update(1)
+        self._progress = Progress(name, steps, start)
+        self._last = (start, time.monotonic())
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Values of a finished step."""
-        now = time.monotonic()
-        rate = (step - self._start) * self._images / max(now - self._began, 1e-9)
-        left = (self._steps - step) * self._images / max(rate, 1e-9)
+        """Values of a finished step; images per second are those since the last call."""
+        now, (last_step, last_time) = time.monotonic(), self._last
+        rate = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        self._last = (step, now)
         row = {"step": step, **values, "images_per_second": round(rate, 2)}
         self._jsonl.write(json.dumps({"run": self._name, **row}) + "\n")
         self._jsonl.flush()
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(name, value, step)
-        if not self._plain:
-            self._bar.set_postfix(loss=f"{values['loss']:.3f}", img_s=f"{rate:.1f}")
-        elif now - self._last_line > self._line_seconds or step == self._steps:
-            self._last_line = now
-            print(
-                f"{self._name}: step {step}/{self._steps} loss {values['loss']:.4f} "
-                f"{rate:.1f} images/s, {left:.0f} s left",
-                flush=True,
-            )
+        self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
     def close(self) -> None:
         """Ends the bar and the files."""
-        self._bar.close()
+        self._progress.close()
         self._jsonl.close()
         self._events.close()

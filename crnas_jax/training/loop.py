@@ -89,12 +89,11 @@ def train(
             jax.process_index(),
             jax.process_count(),
         )
-        log = RunLog(folder, name, start, steps)
+        log = RunLog(folder, name, start, steps, options.batch_size)
         saved_at = time.monotonic()
         for step, batch in enumerate(batches, start + 1):
             choice = sample_choice(detector, options.seed, step - 1)
             state, metrics = trainer.step(state, put_batch(mesh, batch), choice)
-            log.step(step, options.batch_size)
             if step % options.log_every == 0 or step == steps:
                 values = {key: float(value) for key, value in metrics.items()}
                 _require_finite(values, step, float(schedule(step - 1)), batch["image_id"])
