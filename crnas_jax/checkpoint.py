@@ -25,7 +25,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Saves unless this step is saved."""
         if step not in self.steps():
-            self._checkpointer.save_pytree(step, state)
+            self._checkpointer.save(step, state)
 
     def steps(self) -> list[int]:
         """Steps that can be restored, ascending."""
@@ -36,7 +36,7 @@ class Checkpoints:
         abstract = jax.tree.map(_abstract, like)
         for step in reversed(self.steps()):
             try:
-                return self._checkpointer.load_pytree(step, abstract)
+                return self._checkpointer.load(step, abstract)
             except Exception as error:
                 logging.warning(
                     "checkpoint of step %d does not load (%s); trying an earlier one", step, error
@@ -60,7 +60,7 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
     folder = pathlib.Path(folder).absolute()
     if folder.exists():
         shutil.rmtree(folder)
-    ocp.save_pytree(folder, variables)
+    ocp.save(folder, variables)
 
 
 def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
@@ -74,7 +74,7 @@ def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
     if not folder.exists():
         raise UserError(folder, "checkpoint", "missing", "train this step first")
     try:
-        return ocp.load_pytree(folder, jax.tree.map(_abstract, like))
+        return ocp.load(folder, jax.tree.map(_abstract, like))
     except Exception as error:
         raise UserError(
             folder, "checkpoint", f"{type(error).__name__}: {error}"[:300], "train this step again"

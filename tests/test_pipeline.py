@@ -65,7 +65,7 @@ def test_the_result_keeps_the_contract(workdir):
 
 
 def test_weights_load_as_the_readme_says(workdir):
-    variables = ocp.load_pytree(workdir / "searched" / "variables")
+    variables = ocp.load(workdir / "searched" / "variables")
     assert variables["params"]["backbone"]["stage2"]["block2"]["conv2"]["kernel"].shape == (
         3,
         3,

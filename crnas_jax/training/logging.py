@@ -66,8 +66,10 @@ class RunLog:
                 self._events.add_scalar(name, value, step)
         self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
-    def close(self) -> None:
-        """Ends the bar and the files."""
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error) -> None:
         self._progress.close()
         self._jsonl.close()
         self._events.close()

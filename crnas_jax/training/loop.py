@@ -89,20 +89,19 @@ def train(
             jax.process_index(),
             jax.process_count(),
         )
-        log = RunLog(folder, name, start, steps, options.batch_size)
-        saved_at = time.monotonic()
-        for step, batch in enumerate(batches, start + 1):
-            choice = sample_choice(detector, options.seed, step - 1)
-            state, metrics = trainer.step(state, put_batch(mesh, batch), choice)
-            if step % options.log_every == 0 or step == steps:
-                values = {key: float(value) for key, value in metrics.items()}
-                _require_finite(values, step, float(schedule(step - 1)), batch["image_id"])
-                log.metrics(step, {**values, "learning_rate": float(schedule(step - 1))})
-                if time.monotonic() - saved_at > options.checkpoint_seconds:
-                    checkpoints.save(step, state)
-                    saved_at = time.monotonic()
+        with RunLog(folder, name, start, steps, options.batch_size) as log:
+            saved_at = time.monotonic()
+            for step, batch in enumerate(batches, start + 1):
+                choice = sample_choice(detector, options.seed, step - 1)
+                state, metrics = trainer.step(state, put_batch(mesh, batch), choice)
+                if step % options.log_every == 0 or step == steps:
+                    values = {key: float(value) for key, value in metrics.items()}
+                    _require_finite(values, step, float(schedule(step - 1)), batch["image_id"])
+                    log.metrics(step, {**values, "learning_rate": float(schedule(step - 1))})
+                    if time.monotonic() - saved_at > options.checkpoint_seconds:
+                        checkpoints.save(step, state)
+                        saved_at = time.monotonic()
         checkpoints.save(steps, state)
-        log.close()
     checkpoints.close()
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
 

@@ -45,16 +45,16 @@ class _First:
 
 def test_a_detector_overfits_eight_photographs(shared_data, tmp_path):
     source = CocoSource(shared_data / "bccd" / "images", shared_data / "bccd" / "train.json")
-    source, size = _First(source, 8), ImageSize(144, 192)
+    source, size = _First(source, 8), ImageSize(96, 128)
     rpn = RPNOptions(
-        (12.0, 24.0, 48.0, 96.0, 192.0), samples=128, pre_nms=(200, 200), post_nms=(150, 100)
+        (8.0, 16.0, 32.0, 64.0, 128.0), samples=128, pre_nms=(200, 200), post_nms=(150, 100)
     )
-    box = BoxHeadOptions(head_channels=128, samples=64, canonical_size=84.0, nms_candidates=200)
+    box = BoxHeadOptions(head_channels=128, samples=64, canonical_size=56.0, nms_candidates=200)
     detector = Detector(
         Arch("resnet_basic", (1, 1, 1, 1), widths=(16, 32, 64, 64)),
         DetectorOptions(3, 32, rpn, box),
     )
-    optimizer = OptimizerOptions(0.0025, schedule="cosine", warmup_steps=20)
+    optimizer = OptimizerOptions(0.005, schedule="cosine", warmup_steps=20)
     options = TrainOptions(
         260, 8, size, optimizer, max_objects=32, flip=False, log_every=20, devices=1
     )
