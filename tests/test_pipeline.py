@@ -15,8 +15,8 @@ from crnas_jax.errors import UserError
 
 TINY = [
     "--config=configs/quickstart.py",
-    "--config.widths=(8,8,8,16)",
-    "--config.supernet.widths=(8,8,8,16)",
+    "--config.widths=(4,8,16,32)",
+    "--config.supernet.widths=(4,8,16,32)",
     "--config.supernet.grids=((1,2),(2,),(2,),(2,3))",
     "--config.data.synthetic.train=16",
     "--config.data.synthetic.val=8",
@@ -64,6 +64,7 @@ def test_the_result_keeps_the_contract(workdir):
     assert len(codes) == len(set(codes)) == 44
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_weights_load_as_the_readme_says(workdir):
     variables = ocp.load(workdir / "searched" / "variables")
     assert variables["params"]["backbone"]["stage2"]["block2"]["conv2"]["kernel"].shape == (

@@ -24,7 +24,6 @@ class ImageSize:
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of an image after resizing, aspect kept to half a pixel."""
         scale = min(self.short / min(height, width), self.long / max(height, width))
-        # The longer side first: rounding may not push it past the canvas.
         return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
