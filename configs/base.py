@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.search = ConfigDict()
     config.search.batch_size = 16  # images in a mini-batch
     config.search.keep = 3  # K of algorithm 1
-    config.search.batches = 0  # mini-batches of val per score (c); 0 for all
+    config.search.batches = 0  # first mini-batches of val to score on (c); 0 for all
     config.search.bn = (
         "recalibrate"  # statistics in the stage search: "recalibrate", "batch", "running"
     )
@@ -90,7 +90,7 @@ def _recipe(epochs, drops):
             "weight_decay": 1e-4,
             "schedule": "step",  # "step" (a tenth after each of drops) or "cosine"
             "drops": drops,  # as fractions of the run
-            "warmup_steps": 500,
+            "warmup_steps": 500,  # at most a quarter of the run
             "checkpoint_seconds": 120.0,
             "log_every": 10,
         }

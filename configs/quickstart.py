@@ -19,7 +19,7 @@ def get_config():
         recipe.update(
             {"epochs": 4.0, "batch_size": 8, "rate_per_image": 0.0025, "warmup_steps": 50}
         )
-    config.detector_train.epochs = 6.0
+    config.detector_train.epochs = 10.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
     return config

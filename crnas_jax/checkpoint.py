@@ -15,9 +15,10 @@ class Checkpoints:
     """The checkpoints of one run; the latest two are kept."""
 
     def __init__(self, folder: str | pathlib.Path):
+        self._folder = pathlib.Path(folder).absolute()
         policy = ocp.training.preservation_policies.LatestN(2)
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).absolute(),
+            self._folder,
             preservation_policy=policy,
             cleanup_tmp_directories=True,
         )
@@ -38,6 +39,9 @@ class Checkpoints:
             try:
                 return self._checkpointer.load(step, abstract)
             except Exception as error:
+                # Left in its place it would block saving this step and those before it.
+                (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+                self._checkpointer.reload()
                 logging.warning(
                     "checkpoint of step %d does not load (%s); trying an earlier one", step, error
                 )

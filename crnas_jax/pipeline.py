@@ -4,6 +4,7 @@ supernet of allocations -> stage search -> supernet of dilations -> operation se
 network and the baseline trained under one recipe -> both evaluated on the test split.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -46,18 +47,18 @@ class Pipeline:
         self.settings.validate()
         self._sources = self.settings.sources()
         path = self.workdir / "config.json"
-        config = {
-            "format": FORMAT,
-            "hash": self.settings.hash,
-            "config": self.settings.config.to_dict(),
-        }
-        if path.exists():
-            if json.loads(path.read_text()).get("hash") != self.settings.hash:
-                raise UserError(
-                    path, "config", "this folder is another config's", "choose another --workdir"
-                )
-        else:
+        digests = [source.digest for source in self._sources.values()]
+        self._hash = _digest(self.settings.hash, *digests)
+        config = {"format": FORMAT, "hash": self._hash, "config": self.settings.config.to_dict()}
+        if not path.exists():
             write_json(path, config)
+        elif json.loads(path.read_text()).get("hash") != self._hash:
+            raise UserError(
+                path,
+                "config",
+                "this folder belongs to another config or to other data",
+                "choose another --workdir",
+            )
 
     def source(self, split: str):
         """One of `train`, `val` and `test`."""
@@ -86,10 +87,29 @@ class Pipeline:
             f"then {operations} partial operation codes",
             "steps       stage supernet, stage search, operation supernet, operation search, "
             "searched network, baseline, test",
-            f"devices     {', '.join(str(device) for device in jax.devices())}",
+            f"devices     {', '.join(str(device) for device in jax.devices()[: settings.devices])}",
             f"workdir     {self.workdir}",
         ]
+        if settings.budget != sum(settings.baseline.depths):
+            rows.append(
+                "note        the budget is not the baseline's: the two will differ in FLOPs"
+            )
+        skipped = sum(source.skipped for source in self._sources.values())
+        if skipped:
+            rows.append(f"note        {skipped} boxes lie outside their image and are left out")
+        crowded = self._crowded()
+        if crowded:
+            rows.append(
+                f"note        {crowded} training images have more boxes than data.max_objects; "
+                "each step draws among them"
+            )
         return "\n".join(rows)
+
+    def _crowded(self):
+        """Training images with more boxes than a batch has room for."""
+        annotations = self.source("train").coco["annotations"]
+        boxes = collections.Counter(annotation["image_id"] for annotation in annotations)
+        return sum(number > self.settings.config.data.max_objects for number in boxes.values())
 
     def train_stage_supernet(self) -> Detector:
         """Trains the supernet of allocations; returns its description."""
@@ -99,9 +119,9 @@ class Pipeline:
 
     def search_stage(self) -> dict:
         """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
-        detector = self.train_stage_supernet()
 
         def run():
+            detector = self.train_stage_supernet()
             space, budget = self.settings.stage_space, self.settings.budget
             scorer = self._scorer(detector, "stage_supernet", self.settings.config.search.bn)
 
@@ -125,9 +145,9 @@ class Pipeline:
 
     def search_operations(self) -> dict:
         """Greedy search of the dilations; the same fields as `search_stage`."""
-        detector = self.train_operation_supernet()
 
         def run():
+            detector = self.train_operation_supernet()
             depths, seed = self._depths(), self.settings.config.seed
             space, keep = self.settings.operation_space(depths), self.settings.config.search.keep
             # A completion lives for one mini-batch, so statistics are the mini-batch's.
@@ -247,9 +267,7 @@ class Pipeline:
             self.workdir / supernet / "variables", jax.eval_shape(detector.init, jax.random.key(0))
         )
         # Scores depend on the weights: a retrained supernet's are not those in the journal.
-        journal = Journal(
-            self.workdir / "journal.jsonl", f"{self.settings.hash}-{_fingerprint(variables)}"
-        )
+        journal = Journal(self.workdir / "journal.jsonl", f"{self._hash}-{_fingerprint(variables)}")
         options = self.settings.score_options(bn)
         return SubnetScorer(
             detector, variables, self.source("train"), self.source("val"), options, journal
@@ -301,7 +319,7 @@ def write_json(path: pathlib.Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
+        json.dump(value, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -314,9 +332,13 @@ def _explain(name, detector):
 
 
 def _fingerprint(variables):
+    return _digest(*(leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(variables))))
+
+
+def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(variables)):
-        digest.update(leaf.tobytes())
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
 
 

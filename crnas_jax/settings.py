@@ -15,10 +15,13 @@ from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.search.scoring import ScoreOptions
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.loop import TrainOptions
-from crnas_jax.training.optimizer import OptimizerOptions
+from crnas_jax.training.mesh import make_mesh
+from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
 
-# Fields that change how a run is executed, not what comes out of it.
-_EXECUTION = ("devices",)
+# Fields that change how a run is executed, not what comes out of it; wherever they stand. What the
+# data folder holds is in the sources' digests.
+_EXECUTION = ("devices", "folder", "checkpoint_seconds", "log_every", "chunk")
+_RECIPES = ("stage_train", "operation_train", "detector_train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +33,8 @@ class Settings:
     @property
     def hash(self) -> str:
         """Of all fields that can change a result."""
-        fields = {
-            name: value for name, value in self.config.to_dict().items() if name not in _EXECUTION
-        }
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        text = json.dumps(_results_only(self.config.to_dict()), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def size(self) -> ImageSize:
@@ -74,10 +75,10 @@ class Settings:
         """The splits of the data by name.
 
         Raises:
-          UserError: the files are faulty, or two splits share an image.
+          UserError: the files are faulty, or the splits do not belong together.
         """
         sources = {split: data_build.source(self.config.data, split) for split in data_build.SPLITS}
-        data_build.require_disjoint(sources)
+        data_build.require_consistent(sources)
         return sources
 
     def detector_options(self, classes: int) -> DetectorOptions:
@@ -181,4 +182,21 @@ class Settings:
                 f"{self.config.search.bn!r} is unknown",
                 "use recalibrate, batch or running",
             )
+        for field in ("keep", "chunk", "batch_size"):
+            if self.config.search[field] < 1:
+                raise UserError("config", f"search.{field}", "less than 1", "use at least 1")
+        for recipe in _RECIPES:
+            options = self.train_options(recipe)
+            make_mesh(options.batch_size, self.devices)
+            make_schedule(options.optimizer, options.batch_size, steps=1)
+        make_mesh(self.config.search.batch_size, self.devices)
+        self.stage_supernet(classes=1)
         _ = self.stage_space, self.operation_space(self.baseline.depths)
+
+
+def _results_only(fields: dict) -> dict:
+    return {
+        name: _results_only(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _EXECUTION
+    }

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from orbax.checkpoint import v1 as ocp
 
-from crnas_jax.data.build import require_disjoint
+from crnas_jax.data.build import require_consistent
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.errors import UserError
 
@@ -98,7 +98,26 @@ def test_a_workdir_of_another_config_is_refused(workdir):
 def test_splits_that_share_an_image_are_refused():
     sources = {name: SyntheticSource(2, 32, seed=0) for name in ("train", "test")}
     with pytest.raises(UserError, match="synthetic_0_0 is in train too"):
-        require_disjoint(sources)
+        require_consistent(sources)
+    sources["test"] = SyntheticSource(2, 32, seed=1)
+    require_consistent(sources)
+    sources["test"].category_ids = [1, 2]
+    with pytest.raises(UserError, match="other categories"):
+        require_consistent(sources)
+    sources["test"] = SyntheticSource(2, 32, seed=1)
+    sources["test"].coco["annotations"] = []
+    with pytest.raises(UserError, match="no object"):
+        require_consistent(sources)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["detector_train.schedule=cosin", "search.keep=0", "search.bn=x", "supernet.kernel_sharing=x"],
+)
+def test_what_would_fail_late_is_refused_at_the_start(tmp_path, flag):
+    run = _launch("run_crnas", tmp_path / "w", f"--config.{flag}")
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_an_impossible_budget_is_refused_with_the_nearest(tmp_path):

@@ -31,15 +31,24 @@ def source(data, split: str):
     raise UserError("config", "data.name", f"{data.name!r} is unknown", "use 'coco' or 'synthetic'")
 
 
-def require_disjoint(sources: Mapping) -> None:
-    """Raises UserError when two splits share an image: a search must not see the test split.
+def require_consistent(sources: Mapping) -> None:
+    """Raises UserError when the splits of a data set do not belong together.
+
+    They have the same classes, none shares an image with another (a search must not see the test
+    split), and each has images and objects.
 
     Args:
       sources: by name of their split.
     """
-    owner = {}
-    for split, split_source in sources.items():
-        for name in split_source.names:
+    owner, first = {}, next(iter(sources.values()))
+    for split, one in sources.items():
+        if (one.category_ids, one.class_names) != (first.category_ids, first.class_names):
+            raise UserError(
+                "data", split, "other categories than train", "give all splits the same"
+            )
+        if all(annotation.get("iscrowd") for annotation in one.coco["annotations"]):
+            raise UserError("data", split, "no object in it", "label at least one image")
+        for name in one.names:
             if owner.setdefault(name, split) != split:
                 raise UserError(
                     "data", split, f"{name} is in {owner[name]} too", "give each image to one split"

@@ -1,5 +1,6 @@
 """Detection data in COCO's layout: a folder of images and one json of annotations per split."""
 
+import hashlib
 import json
 import pathlib
 from collections import defaultdict
@@ -20,6 +21,7 @@ class CocoSource:
       image_ids: int64 [images].
       sizes: int32 [images, 2], height and width as the file says.
       names: what tells images of different splits apart: the paths of the files.
+      digest: of the annotation file.
       skipped: boxes left out because nothing of them lies inside their image.
     """
 
@@ -35,31 +37,39 @@ class CocoSource:
         """
         self._folder, self._file = pathlib.Path(images), pathlib.Path(annotations)
         try:
-            self.coco = json.loads(self._file.read_text())
+            content = self._file.read_bytes()
+            self.coco = json.loads(content)
         except OSError as error:
-            raise UserError(
-                self._file, "file", error.strerror or "unreadable", "give a COCO annotation file"
-            ) from error
+            raise self._fault("file", error.strerror or "unreadable") from error
         except ValueError as error:
-            raise UserError(
-                self._file, "json", str(error), "give a COCO annotation file"
-            ) from error
+            raise self._fault("json", str(error)) from error
+        self.digest = hashlib.sha256(content).hexdigest()
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
-                raise UserError(self._file, field, "missing", "give a COCO annotation file")
-        if not self.coco["categories"]:
-            raise UserError(self._file, "categories", "there are none", "name at least one class")
-        categories = sorted(self.coco["categories"], key=lambda category: category["id"])
-        self.category_ids = [category["id"] for category in categories]
-        self.class_names = [category["name"] for category in categories]
-        self._images = sorted(self.coco["images"], key=lambda image: image["id"])
-        self.image_ids = np.array([image["id"] for image in self._images], np.int64)
-        self.sizes = np.array(
-            [(image["height"], image["width"]) for image in self._images], np.int32
-        ).reshape(-1, 2)
-        self.names = [str(self._folder / image["file_name"]) for image in self._images]
+                raise self._fault(field, "missing")
+        try:
+            categories = sorted(self.coco["categories"], key=lambda category: category["id"])
+            self.category_ids = [category["id"] for category in categories]
+            self.class_names = [str(category["name"]) for category in categories]
+            self._images = sorted(self.coco["images"], key=lambda image: image["id"])
+            self.image_ids = np.array([image["id"] for image in self._images], np.int64)
+            sizes = [(image["height"], image["width"]) for image in self._images]
+            self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
+            files = [image["file_name"] for image in self._images]
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"an entry lacks or spoils {error}"
+            raise self._fault("images or categories", problem) from error
+        for field, ids in (("images", self.image_ids), ("categories", self.category_ids)):
+            if len(set(ids)) != len(ids):
+                raise self._fault(field, "an id comes twice")
+        if not categories:
+            raise self._fault("categories", "there are none")
+        self.names = [str(self._folder / name) for name in files]
         self.skipped = 0
         self._objects = self._read_objects()
+
+    def _fault(self, field, problem):
+        return UserError(self._file, field, problem, "give a COCO annotation file")
 
     def _read_objects(self):
         label_of = {category: label for label, category in enumerate(self.category_ids, 1)}
@@ -70,9 +80,10 @@ class CocoSource:
             try:
                 x, y, width, height = (float(value) for value in annotation["bbox"])
                 image, category = annotation["image_id"], annotation["category_id"]
+                area = float(annotation.get("area", width * height))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    self._file, where, f"bbox, image_id or category_id: {error}", "mend it"
+                    self._file, where, f"bbox, area, image_id or category_id: {error}", "mend it"
                 ) from error
             if category not in label_of:
                 raise UserError(
@@ -91,9 +102,7 @@ class CocoSource:
                 self.skipped += 1
                 continue
             crowd = bool(annotation.get("iscrowd", 0))
-            objects[image].append(
-                (box, label_of[category], float(annotation.get("area", width * height)), crowd)
-            )
+            objects[image].append((box, label_of[category], area, crowd))
         return objects
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from crnas_jax.errors import UserError
 
 # OpenCV's own threads inside the loader's threads only get in each other's way.
 cv2.setNumThreads(0)
-_FLIP, _ORDER = 1, 2
+_AUGMENT, _ORDER = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Plan:
             if (portrait == flag).any()
         ]
         self._batch_size, self._seed = batch_size, seed
-        self.images = len(sizes)
         self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
 
     def __len__(self) -> int:
@@ -76,7 +75,7 @@ class _Steps:
 
     def __init__(self, source, plan, size, max_objects, flip_seed, steps, host, hosts):
         self._source, self._plan, self._size, self._max_objects = source, plan, size, max_objects
-        self._flip_seed, self._steps, self._host, self._hosts = flip_seed, steps, host, hosts
+        self._seed, self._steps, self._host, self._hosts = flip_seed, steps, host, hosts
 
     def __len__(self):
         return self._steps
@@ -88,19 +87,15 @@ class _Steps:
         for index in batch.indices[self._host * share : (self._host + 1) * share]:
             # A padding row repeats some image of the batch at weight 0.
             record = self._source[index if index >= 0 else batch.indices[0]]
-            flip = (
-                index >= 0
-                and self._flip_seed is not None
-                and self._flips(step, int(record["image_id"]))
-            )
-            row = batch_row(record, self._size, batch.portrait, flip, self._max_objects)
+            rng = self._rng(step, int(record["image_id"]))
+            flip = self._seed is not None and rng.random() < 0.5
+            row = batch_row(record, self._size, batch.portrait, flip, self._max_objects, rng)
             rows.append({**row, "weight": np.float32(index >= 0)})
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _flips(self, step, image_id):
-        return (
-            np.random.default_rng([self._flip_seed, _FLIP, step, image_id % 2**32]).random() < 0.5
-        )
+    def _rng(self, step, image_id):
+        """Of one image in one step, wherever in the batch it stands."""
+        return np.random.default_rng([self._seed or 0, _AUGMENT, step, image_id % 2**32])
 
 
 def batches(

@@ -22,6 +22,7 @@ class SyntheticSource:
         self.class_names = list(CLASS_NAMES)
         self.image_ids = np.arange(1, number + 1, dtype=np.int64)
         self.sizes = np.full((number, 2), size, np.int32)
+        self.digest = f"synthetic-{number}-{size}-{seed}-{max_objects}"
         self.skipped = 0
         self.coco = self._annotations()
         self.names = [image["file_name"] for image in self.coco["images"]]

@@ -28,7 +28,12 @@ class ImageSize:
 
 
 def batch_row(
-    record: dict, size: ImageSize, portrait: bool, flip: bool, max_objects: int
+    record: dict,
+    size: ImageSize,
+    portrait: bool,
+    flip: bool,
+    max_objects: int,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """One row of the batch contract, without the batch axis and `weight`.
 
@@ -37,7 +42,8 @@ def batch_row(
       size: resizing rule.
       portrait: which canvas.
       flip: mirror the image left to right.
-      max_objects: N of the contract; of more, the first N in an order drawn from the image id.
+      max_objects: N of the contract; of more, N are drawn, crowds last.
+      rng: of the draw.
     """
     image, boxes = record["image"], record["boxes"]
     original = np.array(image.shape[:2], np.int32)
@@ -57,9 +63,8 @@ def batch_row(
     number = len(boxes)
     kept = np.arange(number)
     if number > max_objects:
-        kept = np.random.default_rng(int(record["image_id"]) % 2**32).permutation(number)[
-            :max_objects
-        ]
+        drawn = rng.permutation(number)
+        kept = drawn[np.argsort(record["crowd"][drawn], kind="stable")][:max_objects]
 
     def padded(values, dtype, shape=()):
         out = np.zeros((max_objects, *shape), dtype)

@@ -51,7 +51,8 @@ class CocoEvaluator:
             self._truth = COCO()
             self._truth.dataset = copy.deepcopy(annotations)
             for index, annotation in enumerate(self._truth.dataset["annotations"], 1):
-                annotation.setdefault("id", index)
+                # pycocotools takes the ground truth id 0 for "no match": files may count from 0.
+                annotation["id"] = index
                 annotation.setdefault("iscrowd", 0)
                 annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
             self._truth.createIndex()

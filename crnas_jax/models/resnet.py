@@ -1,7 +1,6 @@
 """ResNet backbones (arXiv 1512.03385), any number of blocks a stage, any dilations."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -134,8 +133,3 @@ class Stage(nn.Module):
                 x, jnp.int32(0), mode, weight
             )
         return x
-
-
-def count_parameters(params) -> int:
-    """Number of parameters in a tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

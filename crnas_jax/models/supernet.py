@@ -31,6 +31,7 @@ from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.layers import BNMode
 from crnas_jax.models.resnet import Block, Stem, block_options
+from crnas_jax.search_space import OperationSpace, StageSpace
 
 STAGE_SHARING = ("branch", "prefix")
 KERNEL_SHARING = ("own", "shared")
@@ -107,30 +108,14 @@ class SupernetSpec:
         Raises:
           UserError: not a path of this supernet.
         """
-        if len(depths) != 4 or any(
-            depth not in grid for depth, grid in zip(depths, self.grids, strict=True)
-        ):
-            raise UserError(
-                "supernet", "depths", f"{tuple(depths)} is not on the grids", f"use {self.grids}"
-            )
-        operations = (
-            [0] * sum(depths) if operations is None else [int(entry) for entry in operations]
-        )
-        if len(operations) != sum(depths) or any(
-            not 0 <= entry < len(self.dilations) for entry in operations
-        ):
-            raise UserError(
-                "supernet",
-                "operations",
-                f"{tuple(operations)}",
-                f"give {sum(depths)} entries of 0..{len(self.dilations) - 1}",
-            )
+        branch = StageSpace(self.grids).branch(depths)
+        operations = [0] * sum(depths) if operations is None else operations
+        operations = OperationSpace(tuple(depths), self.dilations).validate(operations).tolist()
         padded = []
         for depth, places in zip(depths, self.places, strict=True):
             padded += operations[:depth] + [0] * (places - depth)
             operations = operations[depth:]
-        branch = [grid.index(depth) for depth, grid in zip(depths, self.grids, strict=True)]
-        return {"branch": np.array(branch, np.int32), "ops": np.array(padded, np.int32)}
+        return {"branch": branch, "ops": np.array(padded, np.int32)}
 
 
 def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:

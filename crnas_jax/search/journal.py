@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 class Journal:
-    """One JSON line for each scored subnet, flushed to disk before the next is scored.
+    """One JSON line for each scored subnet, flushed to disk before the next line.
 
     A torn last line (the process died while writing) is dropped when the file is opened again.
     """

@@ -1,6 +1,7 @@
 """From subnets to AP: what the searches call, with every score journaled."""
 
 import dataclasses
+import math
 import time
 
 import jax
@@ -66,8 +67,6 @@ class SubnetScorer:
         )
         self._evaluator = SubnetEvaluator(detector, self._mesh, options.chunk)
         self._coco = CocoEvaluator(val_source.coco)
-        if all(annotation.get("iscrowd") for annotation in val_source.coco["annotations"]):
-            raise UserError("data", "val", "no object to score on", "label the validation split")
 
     def score(self, search: str, codes: list[tuple], choices_of, label: str = "") -> list[float]:
         """AP of every code; those in the journal are not scored again.
@@ -89,6 +88,10 @@ class SubnetScorer:
             seconds = round((time.monotonic() - began) / len(some), 3)
             for code, found in zip(some, results, strict=True):
                 score = self._coco.evaluate(found, image_ids).metrics["AP"]
+                if not math.isfinite(score):
+                    raise UserError(
+                        "config", "search.batches", "no object in these images", "score on more"
+                    )
                 self._journal.add(
                     search,
                     code,
@@ -98,7 +101,8 @@ class SubnetScorer:
                     seconds=seconds,
                 )
             done = len(codes) - len(missing) + start + len(some)
-            progress.update(done, best=max(self._journal.get(search, code) for code in some))
+            scored = (self._journal.get(search, code) for code in codes)
+            progress.update(done, best=max(score for score in scored if score is not None))
         progress.close()
         return [self._journal.get(search, code) for code in codes]
 

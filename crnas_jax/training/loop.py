@@ -107,10 +107,11 @@ def train(
 
 
 def _require_finite(values, step, rate, image_ids):
-    if not math.isfinite(values["loss"]):
+    if not all(math.isfinite(value) for value in values.values()):
         raise UserError(
             "training",
-            f"step {step}",
-            f"loss {values['loss']} at learning rate {rate:.3g}, images {image_ids.tolist()}",
+            f"step {step} or shortly before",
+            f"loss {values['loss']}, gradient norm {values['gradient_norm']} at learning rate "
+            f"{rate:.3g}, images {image_ids.tolist()}",
             "lower rate_per_image or lengthen warmup_steps",
         )

@@ -17,7 +17,8 @@ class OptimizerOptions:
       weight_decay: L2, on every parameter.
       schedule: `step` or `cosine` (to 0).
       drops: for `step`, the fractions of the run after which the rate falls to a tenth.
-      warmup_steps: the rate rises linearly over them, from a thousandth.
+      warmup_steps: the rate rises linearly over them, from a thousandth; at most a quarter of
+        the run.
     """
 
     rate_per_image: float = 0.00125

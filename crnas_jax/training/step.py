@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.models import supernet
 from crnas_jax.models.build import Detector
+from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.mesh import replicated
 
 
@@ -56,19 +57,23 @@ class Trainer:
         """One step; `state` is consumed. `choice`, the path, is data: it never recompiles."""
         if not self.detector.is_supernet:
             return self._update(state, batch, None)
-        path = self._gather(state, choice)
         banks, whole = self._split(state)
-        path, metrics = self._update_path(path, whole, batch, choice)
-        return self._scatter(banks, path, choice), metrics
+        blocks = self._gather(banks, choice)
+        blocks, whole, metrics = self._update_path(blocks, whole, batch, choice)
+        return self._merge(self._scatter(banks, blocks, choice), whole), metrics
 
-    def _rows(self, state, choice):
-        where = {
-            name: self.detector.rows(state[name], choice) for name in ("params", "batch_stats")
-        }
+    @functools.cached_property
+    def _shapes(self):
+        return jax.eval_shape(self.init)
+
+    def _rows(self, choice):
+        """Which rows of each leaf of the state the path uses (see `supernet.rows`)."""
+        names = ("params", "batch_stats")
+        where = {name: self.detector.rows(self._shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
-            state["opt_state"],
+            self._shapes["opt_state"],
             where["params"],
             transform_non_params=lambda _: supernet.WHOLE,
         )
@@ -77,19 +82,14 @@ class Trainer:
     @functools.cached_property
     def _is_bank(self):
         """For each leaf of the state whether it is a bank; a static tree."""
-        spec = self.detector.spec
-        choice = spec.choice(spec.places)
-        state = jax.eval_shape(self.init)
-        shapes = jax.eval_shape(
-            lambda: self._rows(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state), choice)
-        )
-        return jax.tree.map(lambda index: index.ndim > 0, shapes)
+        choice = self.detector.spec.choice(self.detector.spec.places)
+        rows = jax.eval_shape(lambda: self._rows(choice))
+        return jax.tree.map(lambda index: index.ndim > 0, rows)
 
     def _split(self, state):
         """The banks and the other leaves, as lists."""
-        flags, leaves = jax.tree.leaves(self._is_bank), jax.tree.leaves(state)
-        banks = [leaf for leaf, bank in zip(leaves, flags, strict=True) if bank]
-        return banks, [leaf for leaf, bank in zip(leaves, flags, strict=True) if not bank]
+        leaves = list(zip(*map(jax.tree.leaves, (self._is_bank, state)), strict=True))
+        return [leaf for bank, leaf in leaves if bank], [leaf for bank, leaf in leaves if not bank]
 
     def _merge(self, banks, whole):
         banks, whole = iter(banks), iter(whole)
@@ -97,39 +97,29 @@ class Trainer:
 
     @functools.cached_property
     def _gather(self):
-        def gather(state, choice):
-            return self._split(supernet.gather(state, self._rows(state, choice)))[0]
+        def gather(banks, choice):
+            return supernet.gather(banks, self._split(self._rows(choice))[0])
 
         return jax.jit(gather, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def _update_path(self):
-        def update(path, whole, batch, choice):
-            state, metrics = self._advance(self._merge(path, whole), batch, choice)
-            return self._split(state), metrics
+        def update(blocks, whole, batch, choice):
+            state, metrics = self._advance(self._merge(blocks, whole), batch, choice)
+            return *self._split(state), metrics
 
         return jax.jit(update, donate_argnums=(0, 1), out_shardings=replicated(self.mesh))
 
     @functools.cached_property
-    def _update(self):
-        return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
-
-    def _scatter(self, banks, path, choice):
-        blocks, whole = path
-        return self._merge(self._scatter_banks(banks, blocks, choice), whole)
-
-    @functools.cached_property
-    def _scatter_banks(self):
+    def _scatter(self):
         def scatter(banks, blocks, choice):
-            # Only shapes of the other leaves matter for the rows.
-            shapes = jax.eval_shape(self.init)
-            whole = self._split(
-                jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            )[1]
-            where = self._split(self._rows(self._merge(banks, whole), choice))[0]
-            return supernet.scatter(banks, where, blocks)
+            return supernet.scatter(banks, self._split(self._rows(choice))[0], blocks)
 
         return jax.jit(scatter, donate_argnums=0, out_shardings=replicated(self.mesh))
+
+    @functools.cached_property
+    def _update(self):
+        return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     def _advance(self, state, batch, choice):
         step_key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
@@ -143,6 +133,7 @@ class Trainer:
         gradient, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state["params"])
         updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
         metrics = {"loss": sum(losses.values()), **losses}
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         new = {
             "params": optax.apply_updates(state["params"], updates),
             "batch_stats": batch_stats,
@@ -158,5 +149,5 @@ def sample_choice(detector: Detector, seed: int, step: int) -> dict[str, np.ndar
         return None
     spec = detector.spec
     rng = np.random.default_rng([seed, 3, step])
-    depths = [int(grid[rng.integers(len(grid))]) for grid in spec.grids]
-    return spec.choice(depths, rng.integers(len(spec.dilations), size=sum(depths)))
+    depths = StageSpace(spec.grids).sample(rng)
+    return spec.choice(depths, OperationSpace(depths, spec.dilations).sample(rng))

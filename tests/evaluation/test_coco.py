@@ -76,6 +76,24 @@ def test_perfect_half_and_no_detections():
     assert evaluator.evaluate(good[:1], image_ids=[1, 3]).metrics["AP"] == pytest.approx(1)
 
 
+def test_annotation_ids_from_zero_match_like_others():
+    annotations = [
+        {
+            "id": i,
+            "image_id": i + 1,
+            "category_id": 1,
+            "bbox": [0, 0, 9, 9],
+            "area": 81,
+            "iscrowd": 0,
+        }
+        for i in range(2)
+    ]
+    images = [{"id": i, "height": 50, "width": 50} for i in (1, 2)]
+    coco = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": annotations}
+    found = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9} for i in (1, 2)]
+    assert CocoEvaluator(coco).evaluate(found).metrics["AP"] == pytest.approx(1)
+
+
 def test_bootstrap_equals_resampling_and_holds_the_difference():
     evaluator, good = _problem()
     whole, half = evaluator.evaluate(good), evaluator.evaluate(good[:1])

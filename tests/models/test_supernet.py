@@ -138,8 +138,8 @@ def test_what_is_not_sampled_stays_bit_identical(rules, devices):
         state, _ = trainer.step(state, put_batch(mesh, batch), sample_choice(detector, 0, step))
     before = jax.device_get(state)
     choice = spec.choice(DEPTHS, OPERATIONS)
-    where = jax.device_get(jax.jit(trainer._rows)(state, choice))
-    programs = [trainer._gather, trainer._update_path, trainer._scatter_banks]
+    where = jax.device_get(jax.jit(trainer._rows)(choice))
+    programs = [trainer._gather, trainer._update_path, trainer._scatter]
     compiled = [program._cache_size() for program in programs]
     state, _ = trainer.step(state, put_batch(mesh, batch), choice)
     assert [program._cache_size() for program in programs] == compiled, "another path recompiled"

@@ -1,0 +1,52 @@
+"""Checkpoints: the latest that loads is taken, what does not load stays out of the way."""
+
+import logging
+
+import jax.numpy as jnp
+import pytest
+
+from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
+from crnas_jax.errors import UserError
+
+
+def _state(value):
+    return {"a": jnp.full((3,), float(value)), "step": jnp.int32(value)}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_saving_goes_on(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20):
+        checkpoints.save(step, _state(step))
+    checkpoints.close()
+    for path in (tmp_path / "20").rglob("*"):
+        if path.is_file() and path.parent != tmp_path / "20":
+            path.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        restored = checkpoints.restore_latest(_state(0))
+    assert int(restored["step"]) == 10
+    assert "20" in caplog.text
+    for step in (15, 20):
+        checkpoints.save(step, _state(step + 1))
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert again.steps() == [15, 20]
+    assert int(again.restore_latest(_state(0))["step"]) == 21
+    again.close()
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "none")
+    assert checkpoints.restore_latest(_state(0)) is None
+    checkpoints.close()
+
+
+def test_variables_round_trip_and_missing_ones(tmp_path):
+    for value in (1, 2):
+        save_variables(tmp_path / "v", {"params": _state(value)})
+    found = load_variables(tmp_path / "v", {"params": _state(0)})
+    assert float(found["params"]["a"][0]) == 2
+    with pytest.raises(UserError, match="missing"):
+        load_variables(tmp_path / "w", {"params": _state(0)})
+    with pytest.raises(UserError, match="checkpoint"):
+        load_variables(tmp_path / "v", {"params": {"b": jnp.zeros(1)}})
