@@ -119,9 +119,12 @@ class Pipeline:
 
     def search_stage(self) -> dict:
         """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
+        finished = self._finished("stage_search")
+        if finished is not None:
+            return finished
+        detector = self.train_stage_supernet()
 
         def run():
-            detector = self.train_stage_supernet()
             space, budget = self.settings.stage_space, self.settings.budget
             scorer = self._scorer(detector, "stage_supernet", self.settings.config.search.bn)
 
@@ -145,9 +148,12 @@ class Pipeline:
 
     def search_operations(self) -> dict:
         """Greedy search of the dilations; the same fields as `search_stage`."""
+        finished = self._finished("operation_search")
+        if finished is not None:
+            return finished
+        detector = self.train_operation_supernet()
 
         def run():
-            detector = self.train_operation_supernet()
             depths, seed = self._depths(), self.settings.config.seed
             space, keep = self.settings.operation_space(depths), self.settings.config.search.keep
             # A completion lives for one mini-batch, so statistics are the mini-batch's.
@@ -273,22 +279,24 @@ class Pipeline:
             detector, variables, self.source("train"), self.source("val"), options, journal
         )
 
-    def _step(self, name, run):
+    def _finished(self, name):
+        """What a step wrote when it finished, None before that."""
         path = self.workdir / name / "result.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _step(self, name, run):
+        finished = self._finished(name)
+        if finished is not None:
+            return finished
         began = time.monotonic()
         result = {**run(), "seconds": round(time.monotonic() - began, 1)}
-        write_json(path, result)
+        write_json(self.workdir / name / "result.json", result)
         return result
 
     def _seconds(self):
         names = ("stage_supernet", "stage_search", "operation_supernet", "operation_search")
         names += tuple(f"{network}{part}" for network in NETWORKS for part in ("", "/test"))
-        seconds = {
-            name: json.loads((self.workdir / name / "result.json").read_text())["seconds"]
-            for name in names
-        }
+        seconds = {name: self._finished(name)["seconds"] for name in names}
         return {**seconds, "total": round(sum(seconds.values()), 1)}
 
 

@@ -57,6 +57,8 @@ def test_the_result_keeps_the_contract(workdir):
     assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.02)
     for network in ("baseline", "searched"):
         assert {"arch", "flops", "params", "AP", "AP50", "ARl", "per_class"} <= set(result[network])
+    seconds = dict(result["seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()), abs=0.1)
     low, high = result["difference"]["ci95"]
     assert low <= result["difference"]["AP"] <= high
     journal = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
