@@ -193,10 +193,7 @@ class Pipeline:
         detector = self.train_detector(network)
 
         def run():
-            variables = load_variables(
-                self.workdir / network / "variables",
-                jax.eval_shape(detector.init, jax.random.key(0)),
-            )
+            variables = self._variables(network, detector)
             batch_size = self.settings.config.search.batch_size
             found = detect(
                 detector,
@@ -268,10 +265,13 @@ class Pipeline:
 
         self._step(name, run)
 
+    def _variables(self, name, detector):
+        """What `_train` exported."""
+        like = jax.eval_shape(detector.init, jax.random.key(0))
+        return load_variables(self.workdir / name / "variables", like)
+
     def _scorer(self, detector, supernet, bn):
-        variables = load_variables(
-            self.workdir / supernet / "variables", jax.eval_shape(detector.init, jax.random.key(0))
-        )
+        variables = self._variables(supernet, detector)
         # Scores depend on the weights: a retrained supernet's are not those in the journal.
         journal = Journal(self.workdir / "journal.jsonl", f"{self._hash}-{_fingerprint(variables)}")
         options = self.settings.score_options(bn)
