@@ -11,6 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything drawn: weights, paths, samples, order
     config.devices = 0  # how many to use; 0 for all
+    config.precision = "float32"  # of activations: "float32" or "bfloat16"; parameters are float32
+    config.remat = False  # recompute backbone blocks in the backward pass: less memory, more time
     config.baseline = "resnet50"  # of the zoo; its number of blocks is the budget
     config.budget = 0  # total blocks; 0 for the baseline's
     config.widths = (64, 128, 256, 512)  # of the networks that are trained in the end
@@ -22,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.train = "train.json"  # for weights
     config.data.val = "val.json"  # for the searches
     config.data.test = "test.json"  # once, at the end
+    config.data.strict = False  # refuse boxes without size or out of their image; else left out
     config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
     config.data.short = 800  # shorter side after resizing, pixels
     config.data.long = 1333  # longer side at most
@@ -41,12 +44,8 @@ def get_config() -> ConfigDict:
     config.detector.nms_candidates = 1000  # detections entering suppression at test time
 
     config.supernet = ConfigDict()
-    config.supernet.widths = (
-        32,
-        64,
-        128,
-        256,
-    )  # the paper halves them; target widths: full-width supernet
+    # Of the supernet; the paper halves them. Equal to `widths`: a full-width supernet.
+    config.supernet.widths = (32, 64, 128, 256)
     config.supernet.grids = (  # candidate depths per stage
         (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
         (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
@@ -54,30 +53,46 @@ def get_config() -> ConfigDict:
         (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
     )
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
-    config.supernet.stage_sharing = (
-        "branch"  # "branch": each depth owns its blocks; "prefix": nested
-    )
-    config.supernet.kernel_sharing = (
-        "own"  # "own": each dilation owns its kernel; "shared": one for all
-    )
-    config.supernet.remat = False  # recompute blocks in the backward pass, to save memory
+    # "branch": each depth owns its blocks; "prefix": a branch is the first blocks of the deepest.
+    config.supernet.stage_sharing = "branch"
+    # "own": each dilation owns its kernel; "shared": one for all.
+    config.supernet.kernel_sharing = "own"
 
     # One recipe each; `detector_train` is used for the found network and for the baseline.
     config.stage_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
     config.operation_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
     config.detector_train = _recipe(epochs=13.0, drops=(8 / 13, 11 / 13))
 
+    # Weights to start from: folders of `variables/`; "" for freshly drawn ones.
+    config.initial = ConfigDict(
+        {"stage_supernet": "", "operation_supernet": "", "baseline": "", "searched": ""}
+    )
+    # Classification before detection, for the networks named; the paper's recipe on ImageNet.
+    config.pretrain = _recipe(epochs=150.0, drops=())
+    config.pretrain.networks = ()  # of the names in `initial`
+    config.pretrain.batch_size = 1024
+    config.pretrain.rate_per_image = 0.4 / 1024
+    config.pretrain.schedule = "cosine"
+    config.pretrain.warmup_steps = 6000
+    config.pretrain.label_smoothing = 0.0
+    config.pretrain.data = ConfigDict()
+    config.pretrain.data.name = "folder"  # "folder" (one subfolder per class) or "synthetic"
+    config.pretrain.data.folder = "data/imagenet"  # holds the following
+    config.pretrain.data.train = "train"
+    config.pretrain.data.val = "val"  # for top-1 and top-5
+    config.pretrain.data.size = 224  # side of the crops, pixels
+    config.pretrain.data.synthetic = ConfigDict({"size": 64, "train": 1024, "val": 128})
+
     config.search = ConfigDict()
     config.search.batch_size = 16  # images in a mini-batch
     config.search.keep = 3  # K of algorithm 1
     config.search.batches = 0  # first mini-batches of val to score on (c); 0 for all
-    config.search.bn = (
-        "recalibrate"  # statistics in the stage search: "recalibrate", "batch", "running"
-    )
+    # Batch statistics of subnets in the stage search: "recalibrate", "batch" or "running".
+    config.search.bn = "recalibrate"
     config.search.calibration_images = 512  # training images for "recalibrate"
     config.search.chunk = 16  # subnets in a compiled call
     config.bootstrap = 500  # replicates of the interval of the difference
-    return config
+    return config.lock()
 
 
 def _recipe(epochs, drops):
@@ -85,9 +100,11 @@ def _recipe(epochs, drops):
         {
             "epochs": epochs,
             "batch_size": 16,  # global
+            "accumulate": 1,  # parts a batch is cut into, one after the other: less memory
             "rate_per_image": 0.00125,  # learning rate over batch size
             "momentum": 0.9,
             "weight_decay": 1e-4,
+            "clip": 0.0,  # greatest norm of the gradient; 0 for none
             "schedule": "step",  # "step" (a tenth after each of drops) or "cosine"
             "drops": drops,  # as fractions of the run
             "warmup_steps": 500,  # at most a quarter of the run

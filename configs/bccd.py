@@ -9,6 +9,7 @@
 
 from configs import base
 from configs.quickstart import small_detector
+from crnas_jax.errors import UserError
 
 
 def get_config(device: str = "cpu"):
@@ -30,7 +31,7 @@ def get_config(device: str = "cpu"):
             recipe.epochs = epochs
         return config
     if device != "cpu":
-        raise ValueError(f"configs/bccd.py:{device}: use cpu or gpu")
+        raise UserError("configs/bccd.py", "device", device, "use cpu or gpu")
     config.data.short, config.data.long = 192, 256
     config.widths = config.supernet.widths = (32, 64, 128, 256)
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))

@@ -1,10 +1,17 @@
-"""The whole procedure on generated images in a few minutes on two CPU cores: `make quickstart`."""
+"""The whole procedure on generated images in a few minutes on two CPU cores: `make quickstart`.
+
+`configs/quickstart.py:pretrain` has every network classify generated images first.
+"""
 
 from configs import base
+from crnas_jax.errors import UserError
 
 
-def get_config():
-    """ResNet-18, narrow, on 96-pixel images: shows that it runs, not what it is worth."""
+def get_config(start: str = "scratch"):
+    """ResNet-18, narrow, on 96-pixel images: shows that it runs, not what it is worth.
+
+    Args: `start`: "scratch" or "pretrain".
+    """
     config = base.get_config()
     config.baseline = "resnet18"
     config.widths = config.supernet.widths = (16, 32, 64, 128)
@@ -22,6 +29,15 @@ def get_config():
     config.detector_train.epochs = 10.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
+    if start not in ("scratch", "pretrain"):
+        raise UserError("configs/quickstart.py", "start", start, "use scratch or pretrain")
+    if start == "pretrain":
+        config.pretrain.networks = tuple(config.initial)
+    config.pretrain.data.name = "synthetic"
+    config.pretrain.data.size = 64
+    config.pretrain.update(
+        {"epochs": 4.0, "batch_size": 32, "rate_per_image": 0.0025, "warmup_steps": 20}
+    )
     return config
 
 

@@ -51,6 +51,12 @@ class Checkpoints:
         """Waits for what is being written."""
         self._checkpointer.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
 
 def _abstract(leaf):
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -60,26 +66,34 @@ def _abstract(leaf):
 
 
 def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
-    """Writes {"params", "batch_stats"} of a detector, replacing what is there."""
+    """Writes {"params", "batch_stats"} of a network, replacing what is there."""
     folder = pathlib.Path(folder).absolute()
     if folder.exists():
         shutil.rmtree(folder)
     ocp.save(folder, variables)
 
 
-def load_variables(folder: str | pathlib.Path, like: PyTree) -> PyTree:
-    """Reads what `save_variables` wrote, laid out as `like`
-    (shapes without a sharding: on the first device).
+def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> PyTree:
+    """Reads what `save_variables` wrote.
+
+    Args:
+      folder: as given there.
+      like: the layout it must have (shapes without a sharding: on the first device); whatever is
+        there when None.
 
     Raises:
       UserError: there is no such checkpoint, or it is another network's.
     """
     folder = pathlib.Path(folder).absolute()
     if not folder.exists():
-        raise UserError(folder, "checkpoint", "missing", "train this step first")
+        raise UserError(folder, "checkpoint", "missing", "train this network first")
     try:
+        like = ocp.metadata(folder).metadata if like is None else like
         return ocp.load(folder, jax.tree.map(_abstract, like))
     except Exception as error:
         raise UserError(
-            folder, "checkpoint", f"{type(error).__name__}: {error}"[:300], "train this step again"
+            folder,
+            "checkpoint",
+            f"does not load: {type(error).__name__}: {error}"[:300],
+            "restore it, or remove the folder it stands in and train again",
         ) from error

@@ -3,43 +3,116 @@
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from crnas_jax import interruption
 from crnas_jax.errors import UserError
-from crnas_jax.pipeline import Pipeline
-from crnas_jax.settings import Settings
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as configs/bccd.py or configs/bccd.py:gpu."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; the same command on it resumes."
-)
+_STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def launch(action: Callable[[Pipeline], None]) -> None:
-    """Runs a script: parses `--config` and `--workdir` and hands `action` the pipeline."""
+def launch(action: Callable) -> None:
+    """Runs a script of the procedure: `--config` and `--workdir`, and `action` on the pipeline."""
+    from ml_collections import config_flags
+
+    from crnas_jax.pipeline import Pipeline
+    from crnas_jax.settings import Settings
+
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Config file, as configs/bccd.py or configs/bccd.py:gpu."
+    )
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder of the run; the same command on it resumes."
+    )
+
+    def main():
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        if not pathlib.Path(file.partition(".py:")[0].removesuffix(".py") + ".py").is_file():
+            raise UserError(file, "--config", "there is no such file", "give one of configs/")
+        try:
+            pipeline = Pipeline(Settings(config.value), pathlib.Path(workdir.value))
+        except UserError as error:
+            if error.where != "config":
+                raise
+            raise UserError(file, error.field, error.problem, error.remedy) from error
+        print(pipeline.plan(), flush=True)
+        action(pipeline)
+
+    run(main, ["config", "workdir"])
+
+
+def run(main: Callable[[], None], required: Sequence[str]) -> None:
+    """Parses the flags and calls `main`.
+
+    Exits with 2 and one line for a mistake, with 143 when asked to stop; any other exception is a
+    bug and shows its traceback.
+
+    Args:
+      main: the script.
+      required: flags that must be given.
+    """
     # The repository root, so that configs can import each other from any folder.
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(_ROOT))
     use_compilation_cache()
 
-    def main(_):
+    def checked(_):
         if flags.FLAGS["verbosity"].value == 0:  # Orbax prints dozens of INFO lines a save
             logging.set_verbosity(logging.WARNING)
+        interruption.listen()
         try:
-            pipeline = Pipeline(Settings(_CONFIG.value), pathlib.Path(_WORKDIR.value))
-            print(pipeline.plan(), flush=True)
-            action(pipeline)
+            main()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(error)
+        except interruption.Stopped as stopped:
+            print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
+            sys.exit(_STOPPED)
 
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    flags.mark_flags_as_required(required)
+    app.run(checked, flags_parser=_parse)
+
+
+def _parse(arguments):
+    """`absl`'s parsing with our way of saying what is wrong, in config files too."""
+    if any(argument in ("-h", "--help", "--helpfull", "--helpshort") for argument in arguments):
+        return app.parse_flags_with_usage(arguments)
+    try:
+        rest = flags.FLAGS(arguments)
+    except Exception as error:  # a config is a program: it can raise anything
+        _fail(_mistake(error))
+    if len(rest) > 1:
+        _fail(UserError("command line", rest[1], "is no flag", "give --flag=value"))
+    return rest
+
+
+def _mistake(error):
+    """What an exception while parsing flags and config comes down to."""
+    if isinstance(error, UserError):
+        return error
+    text = " ".join(str(error.args[0] if error.args else error).split())[:300]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "configs" in pathlib.Path(frame.filename).parts or frame.name == "get_config"
+    ]
+    where, field = "command line", "flags"
+    if isinstance(error, SyntaxError):
+        where, field = error.filename, f"line {error.lineno}"
+    elif frames:
+        where, field = frames[-1].filename, f"line {frames[-1].lineno}"
+    elif isinstance(error, KeyError | AttributeError):
+        field = "unknown field"
+    remedy = "configs/base.py has all fields of a config, --help all flags"
+    return UserError(where, field, text or type(error).__name__, remedy)
+
+
+def _fail(error):
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def use_compilation_cache() -> None:

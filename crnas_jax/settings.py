@@ -7,21 +7,28 @@ import json
 from crnas_jax import cost, zoo
 from crnas_jax.arch import Arch
 from crnas_jax.data import build as data_build
-from crnas_jax.data.transforms import ImageSize
+from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.models.build import Detector
+from crnas_jax.models.build import PRECISIONS, Classifier, Detector
+from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
-from crnas_jax.models.supernet import SupernetSpec
-from crnas_jax.search.scoring import ScoreOptions
+from crnas_jax.models.supernet import KERNEL_SHARING, STAGE_SHARING, SupernetSpec
+from crnas_jax.search.scoring import BN_RULES, ScoreOptions
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.loop import TrainOptions
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
+from crnas_jax.validation import check_values, naming
 
+# The trained networks of a run.
+NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
+# Which recipe trains each.
+RECIPE_OF = dict(
+    zip(NETWORKS, ("stage_train", "operation_train", *["detector_train"] * 2), strict=True)
+)
 # Fields that change how a run is executed, not what comes out of it; wherever they stand. What the
 # data folder holds is in the sources' digests.
-_EXECUTION = ("devices", "folder", "checkpoint_seconds", "log_every", "chunk")
-_RECIPES = ("stage_train", "operation_train", "detector_train")
+_EXECUTION = ("devices", "folder", "remat", "checkpoint_seconds", "log_every", "chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Settings:
         return OperationSpace(tuple(depths), tuple(self.config.supernet.dilations))
 
     def sources(self) -> dict:
-        """The splits of the data by name.
+        """The splits of the detection data by name.
 
         Raises:
           UserError: the files are faulty, or the splits do not belong together.
@@ -81,8 +88,41 @@ class Settings:
         data_build.require_consistent(sources)
         return sources
 
-    def detector_options(self, classes: int) -> DetectorOptions:
-        """Neck and heads."""
+    def classification_sources(self) -> dict:
+        """The splits of the classification data by name; none where nothing is pre-trained."""
+        if not self.config.pretrain.networks:
+            return {}
+        data = self.config.pretrain.data
+        sources = {
+            split: data_build.classification_source(data, split) for split in ("train", "val")
+        }
+        if sources["train"].class_names != sources["val"].class_names:
+            raise UserError(
+                data.folder, data.val, "other classes than train", "give both the same folders"
+            )
+        return sources
+
+    def stage_supernet(self) -> SupernetSpec:
+        """All allocations of the grid, one dilation."""
+        return self._supernet(self.config.supernet.grids, (1,))
+
+    def operation_supernet(self, depths) -> SupernetSpec:
+        """One allocation, all dilations."""
+        return self._supernet([(depth,) for depth in depths], self.config.supernet.dilations)
+
+    def _supernet(self, grids, dilations):
+        fields = self.config.supernet
+        return SupernetSpec(
+            self.baseline.family,
+            tuple(fields.widths),
+            tuple(tuple(grid) for grid in grids),
+            tuple(dilations),
+            fields.stage_sharing,
+            fields.kernel_sharing,
+        )
+
+    def detector(self, spec: Arch | SupernetSpec, classes: int) -> Detector:
+        """The detector with this backbone."""
         fields = self.config.detector
         rpn = RPNOptions(
             anchor_sizes=tuple(fields.anchor_sizes),
@@ -97,33 +137,26 @@ class Settings:
             samples=fields.roi_samples,
             nms_candidates=fields.nms_candidates,
         )
-        return DetectorOptions(classes, fields.pyramid_channels, rpn, box)
+        options = DetectorOptions(classes, fields.pyramid_channels, rpn, box)
+        return Detector(spec, options, self.config.remat, self.config.precision)
 
-    def stage_supernet(self, classes: int) -> Detector:
-        """All allocations of the grid, one dilation."""
-        return self._supernet(self.config.supernet.grids, (1,), classes)
+    def classifier(self, spec: Arch | SupernetSpec, classes: int) -> Classifier:
+        """The classifier with this backbone."""
+        options = ClassifierOptions(classes, self.config.pretrain.label_smoothing)
+        return Classifier(spec, options, self.config.remat, self.config.precision)
 
-    def operation_supernet(self, depths, classes: int) -> Detector:
-        """One allocation, all dilations."""
-        return self._supernet(
-            [(depth,) for depth in depths], self.config.supernet.dilations, classes
-        )
+    @property
+    def detection_rows(self) -> DetectionRows:
+        """Training rows of detection."""
+        return DetectionRows(self.size, self.config.data.max_objects, self.config.data.flip)
 
-    def _supernet(self, grids, dilations, classes):
-        fields = self.config.supernet
-        spec = SupernetSpec(
-            self.baseline.family,
-            tuple(fields.widths),
-            tuple(tuple(grid) for grid in grids),
-            tuple(dilations),
-            fields.stage_sharing,
-            fields.kernel_sharing,
-            fields.remat,
-        )
-        return Detector(spec, self.detector_options(classes))
+    @property
+    def classification_rows(self) -> ClassificationRows:
+        """Training rows of classification."""
+        return ClassificationRows(self.config.pretrain.data.size, augment=True)
 
     def train_options(self, recipe: str) -> TrainOptions:
-        """Of `stage_train`, `operation_train` or `detector_train`."""
+        """Of `stage_train`, `operation_train`, `detector_train` or `pretrain`."""
         fields = self.config[recipe]
         optimizer = OptimizerOptions(
             fields.rate_per_image,
@@ -132,14 +165,13 @@ class Settings:
             fields.schedule,
             tuple(fields.drops),
             fields.warmup_steps,
+            fields.clip,
         )
         return TrainOptions(
             epochs=fields.epochs,
             batch_size=fields.batch_size,
-            size=self.size,
             optimizer=optimizer,
-            max_objects=self.config.data.max_objects,
-            flip=self.config.data.flip,
+            accumulate=fields.accumulate,
             seed=self.config.seed,
             checkpoint_seconds=fields.checkpoint_seconds,
             log_every=fields.log_every,
@@ -174,24 +206,27 @@ class Settings:
         return sum(parts.values(), cost.Cost())
 
     def validate(self) -> None:
-        """Raises UserError for a config that cannot run."""
-        if self.config.search.bn not in ("recalibrate", "batch", "running"):
-            raise UserError(
-                "config",
-                "search.bn",
-                f"{self.config.search.bn!r} is unknown",
-                "use recalibrate, batch or running",
-            )
-        for field in ("keep", "chunk", "batch_size"):
-            if self.config.search[field] < 1:
-                raise UserError("config", f"search.{field}", "less than 1", "use at least 1")
-        for recipe in _RECIPES:
+        """Raises UserError for a config that cannot run; nothing is read or written."""
+        check_values(
+            self.config,
+            {
+                "search.bn": BN_RULES,
+                "precision": tuple(PRECISIONS),
+                "pretrain.networks": NETWORKS,
+                "supernet.stage_sharing": STAGE_SHARING,
+                "supernet.kernel_sharing": KERNEL_SHARING,
+            },
+        )
+        recipes = [*dict.fromkeys(RECIPE_OF.values())]
+        recipes += ["pretrain"] if self.config.pretrain.networks else []
+        for recipe in recipes:
             options = self.train_options(recipe)
-            make_mesh(options.batch_size, self.devices)
-            make_schedule(options.optimizer, options.batch_size, steps=1)
-        make_mesh(self.config.search.batch_size, self.devices)
-        self.stage_supernet(classes=1)
-        _ = self.stage_space, self.operation_space(self.baseline.depths)
+            with naming(recipe):
+                make_mesh(options.batch_size, self.devices, options.accumulate)
+                make_schedule(options.optimizer, options.batch_size, steps=1)
+        with naming("search"):
+            make_mesh(self.config.search.batch_size, self.devices)
+        _ = self.stage_space, self.operation_space(self.baseline.depths), self.stage_supernet()
 
 
 def _results_only(fields: dict) -> dict:

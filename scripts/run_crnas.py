@@ -4,12 +4,12 @@ python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd
 """
 
 from crnas_jax import command
-from crnas_jax.pipeline import table
+from crnas_jax.analysis import report
 
 
 def main(pipeline):
-    print(table(pipeline.run()))
-    print(f"everything lies in {pipeline.workdir}; numbers in {pipeline.workdir / 'result.json'}")
+    print(report.table(pipeline.run()))
+    print(f"everything lies in {pipeline.path}; numbers in {pipeline.path / 'result.json'}")
 
 
 if __name__ == "__main__":

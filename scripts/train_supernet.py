@@ -10,12 +10,5 @@ from crnas_jax import command
 _LEVEL = flags.DEFINE_enum("level", "stage", ["stage", "operation"], "Which supernet.")
 
 
-def main(pipeline):
-    if _LEVEL.value == "stage":
-        pipeline.train_stage_supernet()
-    else:
-        pipeline.train_operation_supernet()
-
-
 if __name__ == "__main__":
-    command.launch(main)
+    command.launch(lambda pipeline: pipeline.train(f"{_LEVEL.value}_supernet"))

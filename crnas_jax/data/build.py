@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Mapping
 
-from crnas_jax.data.coco import CocoSource
+from crnas_jax.data.classification import FolderSource, SyntheticClassification
+from crnas_jax.data.coco import CocoSource, shared_image
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.errors import UserError
 
@@ -27,15 +28,36 @@ def source(data, split: str):
         return SyntheticSource(number, data.synthetic.size, seed=SPLITS.index(split))
     if data.name == "coco":
         folder = pathlib.Path(data.folder)
-        return CocoSource(folder / data.images, folder / getattr(data, split))
+        return CocoSource(folder / data.images, folder / getattr(data, split), data.strict)
     raise UserError("config", "data.name", f"{data.name!r} is unknown", "use 'coco' or 'synthetic'")
+
+
+def classification_source(data, split: str):
+    """The `train` or `val` split of a classification set.
+
+    Args:
+      data: the `pretrain.data` part of a config.
+      split: which.
+
+    Raises:
+      UserError: the config or the files are faulty.
+    """
+    if data.name == "synthetic":
+        number = getattr(data.synthetic, split)
+        return SyntheticClassification(number, data.synthetic.size, seed=SPLITS.index(split))
+    if data.name == "folder":
+        return FolderSource(pathlib.Path(data.folder) / getattr(data, split))
+    raise UserError(
+        "config", "pretrain.data.name", f"{data.name!r} is unknown", "use 'folder' or 'synthetic'"
+    )
 
 
 def require_consistent(sources: Mapping) -> None:
     """Raises UserError when the splits of a data set do not belong together.
 
     They have the same classes, none shares an image with another (a search must not see the test
-    split), and each has images and objects.
+    split; copies under another name are found by their content), each has objects, and all image
+    files are there.
 
     Args:
       sources: by name of their split.
@@ -53,3 +75,15 @@ def require_consistent(sources: Mapping) -> None:
                 raise UserError(
                     "data", split, f"{name} is in {owner[name]} too", "give each image to one split"
                 )
+    files = {split: one for split, one in sources.items() if isinstance(one, CocoSource)}
+    for one in files.values():
+        one.check_images()
+    shared = shared_image(files)
+    if shared:
+        split, name, other_split, other_name = shared
+        raise UserError(
+            name,
+            f"data.{split}",
+            f"the same image as {other_name} in {other_split}",
+            "give each image to one split",
+        )

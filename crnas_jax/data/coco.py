@@ -2,111 +2,217 @@
 
 import hashlib
 import json
+import math
 import pathlib
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from crnas_jax.errors import UserError
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 class CocoSource:
     """Random access to one split.
 
     Attributes:
-      coco: the annotation file's content; AP is scored against it, never against batches.
+      coco: the annotation file's content without the boxes left out; AP is scored against it, never
+        against batches.
       category_ids: of the classes 1..C of the batches, in order.
       class_names: likewise.
       image_ids: int64 [images].
       sizes: int32 [images, 2], height and width as the file says.
       names: what tells images of different splits apart: the paths of the files.
       digest: of the annotation file.
-      skipped: boxes left out because nothing of them lies inside their image.
+      skipped: boxes left out because they have no size or nothing of them lies inside their image.
+      cut: boxes that reach out of their image by more than a pixel; the part inside is used.
     """
 
-    def __init__(self, images: str | pathlib.Path, annotations: str | pathlib.Path):
+    def __init__(
+        self, images: str | pathlib.Path, annotations: str | pathlib.Path, strict: bool = False
+    ):
         """Reads the annotation file; images are read one by one later.
 
         Args:
           images: folder of the images.
           annotations: json file of the split.
+          strict: refuse what `skipped` and `cut` would count.
 
         Raises:
           UserError: the file is missing, is no json, or lacks what COCO asks for.
         """
-        self._folder, self._file = pathlib.Path(images), pathlib.Path(annotations)
+        self._folder, self._file, self._strict = (
+            pathlib.Path(images),
+            pathlib.Path(annotations),
+            strict,
+        )
         try:
             content = self._file.read_bytes()
             self.coco = json.loads(content)
         except OSError as error:
             raise self._fault("file", error.strerror or "unreadable") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._fault("json", str(error)) from error
         self.digest = hashlib.sha256(content).hexdigest()
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
-                raise self._fault(field, "missing")
-        try:
-            categories = sorted(self.coco["categories"], key=lambda category: category["id"])
-            self.category_ids = [category["id"] for category in categories]
-            self.class_names = [str(category["name"]) for category in categories]
-            self._images = sorted(self.coco["images"], key=lambda image: image["id"])
-            self.image_ids = np.array([image["id"] for image in self._images], np.int64)
-            sizes = [(image["height"], image["width"]) for image in self._images]
-            self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-            files = [image["file_name"] for image in self._images]
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"an entry lacks or spoils {error}"
-            raise self._fault("images or categories", problem) from error
-        for field, ids in (("images", self.image_ids), ("categories", self.category_ids)):
-            if len(set(ids)) != len(ids):
-                raise self._fault(field, "an id comes twice")
-        if not categories:
-            raise self._fault("categories", "there are none")
-        self.names = [str(self._folder / name) for name in files]
-        self.skipped = 0
+                raise self._fault(field, "missing, or no list")
+        self._read_categories()
+        self._read_images()
+        self.skipped = self.cut = 0
         self._objects = self._read_objects()
 
-    def _fault(self, field, problem):
-        return UserError(self._file, field, problem, "give a COCO annotation file")
+    def _fault(self, field, problem, remedy="give a COCO annotation file"):
+        return UserError(self._file, field, problem, remedy)
+
+    def _entries(self, field):
+        """(where, entry) of a list; entries are objects and have an id of their own."""
+        seen = set()
+        for index, entry in enumerate(self.coco[field]):
+            where = f"{field}[{index}]"
+            if not isinstance(entry, dict):
+                raise self._fault(where, "is no object")
+            if field != "annotations":
+                number = self._integer(where, entry, "id")
+                if number in seen:
+                    raise self._fault(where, f"id {number} comes twice", "give each its own id")
+                seen.add(number)
+            yield where, entry
+
+    def _integer(self, where, entry, field, least=-(2**63)):
+        value = entry.get(field)
+        if type(value) is not int or not least <= value < 2**63:
+            problem = "missing" if value is None else f"{str(value)[:40]!r} is no such number"
+            kind = "whole number" + ("" if least < 0 else f" of at least {least}")
+            raise self._fault(f"{where}.{field}", problem, f"give a {kind}")
+        return value
+
+    def _read_categories(self):
+        names = {}
+        for where, category in self._entries("categories"):
+            if not isinstance(category.get("name"), str):
+                raise self._fault(f"{where}.name", "missing, or no text", "name the class")
+            names[category["id"]] = category["name"]
+        if not names:
+            raise self._fault("categories", "there are none", "list the classes")
+        self.category_ids = sorted(names)
+        self.class_names = [names[category] for category in self.category_ids]
+
+    def _read_images(self):
+        images = []
+        for where, image in self._entries("images"):
+            for side in ("height", "width"):
+                self._integer(where, image, side, least=1)
+            name = image.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise self._fault(f"{where}.file_name", "missing, or no text", "name the file")
+            # The name comes out of a file: it must not lead out of the folder.
+            path = pathlib.PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise self._fault(
+                    f"{where}.file_name",
+                    f"{name[:80]!r} leads out of {self._folder}",
+                    "give a path inside the folder of images",
+                )
+            images.append(image)
+        if not images:
+            raise self._fault("images", "there are none", "give at least one image")
+        images.sort(key=lambda image: image["id"])
+        self.image_ids = np.array([image["id"] for image in images], np.int64)
+        sizes = [(image["height"], image["width"]) for image in images]
+        if max(map(max, sizes)) >= 2**31:
+            raise self._fault("images", "a height or width is beyond any image", "mend it")
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
+        self.names = [str(self._folder / image["file_name"]) for image in images]
 
     def _read_objects(self):
         label_of = {category: label for label, category in enumerate(self.category_ids, 1)}
         size_of = dict(zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True))
-        objects = defaultdict(list)
-        for index, annotation in enumerate(self.coco["annotations"]):
-            where = f"annotations[{index}]"
-            try:
-                x, y, width, height = (float(value) for value in annotation["bbox"])
-                image, category = annotation["image_id"], annotation["category_id"]
-                area = float(annotation.get("area", width * height))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    self._file, where, f"bbox, area, image_id or category_id: {error}", "mend it"
-                ) from error
+        objects, kept = defaultdict(list), []
+        for where, annotation in self._entries("annotations"):
+            image = self._integer(where, annotation, "image_id")
+            category = self._integer(where, annotation, "category_id")
             if category not in label_of:
-                raise UserError(
-                    self._file,
-                    where,
-                    f"category_id {category} is not a category",
-                    "add the category",
+                raise self._fault(
+                    where, f"category_id {category} is not a category", "add the category"
                 )
             if image not in size_of:
-                raise UserError(
-                    self._file, where, f"image_id {image} is not an image", "add the image"
-                )
+                raise self._fault(where, f"image_id {image} is not an image", "add the image")
+            x, y, width, height = self._numbers(where, annotation, "bbox", 4)
+            area, crowd = annotation.get("area", width * height), annotation.get("iscrowd", 0)
+            (area,) = self._numbers(where, {"area": [area]}, "area", 1)
+            if area < 0:
+                raise self._fault(f"{where}.area", f"{area}", "give pixels, at least 0")
+            if crowd not in (0, 1):
+                raise self._fault(f"{where}.iscrowd", f"{crowd!r}", "give 0 or 1")
             rows, columns = size_of[image]
             box = (max(x, 0.0), max(y, 0.0), min(x + width, columns), min(y + height, rows))
-            if not (box[2] > box[0] and box[3] > box[1]):
-                self.skipped += 1
-                continue
-            crowd = bool(annotation.get("iscrowd", 0))
-            objects[image].append((box, label_of[category], area, crowd))
+            empty = not (width > 0 and height > 0 and box[2] > box[0] and box[3] > box[1])
+            out = max(-x, -y, x + width - columns, y + height - rows) > 1
+            if self._strict and (empty or out):
+                raise self._fault(
+                    f"{where}.bbox",
+                    f"{[x, y, width, height]} "
+                    + ("has no size inside" if empty else "reaches out of")
+                    + f" its image of {columns} x {rows} pixels",
+                    "mend it, or set data.strict=False to leave it out",
+                )
+            self.skipped += empty
+            self.cut += out and not empty
+            if not empty:
+                kept.append(annotation)
+                objects[image].append((box, label_of[category], area, bool(crowd)))
+        self.coco = {**self.coco, "annotations": kept}
         return objects
 
+    def _numbers(self, where, annotation, field, number):
+        values = annotation.get(field)
+        whole = isinstance(values, list) and len(values) == number
+        if whole and all(
+            type(value) in (int, float) and abs(value) < 1e12 and math.isfinite(value)
+            for value in values
+        ):
+            return [float(value) for value in values]
+        problem = "missing" if values is None else f"{str(values)[:80]}"
+        raise self._fault(f"{where}.{field}", problem, f"give {number} finite number(s)")
+
+    def check_images(self) -> None:
+        """Looks at every file's header.
+
+        Raises:
+          UserError: an image is missing, is none, or has another size than the file says.
+        """
+        with ThreadPoolExecutor(16) as pool:
+            for _ in pool.map(self._check_image, range(len(self))):
+                pass
+
+    def _check_image(self, index):
+        path = self.names[index]
+        try:
+            with PIL.Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+        except Exception as error:  # Pillow's readers raise whatever a broken file provokes
+            raise _unreadable(path) from error
+        expected = self.sizes[index].tolist()
+        if [height, width] != expected and not (turned and [width, height] == expected):
+            raise self._other_size(path, height, width)
+
+    def _other_size(self, path, height, width):
+        return UserError(
+            path,
+            "size",
+            f"{height} x {width} pixels, {self._file} says otherwise",
+            "mend height and width there",
+        )
+
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.image_ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One image and its objects.
@@ -118,25 +224,58 @@ class CocoSource:
         Raises:
           UserError: the image is missing, broken or of another size than the file says.
         """
-        path = self.names[index]
-        # COCO's boxes are in the pixels of the file as stored: the EXIF rotation is not applied.
+        path, expected = self.names[index], tuple(self.sizes[index].tolist())
+        # Boxes may have been drawn on the image as stored or as its EXIF tag turns it: the size in
+        # the annotation file tells. Where both have that size, as stored, which is COCO's way.
         image = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is not None and image.shape[:2] != expected:
+            image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
         if image is None:
-            raise UserError(
-                path, "image", "missing or broken", "restore the file or remove its entry"
-            )
-        if image.shape[:2] != tuple(self.sizes[index]):
-            height, width = image.shape[:2]
-            raise UserError(
-                path,
-                "size",
-                f"{height} x {width}, {self._file} says otherwise",
-                "mend height and width",
-            )
-        return {
-            "image": image,
-            **objects_record(self.image_ids[index], self._objects[self._images[index]["id"]]),
-        }
+            raise _unreadable(path)
+        if image.shape[:2] != expected:
+            raise self._other_size(path, *image.shape[:2])
+        image_id = self.image_ids[index]
+        return {"image": image, **objects_record(image_id, self._objects[int(image_id)])}
+
+
+def _unreadable(path):
+    return UserError(path, "image", "missing or broken", "restore the file or remove its entry")
+
+
+def shared_image(sources: dict[str, CocoSource]) -> tuple[str, str, str, str] | None:
+    """(split, file, other split, other file) of an image two splits share; None where none is.
+
+    Files are compared by content. Only those of one size in bytes are opened, of those only a part
+    is read at first, so that a hundred thousand images take seconds.
+    """
+    files = [(split, name) for split, source in sources.items() for name in source.names]
+    groups = [files]
+    for key in (_bytes, _middle, _content):
+        finer = defaultdict(list)
+        for number, group in enumerate(groups):
+            for split, name in group:
+                finer[number, key(name)].append((split, name))
+        groups = [group for group in finer.values() if len({split for split, _ in group}) > 1]
+    for group in groups:
+        first = group[0]
+        other = next(entry for entry in group if entry[0] != first[0])
+        return (*first, *other)
+    return None
+
+
+def _bytes(path):
+    return pathlib.Path(path).stat().st_size
+
+
+def _middle(path):
+    with pathlib.Path(path).open("rb") as file:
+        file.seek(_bytes(path) // 2)
+        return file.read(4096)
+
+
+def _content(path):
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:

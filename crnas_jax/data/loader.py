@@ -6,13 +6,12 @@ gives the same order on any number of hosts.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import grain
 import numpy as np
 
-from crnas_jax.data.transforms import ImageSize, batch_row
 from crnas_jax.errors import UserError
 
 # OpenCV's own threads inside the loader's threads only get in each other's way.
@@ -73,9 +72,9 @@ class Plan:
 class _Steps:
     """The part of each step's batch that one host reads, as a grain source."""
 
-    def __init__(self, source, plan, size, max_objects, flip_seed, steps, host, hosts):
-        self._source, self._plan, self._size, self._max_objects = source, plan, size, max_objects
-        self._seed, self._steps, self._host, self._hosts = flip_seed, steps, host, hosts
+    def __init__(self, source, plan, row, seed, steps, host, hosts):
+        self._source, self._plan, self._row = source, plan, row
+        self._seed, self._steps, self._host, self._hosts = seed, steps, host, hosts
 
     def __len__(self):
         return self._steps
@@ -87,23 +86,20 @@ class _Steps:
         for index in batch.indices[self._host * share : (self._host + 1) * share]:
             # A padding row repeats some image of the batch at weight 0.
             record = self._source[index if index >= 0 else batch.indices[0]]
-            rng = self._rng(step, int(record["image_id"]))
-            flip = self._seed is not None and rng.random() < 0.5
-            row = batch_row(record, self._size, batch.portrait, flip, self._max_objects, rng)
+            row = self._row(record, batch.portrait, self._rng(step, int(record["image_id"])))
             rows.append({**row, "weight": np.float32(index >= 0)})
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _rng(self, step, image_id):
         """Of one image in one step, wherever in the batch it stands."""
-        return np.random.default_rng([self._seed or 0, _AUGMENT, step, image_id % 2**32])
+        return np.random.default_rng([self._seed, _AUGMENT, step, image_id % 2**32])
 
 
 def batches(
     source,
     plan: Plan,
-    size: ImageSize,
-    max_objects: int,
-    flip_seed: int | None,
+    row: Callable[[dict, bool, np.random.Generator], dict],
+    seed: int = 0,
     start: int = 0,
     stop: int | None = None,
     host: int = 0,
@@ -115,9 +111,8 @@ def batches(
     Args:
       source: random access to records.
       plan: which records each step reads.
-      size: resizing rule.
-      max_objects: N of the contract.
-      flip_seed: of the mirroring, half of the images; None for none.
+      row: from (record, portrait, generator) to a row, `transforms.DetectionRows` for one.
+      seed: of what `row` draws.
       start: first step.
       stop: the step after the last.
       host: index of this process.
@@ -125,6 +120,6 @@ def batches(
       threads: that read ahead.
     """
     stop = len(plan) if stop is None else stop
-    steps = _Steps(source, plan, size, max_objects, flip_seed, stop, host, hosts)
+    steps = _Steps(source, plan, row, seed, stop, host, hosts)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     yield from grain.MapDataset.source(steps)[start:stop].to_iter_dataset(options)

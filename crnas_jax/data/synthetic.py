@@ -23,7 +23,7 @@ class SyntheticSource:
         self.image_ids = np.arange(1, number + 1, dtype=np.int64)
         self.sizes = np.full((number, 2), size, np.int32)
         self.digest = f"synthetic-{number}-{size}-{seed}-{max_objects}"
-        self.skipped = 0
+        self.skipped = self.cut = 0
         self.coco = self._annotations()
         self.names = [image["file_name"] for image in self.coco["images"]]
 
@@ -33,10 +33,10 @@ class SyntheticSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """As `CocoSource`."""
         rng, objects = self._layout(index)
-        image = _texture(rng, self._size, contrast=50)
+        image = texture(rng, self._size, contrast=50)
         for box, label, _, _ in objects:
-            mask = _shape(rng, label, box, self._size)
-            image = np.where(mask[..., None] > 0, _texture(rng, self._size, contrast=110), image)
+            mask = draw_shape(rng, label, box, self._size)
+            image = np.where(mask[..., None] > 0, texture(rng, self._size, contrast=110), image)
         return {"image": image.astype(np.uint8), **objects_record(self.image_ids[index], objects)}
 
     def _layout(self, index):
@@ -86,7 +86,7 @@ class SyntheticSource:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _texture(rng, size, contrast):
+def texture(rng: np.random.Generator, size: int, contrast: float) -> np.ndarray:
     """Stripes of random direction, period and colour, with noise; [size, size, 3]."""
     y, x = np.mgrid[:size, :size]
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
@@ -96,7 +96,8 @@ def _texture(rng, size, contrast):
     return np.clip(image, 0, 255)
 
 
-def _shape(rng, label, box, size):
+def draw_shape(rng: np.random.Generator, label: int, box, size: int) -> np.ndarray:
+    """Mask [size, size] of the shape of a class (1-based) that fills a box."""
     mask = np.zeros((size, size), np.uint8)
     x0, y0, x1, y1 = box
     name = CLASS_NAMES[label - 1]

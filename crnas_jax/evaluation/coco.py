@@ -11,31 +11,43 @@ from pycocotools.cocoeval import COCOeval
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def to_results(
-    detections: dict[str, np.ndarray], batch: dict[str, np.ndarray], category_ids: list[int]
-) -> list[dict]:
-    """Detections of one batch in COCO's result format, in the pixels of the original images.
+def compact(
+    detections: dict[str, np.ndarray], batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The real detections of one batch, in the pixels of the original images.
 
     Args:
       detections: `boxes` [B, n, 4] in canvas pixels, `scores`, `labels`, `valid` [B, n].
       batch: the contract's batch they belong to; padding images are left out.
-      category_ids: of the labels 1..C.
+
+    Returns:
+      `image_id` int64 [k], `boxes` float32 [k, 4] xyxy, `scores` [k], `labels` [k].
     """
-    scale = batch["scale"][:, [1, 0, 1, 0]][:, None]
-    boxes = np.asarray(detections["boxes"]) / scale
-    results = []
-    for image in np.flatnonzero(batch["weight"] > 0):
-        for index in np.flatnonzero(detections["valid"][image]):
-            x0, y0, x1, y1 = (float(value) for value in boxes[image, index])
-            results.append(
-                {
-                    "image_id": int(batch["image_id"][image]),
-                    "category_id": category_ids[int(detections["labels"][image, index]) - 1],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": float(detections["scores"][image, index]),
-                }
-            )
-    return results
+    real = np.asarray(detections["valid"]) & (batch["weight"] > 0)[:, None]
+    boxes = np.asarray(detections["boxes"]) / batch["scale"][:, None, [1, 0, 1, 0]]
+    image, _ = np.nonzero(real)
+    return {
+        "image_id": batch["image_id"][image],
+        "boxes": boxes[real],
+        "scores": np.asarray(detections["scores"])[real],
+        "labels": np.asarray(detections["labels"])[real],
+    }
+
+
+def to_results(found: dict[str, np.ndarray], category_ids: list[int]) -> list[dict]:
+    """Compact detections in COCO's result format; `category_ids` are those of the labels 1..C."""
+    return [
+        {
+            "image_id": image,
+            "category_id": category_ids[label - 1],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
+        }
+        for image, (x0, y0, x1, y1), label, score in zip(
+            *(found[name].tolist() for name in ("image_id", "boxes", "labels", "scores")),
+            strict=True,
+        )
+    ]
 
 
 class CocoEvaluator:

@@ -1,6 +1,7 @@
 """From a description to functions: what the rest of the package sees of a model."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +9,38 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.arch import Arch
 from crnas_jax.models import supernet as supernets
-from crnas_jax.models.detectors import DetectorOptions, FasterRCNN, preprocess
-from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
+from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
+from crnas_jax.models.detectors import DetectorOptions, FasterRCNN
+from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN, preprocess
 from crnas_jax.models.resnet import ResNet
 
-# Statistics a detector may be run with: the stored ones, or those of the mini-batch.
+# Statistics a model may be run with: the stored ones, or those of the mini-batch.
 BN_MODES = {"running": BN_RUNNING, "batch": BN_BATCH}
+# What activations are computed in; parameters, statistics and losses are float32 throughout.
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Detector:
-    """A detector as pure functions on `variables` = {"params", "batch_stats"}.
+class Model:
+    """A network as pure functions on `variables` = {"params", "batch_stats"}.
 
     Attributes:
       spec: the `Arch` of a stand-alone network or the `SupernetSpec` of a supernet.
-      options: the rest of the detector.
+      options: what stands on the backbone.
+      remat: recompute backbone blocks in the backward pass instead of keeping what is inside them.
+      precision: of the activations, one of `PRECISIONS`.
 
-    Of a supernet, `init` returns banks, and `losses`, `detect` and `moments` take the variables of
+    Of a supernet, `init` returns banks, and `losses`, `apply` and `moments` take the variables of
     one path, which `gather` takes out of banks and `scatter` puts back.
     """
 
     spec: Arch | supernets.SupernetSpec
-    options: DetectorOptions
+    options: DetectorOptions | ClassifierOptions
+    remat: bool = False
+    precision: str = "float32"
+
+    # The Flax module of (backbone, options, dtype); set by the two kinds of models below.
+    module_class: ClassVar[type]
 
     @property
     def is_supernet(self) -> bool:
@@ -37,23 +48,30 @@ class Detector:
         return isinstance(self.spec, supernets.SupernetSpec)
 
     @property
-    def module(self) -> FasterRCNN:
+    def module(self):
         """The Flax module."""
-        backbone = supernets.Supernet(self.spec) if self.is_supernet else ResNet(self.spec)
-        return FasterRCNN(backbone, self.options)
+        backbone = supernets.Supernet if self.is_supernet else ResNet
+        dtype = PRECISIONS[self.precision]
+        return self.module_class(backbone(self.spec, self.remat), self.options, dtype)
 
     def init(self, key: Array) -> PyTree:
         """Freshly drawn variables."""
-        batch = example_batch()
         choice = self.spec.choice(self.spec.places) if self.is_supernet else None
         path_key, bank_key, loss_key = jax.random.split(key, 3)
         keys = jax.random.split(loss_key, 1)
-        variables = self.module.init(path_key, batch, choice, BN_TRAIN, keys, method="losses")
+        variables = self.module.init(
+            path_key, example_batch(), choice, BN_TRAIN, keys, method="losses"
+        )
         if self.is_supernet:
             backbone = {name: tree["backbone"] for name, tree in variables.items()}
             for name, tree in supernets.init_banks(self.spec, bank_key, backbone).items():
                 variables[name]["backbone"] = tree
         return variables
+
+    @property
+    def shapes(self) -> PyTree:
+        """Shapes of `init`'s variables; nothing is computed."""
+        return jax.eval_shape(self.init, jax.random.key(0))
 
     def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
         """Training losses, and the running statistics after this mini-batch."""
@@ -62,8 +80,10 @@ class Detector:
         )
         return losses, updated["batch_stats"]
 
-    def detect(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
-        """Detections (`roi_heads.postprocess`) with the statistics that `bn` names."""
+    def apply(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
+        """What the network is for, with the statistics that `bn` names: the detections of a
+        detector (`roi_heads.postprocess`), the logits of a classifier.
+        """
         return self.module.apply(variables, batch, choice, BN_MODES[bn])
 
     def moments(self, variables: PyTree, batch, choice) -> PyTree:
@@ -72,7 +92,7 @@ class Detector:
         def backbone(module, image):
             return module.backbone(image, choice, BN_COLLECT, batch["weight"])
 
-        image = preprocess(batch["image"], batch["image_size"])
+        image = preprocess(batch["image"], batch["image_size"], PRECISIONS[self.precision])
         return self.module.apply(variables, image, method=backbone, mutable=["batch_stats"])[1][
             "batch_stats"
         ]
@@ -85,15 +105,29 @@ class Detector:
         return where
 
     def extract(self, variables: PyTree, choice, depths) -> PyTree:
-        """The stand-alone detector's variables for one path of this supernet."""
+        """The stand-alone network's variables for one path of this supernet."""
         network = {name: dict(tree) for name, tree in variables.items()}
         for tree in network.values():
             tree["backbone"] = supernets.extract(self.spec, tree["backbone"], choice, depths)
         return network
 
 
+@dataclasses.dataclass(frozen=True)
+class Detector(Model):
+    """Faster R-CNN with a feature pyramid."""
+
+    module_class: ClassVar[type] = FasterRCNN
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Model):
+    """An image classifier."""
+
+    module_class: ClassVar[type] = ImageClassifier
+
+
 def example_batch(size: int = 64, number: int = 1) -> dict[str, Array]:
-    """A batch of the contract's form, without objects: for shapes only."""
+    """A batch of either kind's form, without objects: for shapes only."""
     return {
         "image": jnp.zeros((number, size, size, 3), jnp.uint8),
         "image_size": jnp.full((number, 2), size, jnp.int32),
@@ -101,5 +135,6 @@ def example_batch(size: int = 64, number: int = 1) -> dict[str, Array]:
         "labels": jnp.zeros((number, 1), jnp.int32),
         "valid": jnp.zeros((number, 1), bool),
         "crowd": jnp.zeros((number, 1), bool),
+        "label": jnp.zeros(number, jnp.int32),
         "weight": jnp.ones(number),
     }

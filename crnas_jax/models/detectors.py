@@ -5,16 +5,14 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from crnas_jax.models import roi_heads, rpn
 from crnas_jax.models.fpn import FPN
-from crnas_jax.models.layers import BNMode
+from crnas_jax.models.layers import BNMode, preprocess
 from crnas_jax.models.roi_heads import BoxHeadOptions
 from crnas_jax.models.rpn import RPNOptions
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +32,17 @@ class DetectorOptions:
     box: BoxHeadOptions = BoxHeadOptions()
 
 
-def preprocess(
-    image: Int[Array, "batch height width 3"], image_size: Int[Array, "batch 2"]
-) -> Float[Array, "batch height width 3"]:
-    """RGB uint8 to ImageNet-normalised float32; 0 on the canvas beside the image."""
-    x = (image.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
-    inside_rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
-    inside_columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]
-    return jnp.where((inside_rows[:, :, None] & inside_columns[:, None, :])[..., None], x, 0)
-
-
 class FasterRCNN(nn.Module):
     """Backbone, FPN, RPN and box head. The backbone is a `ResNet` or a `Supernet`.
 
     Methods take a batch as design contract has it (`image`, `image_size`, `boxes`, `labels`,
     `valid`, `crowd`, `weight`) and the path `choice` (None for a stand-alone network).
+    Activations are computed in `dtype`; what leaves the heads is float32.
     """
 
     backbone: nn.Module
     options: DetectorOptions
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self.fpn = FPN(self.options.pyramid_channels)
@@ -72,6 +62,9 @@ class FasterRCNN(nn.Module):
     ) -> dict[str, Float[Array, ""]]:
         """The four losses. Crowds are no ground truth; images of weight 0 count for nothing.
 
+        A batch may bring its own proposals, as in Fast R-CNN (arXiv 1504.08083): `proposals`
+        [B, n, 4] and `proposals_valid` [B, n]; RoIs are then sampled from those.
+
         Args:
           keys: one for each image, of seed, step and image id: the draw of anchors and RoIs does
             not depend on the place in the batch or the device.
@@ -83,9 +76,12 @@ class FasterRCNN(nn.Module):
         objectness, rpn_box = rpn.rpn_losses(
             rpn_keys, outputs, anchors, batch["boxes"], truth_valid, image_valid, self.options.rpn
         )
-        proposals, valid = rpn.proposals(
-            outputs, anchors, batch["image_size"], self.options.rpn, training=True
-        )
+        if "proposals" in batch:
+            proposals, valid = batch["proposals"], batch["proposals_valid"]
+        else:
+            proposals, valid = rpn.proposals(
+                outputs, anchors, batch["image_size"], self.options.rpn, training=True
+            )
         rois, labels, targets, sampled = roi_heads.sample_rois(
             roi_keys,
             proposals,
@@ -108,7 +104,7 @@ class FasterRCNN(nn.Module):
 
     def _dense(self, batch, choice, mode):
         canvas = batch["image"].shape[1:3]
-        x = preprocess(batch["image"], batch["image_size"])
+        x = preprocess(batch["image"], batch["image_size"], self.dtype)
         pyramid = self.fpn(self.backbone(x, choice, mode, batch["weight"]))
         outputs = self.rpn(pyramid)
         return pyramid, outputs, rpn.level_anchors(canvas, pyramid, self.options.rpn), canvas

@@ -15,10 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 # Kernel initialisation of torchvision's backbones: He normal over the fan out.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# The name of convolution outputs in policies of `jax.checkpoint`.
+CONV_OUTPUT = "conv_output"
+# Of ImageNet's training images, RGB, for values of 0..1.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess(
+    image: Int[Array, "batch height width 3"], image_size: Int[Array, "batch 2"], dtype
+) -> Float[Array, "batch height width 3"]:
+    """RGB uint8 to ImageNet-normalised `dtype`; 0 on the canvas beside the image."""
+    x = (image.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
+    inside_rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
+    inside_columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]
+    return jnp.where(
+        (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None], x, 0
+    ).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +204,8 @@ def _tap_kernel_gradient(x, kernel, gradient, spec):
 class Conv(nn.Module):
     """Square convolution; with `dilations` of more than one entry the call's `operation` picks one.
 
+    It computes in the dtype of its input; parameters are float32.
+
     Attributes:
       features: output channels.
       size: side of the kernel.
@@ -211,15 +231,16 @@ class Conv(nn.Module):
         self, x: Float[Array, "batch height width channels"], operation: Int[Array, ""] | int = 0
     ):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
         in_control_flow = self.in_control_flow or len(self.dilations) > 1
         specs = tuple(
             ConvSpec(self.stride, dilation, self.groups, in_control_flow)
             for dilation in self.dilations
         )
         y = switched_conv(x, kernel, jnp.asarray(operation, jnp.int32), specs)
+        y = checkpoint_name(y, CONV_OUTPUT)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,))
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
 
 
@@ -268,7 +289,8 @@ class BatchNorm(nn.Module):
         if mode.use_batch:
             used_mean, used_var = _moments(x, weight)
         if mode.momentum is not None and not self.is_initializing():
-            kept = mode.momentum
+            # A mini-batch of padding alone says nothing.
+            kept = jnp.where((weight > 0).any(), mode.momentum, 1.0)
             mean.value = kept * mean.value + (1 - kept) * lax.stop_gradient(used_mean)
             var.value = kept * var.value + (1 - kept) * lax.stop_gradient(used_var)
         factor = scale * lax.rsqrt(used_var + self.epsilon)

@@ -96,9 +96,15 @@ class Stem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The stand-alone network of one architecture: `stage1/block1` .. `stage4/blockN`."""
+    """The stand-alone network of one architecture: `stage1/block1` .. `stage4/blockN`.
+
+    Attributes:
+      arch: the architecture.
+      remat: recompute blocks in the backward pass instead of keeping what is inside them.
+    """
 
     arch: Arch
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -113,7 +119,8 @@ class ResNet(nn.Module):
         x = Stem(self.arch.widths[0], name="stem")(x, mode, weight)
         features = []
         for stage, dilations in enumerate(self.arch.stage_dilations()):
-            x = Stage(self.arch, stage, dilations, name=f"stage{stage + 1}")(x, mode, weight)
+            name = f"stage{stage + 1}"
+            x = Stage(self.arch, stage, dilations, self.remat, name=name)(x, mode, weight)
             features.append(x)
         return tuple(features)
 
@@ -124,12 +131,15 @@ class Stage(nn.Module):
     arch: Arch
     stage: int
     dilations: tuple[int, ...]
+    remat: bool
 
     @nn.compact
     def __call__(self, x, mode: BNMode, weight):
+        # Of (self, x, operation, mode, weight) the mode is no array.
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for index, dilation in enumerate(self.dilations):
             options = block_options(self.arch, self.stage, first=index == 0)
-            x = Block(**options, dilations=(dilation,), name=f"block{index + 1}")(
+            x = block(**options, dilations=(dilation,), name=f"block{index + 1}")(
                 x, jnp.int32(0), mode, weight
             )
         return x

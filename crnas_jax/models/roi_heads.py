@@ -57,11 +57,15 @@ class BoxHead(nn.Module):
     ) -> tuple[Float[Array, "rois classes"], Float[Array, "rois classes 4"]]:
         x = pooled.reshape(pooled.shape[0], -1)
         dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        x = nn.relu(nn.Dense(self.channels, kernel_init=dense_init, name="fc6")(x))
-        x = nn.relu(nn.Dense(self.channels, kernel_init=dense_init, name="fc7")(x))
+
+        def dense(x, features, init, name):
+            return nn.Dense(features, dtype=x.dtype, kernel_init=init, name=name)(x)
+
+        x = nn.relu(dense(x, self.channels, dense_init, "fc6"))
+        x = nn.relu(dense(x, self.channels, dense_init, "fc7"))
         number = self.classes + 1
-        logits = nn.Dense(number, kernel_init=nn.initializers.normal(0.01), name="class")(x)
-        deltas = nn.Dense(4 * number, kernel_init=nn.initializers.normal(0.001), name="box")(x)
+        logits = dense(x, number, nn.initializers.normal(0.01), "class").astype(jnp.float32)
+        deltas = dense(x, 4 * number, nn.initializers.normal(0.001), "box").astype(jnp.float32)
         return logits, deltas.reshape(-1, number, 4)
 
 

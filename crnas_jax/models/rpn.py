@@ -55,8 +55,8 @@ class RPNHead(nn.Module):
         outputs = []
         for features in pyramid:
             x = nn.relu(shared(features))
-            batch = x.shape[0]
-            outputs.append((objectness(x).reshape(batch, -1), box(x).reshape(batch, -1, 4)))
+            logits, deltas = (head(x).astype(jnp.float32) for head in (objectness, box))
+            outputs.append((logits.reshape(len(x), -1), deltas.reshape(len(x), -1, 4)))
         return outputs
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.models.layers import BNMode
+from crnas_jax.models.layers import CONV_OUTPUT, BNMode
 from crnas_jax.models.resnet import Block, Stem, block_options
 from crnas_jax.search_space import OperationSpace, StageSpace
 
@@ -52,7 +52,6 @@ class SupernetSpec:
       dilations: candidates for each block; a single one for a stage supernet.
       stage_sharing: `branch` or `prefix`.
       kernel_sharing: `own` or `shared`.
-      remat: recompute blocks in the backward pass instead of keeping what is inside them.
     """
 
     family: str
@@ -61,7 +60,6 @@ class SupernetSpec:
     dilations: tuple[int, ...] = (1,)
     stage_sharing: str = "branch"
     kernel_sharing: str = "own"
-    remat: bool = False
 
     def __post_init__(self):
         for field, allowed in (
@@ -116,6 +114,14 @@ class SupernetSpec:
             padded += operations[:depth] + [0] * (places - depth)
             operations = operations[depth:]
         return {"branch": branch, "ops": np.array(padded, np.int32)}
+
+
+def bank_places(spec: SupernetSpec, stage: int, first: bool) -> np.ndarray:
+    """The place (0-based) in its stage of every row of a bank, operations not counted."""
+    if first:
+        return np.zeros(spec.bank_rows(stage, first), int)
+    grid = (spec.places[stage],) if spec.stage_sharing == "prefix" else spec.grids[stage]
+    return np.concatenate([np.arange(1, depth) for depth in grid])
 
 
 def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:
@@ -176,9 +182,15 @@ def scatter(banks: PyTree, where: PyTree, blocks: PyTree) -> PyTree:
 
 
 class Supernet(nn.Module):
-    """c2..c5 of the path whose blocks stand in the variables (see `gather`)."""
+    """c2..c5 of the path whose blocks stand in the variables (see `gather`).
+
+    Attributes:
+      spec: what it holds.
+      remat: recompute blocks in the backward pass instead of keeping what is inside them.
+    """
 
     spec: SupernetSpec
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -193,7 +205,7 @@ class Supernet(nn.Module):
         features = []
         for stage in range(4):
             active, operations = stage_codes(self.spec, choice, stage)
-            x = SuperStage(self.spec, stage, name=f"stage{stage + 1}")(
+            x = SuperStage(self.spec, stage, self.remat, name=f"stage{stage + 1}")(
                 x, active, operations, mode, weight
             )
             features.append(x)
@@ -205,6 +217,7 @@ class SuperStage(nn.Module):
 
     spec: SupernetSpec
     stage: int
+    remat: bool
 
     @nn.compact
     def __call__(self, x, active, operations, mode: BNMode, weight):
@@ -221,17 +234,26 @@ class SuperStage(nn.Module):
             )
             return y, updated["batch_stats"]
 
-        if self.spec.remat:
-            run = jax.checkpoint(run, static_argnums=(0,))
+        run_first = jax.checkpoint(run, static_argnums=(0,)) if self.remat else run
         only = [
             jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first_params, first_stats.value)
         ]
-        x, stats = run(first, x, *only, operations[0])
+        x, stats = run_first(first, x, *only, operations[0])
         self._store(first_stats, jax.tree.map(lambda leaf: leaf[None], stats), mode)
         if self.spec.places[self.stage] == 1:
             return x
 
         rest, rest_params, rest_stats = self._stacked("rest", self.spec.places[self.stage] - 1, x)
+        # What a scan keeps for its backward pass the compiler cannot merge: of a block that is
+        # every intermediate array, twice the memory of a network without control flow. Convolution
+        # outputs are enough; normalisation and ReLU are recomputed from them at next to no cost.
+        kept = () if self.remat else (CONV_OUTPUT,)
+        run_rest = jax.checkpoint(
+            run,
+            static_argnums=(0,),
+            prevent_cse=False,  # forward and backward are separate loops
+            policy=jax.checkpoint_policies.save_only_these_names(*kept),
+        )
 
         def place(x, block):
             params, stats, here, operation = block
@@ -239,7 +261,7 @@ class SuperStage(nn.Module):
                 here.astype(jnp.int32),
                 [
                     lambda x, params, stats, operation: (x, stats),
-                    lambda *operands: run(rest, *operands),
+                    lambda *operands: run_rest(rest, *operands),
                 ],
                 *(x, params, stats, operation),
             )

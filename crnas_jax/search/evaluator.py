@@ -96,9 +96,9 @@ class SubnetEvaluator:
                 choice = jax.tree.map(lambda leaf: leaf[index], choices)
                 path = self._path(variables, choice)
                 if stats is None:
-                    return self.detector.detect(path, batch, choice, bn)
+                    return self.detector.apply(path, batch, choice, bn)
                 own = jax.tree.map(lambda leaf: leaf[index], stats)
-                return self.detector.detect({**path, "batch_stats": own}, batch, choice, "running")
+                return self.detector.apply({**path, "batch_stats": own}, batch, choice, "running")
 
             shapes = jax.eval_shape(one, 0)
             results = jax.tree.map(lambda s: jnp.zeros((self.chunk, *s.shape), s.dtype), shapes)
@@ -112,4 +112,4 @@ class SubnetEvaluator:
 
 
 def _stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # on the host: one transfer

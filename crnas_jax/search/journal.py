@@ -14,6 +14,9 @@ class Journal:
     """One JSON line for each scored subnet, flushed to disk before the next line.
 
     A torn last line (the process died while writing) is dropped when the file is opened again.
+
+    Attributes:
+      key: of everything a score depends on; lines with another are not used.
     """
 
     def __init__(self, path: str | pathlib.Path, config_hash: str):
@@ -21,12 +24,12 @@ class Journal:
 
         Args:
           path: of the file.
-          config_hash: of everything a score depends on; lines with another hash are not used.
+          config_hash: becomes `key`.
 
         Raises:
           UserError: a line other than the last is no JSON.
         """
-        self._path, self._hash = pathlib.Path(path), config_hash
+        self._path, self.key = pathlib.Path(path), config_hash
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._scores: dict[tuple, float] = {}
         if self._path.exists():
@@ -45,7 +48,7 @@ class Journal:
                 raise UserError(
                     self._path, f"line {number}", str(error), "remove the line"
                 ) from error
-            if row.get("format") == FORMAT and row.get("config") == self._hash:
+            if row.get("format") == FORMAT and row.get("config") == self.key:
                 self._scores[row["search"], tuple(row["code"])] = float(row["score"])
 
     def __len__(self) -> int:
@@ -63,7 +66,7 @@ class Journal:
         row = {
             "format": FORMAT,
             "search": search,
-            "config": self._hash,
+            "config": self.key,
             "code": code,
             "score": score,
             **details,

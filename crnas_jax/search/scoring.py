@@ -2,21 +2,27 @@
 
 import dataclasses
 import math
+import pathlib
 import time
 
 import jax
 from jaxtyping import PyTree
 
+from crnas_jax import interruption
 from crnas_jax.data import loader
-from crnas_jax.data.transforms import ImageSize
+from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.coco import CocoEvaluator, to_results
+from crnas_jax.evaluation.coco import CocoEvaluator, compact, to_results
 from crnas_jax.models.build import Detector
 from crnas_jax.search.bn_calibration import calibrate
 from crnas_jax.search.evaluator import SubnetEvaluator
 from crnas_jax.search.journal import Journal
+from crnas_jax.search.partial import PartialResults
 from crnas_jax.training.logging import Progress
 from crnas_jax.training.mesh import make_mesh, put_batch, replicated
+
+# Statistics subnets are scored with.
+BN_RULES = ("recalibrate", "batch", "running")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class ScoreOptions:
       batch_size: images in a mini-batch.
       size: resizing rule.
       batches: mini-batches of the validation split to score on (the paper's c); all when None.
-      bn: `recalibrate` (on training images), `batch` (of the mini-batch) or `running`.
+      bn: one of `BN_RULES`: on training images, of the mini-batch, the supernet's averages.
       calibration_images: for `recalibrate`.
       chunk: subnets in a compiled call.
       seed: of completions and of the calibration images.
@@ -55,21 +61,23 @@ class SubnetScorer:
         val_source,
         options: ScoreOptions,
         journal: Journal,
+        folder: str | pathlib.Path,
     ):
-        """Args: the trained supernet, splits for statistics and scores, the record."""
+        """Args: the trained supernet, splits for statistics and scores, the record, and a folder
+        for results not yet scored.
+        """
         self._mesh = make_mesh(options.batch_size, options.devices)
         self._variables = jax.device_put(variables, replicated(self._mesh))
-        self._train, self._val, self._options, self._journal = (
-            train_source,
-            val_source,
-            options,
-            journal,
-        )
+        self._train, self._val, self._options = train_source, val_source, options
+        self._journal, self._folder = journal, folder
         self._evaluator = SubnetEvaluator(detector, self._mesh, options.chunk)
         self._coco = CocoEvaluator(val_source.coco)
 
     def score(self, search: str, codes: list[tuple], choices_of, label: str = "") -> list[float]:
         """AP of every code; those in the journal are not scored again.
+
+        Every image is read once for all codes. What is found is on disk before the next chunk of
+        subnets runs, so a crash loses no more than the chunk in flight.
 
         Args:
           search: the codes' name in the journal.
@@ -77,59 +85,101 @@ class SubnetScorer:
           choices_of: from (code, mini-batch) to the path to run on it; paths may differ between
             mini-batches only with `bn` other than `recalibrate`.
           label: for people.
+
+        Raises:
+          UserError: the mini-batches hold no object.
+          Stopped: somebody asked to stop.
         """
-        # A chunk at a time, so that a crash loses no more than the chunk in flight.
+        codes = [tuple(code) for code in codes]
         missing = [code for code in codes if self._journal.get(search, code) is None]
-        progress = Progress(label or search, len(codes), len(codes) - len(missing), "subnet")
-        for start in range(0, len(missing), self._options.chunk):
-            some = missing[start : start + self._options.chunk]
+        if missing:
+            partial = PartialResults(self._folder, f"{self._journal.key} {search}")
             began = time.monotonic()
-            results, image_ids = self._detect(some, choices_of)
-            seconds = round((time.monotonic() - began) / len(some), 3)
-            for code, found in zip(some, results, strict=True):
-                score = self._coco.evaluate(found, image_ids).metrics["AP"]
-                if not math.isfinite(score):
+            batches, image_ids = self._detect(missing, choices_of, partial, label or search)
+            seconds = round((time.monotonic() - began) / len(missing), 3)
+            for code in missing:
+                found = [
+                    result
+                    for batch in batches
+                    for result in to_results(batch[code], self._val.category_ids)
+                ]
+                ap = self._coco.evaluate(found, image_ids).metrics["AP"]
+                if not math.isfinite(ap):
                     raise UserError(
                         "config", "search.batches", "no object in these images", "score on more"
                     )
-                self._journal.add(
-                    search,
-                    code,
-                    score,
-                    images=len(image_ids),
-                    seed=self._options.seed,
-                    seconds=seconds,
-                )
-            done = len(codes) - len(missing) + start + len(some)
-            scored = (self._journal.get(search, code) for code in codes)
-            progress.update(done, best=max(score for score in scored if score is not None))
-        progress.close()
+                details = {"images": len(image_ids), "seed": self._options.seed}
+                self._journal.add(search, code, ap, **details, seconds=seconds)
+            partial.clear()
         return [self._journal.get(search, code) for code in codes]
 
-    def _batches(self, source, plan, number):
-        batches = loader.batches(
-            source, plan, self._options.size, max_objects=1, flip_seed=None, stop=number
-        )
-        return ((batch, put_batch(self._mesh, batch)) for batch in batches)
-
-    def _detect(self, codes, choices_of):
+    def _detect(self, codes, choices_of, partial, label):
+        """For every validation mini-batch what each code found, and the ids of all images."""
         options = self._options
-        stats, bn = None, "batch" if options.bn == "recalibrate" else options.bn
+        stats, bn = None, options.bn
         if options.bn == "recalibrate":
-            plan = loader.Plan(self._train.sizes, options.batch_size, options.seed)
-            number = min(max(options.calibration_images // options.batch_size, 1), len(plan))
-            batches = (device for _, device in self._batches(self._train, plan, number))
-            stats = calibrate(
-                self._evaluator, self._variables, batches, [choices_of(code, 0) for code in codes]
-            )
+            stats, bn = self._statistics(codes, choices_of, partial, label), "batch"
         plan = loader.Plan(self._val.sizes, options.batch_size, seed=None)
         number = len(plan) if options.batches is None else min(options.batches, len(plan))
-        results, image_ids = [[] for _ in codes], []
-        for index, (batch, device) in enumerate(self._batches(self._val, plan, number)):
-            choices = [choices_of(code, index) for code in codes]
-            found = self._evaluator.detect(self._variables, device, choices, stats, bn)
-            image_ids += batch["image_id"][batch["weight"] > 0].tolist()
-            for position, result in enumerate(results):
-                one = {name: values[position] for name, values in found.items()}
-                result += to_results(one, batch, self._val.category_ids)
-        return results, image_ids
+        kept = partial.detections()
+        todo = [[code for code in codes if (code, batch) not in kept] for batch in range(number)]
+        first = next((batch for batch in range(number) if todo[batch]), number)
+        progress = Progress(label, number, first, "mini-batch")
+        for index, (batch, device) in enumerate(
+            self._batches(self._val, plan, first, number), first
+        ):
+            for some in self._chunks(todo[index]):
+                detections = self._evaluator.detect(
+                    self._variables,
+                    device,
+                    [choices_of(code, index) for code in some],
+                    None if stats is None else [stats[code] for code in some],
+                    bn,
+                )
+                found = [
+                    compact({name: a[i] for name, a in detections.items()}, batch)
+                    for i in range(len(some))
+                ]
+                partial.add_detections(index, some, found)
+                kept |= {(code, index): one for code, one in zip(some, found, strict=True)}
+                self._stop_if_asked(label)
+            progress.update(index + 1, subnets=len(codes))
+        progress.close()
+        batches = [{code: kept[code, batch] for code in codes} for batch in range(number)]
+        indices = [i for batch in range(number) for i in plan[batch].indices if i >= 0]
+        return batches, self._val.image_ids[indices].tolist()
+
+    def _statistics(self, codes, choices_of, partial, label):
+        """Recalibrated statistics of every code, on the host."""
+        options = self._options
+        structure = jax.tree.structure(self._variables["batch_stats"])
+        kept = partial.statistics()
+        plan = loader.Plan(self._train.sizes, options.batch_size, options.seed)
+        number = min(max(options.calibration_images // options.batch_size, 1), len(plan))
+        missing = [code for code in codes if code not in kept]
+        progress = Progress(f"{label}, statistics", len(codes), len(codes) - len(missing), "subnet")
+        for some in self._chunks(missing):
+            batches = (device for _, device in self._batches(self._train, plan, 0, number))
+            choices = [choices_of(code, 0) for code in some]
+            stats = jax.device_get(calibrate(self._evaluator, self._variables, batches, choices))
+            leaves = [jax.tree.leaves(one) for one in stats]
+            partial.add_statistics(some, leaves)
+            kept |= dict(zip(some, leaves, strict=True))
+            progress.update(sum(code in kept for code in codes))
+            self._stop_if_asked(label)
+        progress.close()
+        return {code: jax.tree.unflatten(structure, kept[code]) for code in codes}
+
+    def _batches(self, source, plan, start, stop):
+        rows = DetectionRows(self._options.size)
+        for batch in loader.batches(source, plan, rows, start=start, stop=stop):
+            yield batch, put_batch(self._mesh, batch)
+
+    def _chunks(self, codes):
+        for start in range(0, len(codes), self._options.chunk):
+            yield codes[start : start + self._options.chunk]
+
+    @staticmethod
+    def _stop_if_asked(label):
+        if interruption.requested():
+            raise interruption.Stopped(f"{label}: everything found so far is kept")

@@ -43,13 +43,17 @@ class Progress:
 
 
 class RunLog:
-    """Progress of one training run; `metrics.jsonl` and TensorBoard events in `folder`."""
+    """Progress of one training run; `metrics.jsonl` and TensorBoard events in `folder`.
+
+    Steps after `start` that an interrupted run had logged are dropped: they are done again.
+    """
 
     def __init__(self, folder: pathlib.Path, name: str, start: int, steps: int, batch_size: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._batch_size = name, batch_size
+        _drop_after(folder / "metrics.jsonl", start)
         self._jsonl = (folder / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(folder))
+        self._events = SummaryWriter(str(folder), purge_step=start + 1)
         self._progress = Progress(name, steps, start)
         self._last = (start, time.monotonic())
 
@@ -73,3 +77,20 @@ class RunLog:
         self._progress.close()
         self._jsonl.close()
         self._events.close()
+
+
+def _drop_after(path, step):
+    """Keeps the whole lines of a metrics file up to a step."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn: the process died while writing it
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)

@@ -1,22 +1,28 @@
 """The training loop: batches in, checkpoints out; the same call on the same folder resumes."""
 
+import collections
 import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from crnas_jax import interruption
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
-from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.models.build import Detector
+from crnas_jax.models.build import Model
 from crnas_jax.training.logging import RunLog
-from crnas_jax.training.mesh import make_mesh, put_batch
+from crnas_jax.training.mesh import make_mesh, put_parts, replicated
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from crnas_jax.training.step import Trainer, sample_choice
+
+# A step's loss is looked at when this many later steps are under way: the devices never wait.
+_LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +32,8 @@ class TrainOptions:
     Attributes:
       epochs: passes over the split.
       batch_size: images in a global batch.
-      size: resizing rule.
       optimizer: see `OptimizerOptions`.
-      max_objects: boxes per image a batch has room for.
-      flip: mirror half of the images.
+      accumulate: parts the batch is cut into; only one of them is in memory at a time.
       seed: of initialisation, paths, samples and order.
       checkpoint_seconds: least time between checkpoints.
       log_every: steps between metrics.
@@ -38,10 +42,8 @@ class TrainOptions:
 
     epochs: float
     batch_size: int
-    size: ImageSize
     optimizer: OptimizerOptions = OptimizerOptions()
-    max_objects: int = 100
-    flip: bool = True
+    accumulate: int = 1
     seed: int = 0
     checkpoint_seconds: float = 120.0
     log_every: int = 10
@@ -49,69 +51,121 @@ class TrainOptions:
 
 
 def train(
-    detector: Detector, source, options: TrainOptions, folder: pathlib.Path, name: str
+    model: Model,
+    source,
+    row: Callable,
+    options: TrainOptions,
+    folder: pathlib.Path,
+    name: str,
+    initial: Callable[[PyTree], PyTree] | None = None,
 ) -> PyTree:
-    """Trains a detector or a supernet.
+    """Trains a network or a supernet, for detection or classification.
 
     Args:
-      detector: what to train.
+      model: what to train.
       source: the training split.
+      row: from its records to rows of a batch (see `loader.batches`).
       options: see `TrainOptions`.
       folder: receives `checkpoints/`, `metrics.jsonl` and TensorBoard events.
       name: of the run, for people.
+      initial: from freshly drawn variables to those to start from; these themselves when None.
 
     Returns:
       {"params", "batch_stats"}.
 
     Raises:
       UserError: the loss is not finite; the last checkpoint stays.
+      Stopped: somebody asked to stop; the state is saved.
     """
-    mesh = make_mesh(options.batch_size, options.devices)
+    mesh = make_mesh(options.batch_size, options.devices, options.accumulate)
     plan = loader.Plan(source.sizes, options.batch_size, options.seed)
     steps = max(round(options.epochs * len(plan)), 1)
     optimizer = make_optimizer(options.optimizer, options.batch_size, steps)
     schedule = make_schedule(options.optimizer, options.batch_size, steps)
-    trainer = Trainer(detector, optimizer, mesh, options.seed)
+    trainer = Trainer(model, optimizer, mesh, options.seed)
     state = trainer.init()
-    checkpoints = Checkpoints(folder / "checkpoints")
-    restored = checkpoints.restore_latest(state)
-    state = state if restored is None else restored
-    start = int(state["step"])
-    if start < steps:
-        batches = loader.batches(
-            source,
-            plan,
-            options.size,
-            options.max_objects,
-            options.seed if options.flip else None,
-            start,
-            steps,
-            jax.process_index(),
-            jax.process_count(),
-        )
-        with RunLog(folder, name, start, steps, options.batch_size) as log:
-            saved_at = time.monotonic()
-            for step, batch in enumerate(batches, start + 1):
-                choice = sample_choice(detector, options.seed, step - 1)
-                state, metrics = trainer.step(state, put_batch(mesh, batch), choice)
-                if step % options.log_every == 0 or step == steps:
-                    values = {key: float(value) for key, value in metrics.items()}
-                    _require_finite(values, step, float(schedule(step - 1)), batch["image_id"])
-                    log.metrics(step, {**values, "learning_rate": float(schedule(step - 1))})
-                    if time.monotonic() - saved_at > options.checkpoint_seconds:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        restored = checkpoints.restore_latest(state)
+        if restored is not None:
+            state = restored
+        elif initial is not None:
+            fresh = {name: state[name] for name in ("params", "batch_stats")}
+            state = {**state, **jax.device_put(initial(fresh), replicated(mesh))}
+        start = int(state["step"])
+        if start < steps:
+            batches = loader.batches(
+                source,
+                plan,
+                row,
+                options.seed,
+                start,
+                steps,
+                jax.process_index(),
+                jax.process_count(),
+            )
+            watch = _Watch(schedule)
+            with RunLog(folder, name, start, steps, options.batch_size) as log:
+                saved_at = time.monotonic()
+                for step, batch in enumerate(batches, start + 1):
+                    choice = sample_choice(model, options.seed, step - 1)
+                    parts = put_parts(mesh, batch, options.accumulate)
+                    state, metrics = trainer.step(state, parts, choice)
+                    watch.add(step, batch["image_id"], metrics)
+                    stop = interruption.requested()
+                    if step % options.log_every == 0 or step == steps:
+                        log.metrics(step, watch.settle())
+                    waited = time.monotonic() - saved_at
+                    if step == steps or stop or waited > options.checkpoint_seconds:
+                        watch.require_finite(step, state)
                         checkpoints.save(step, state)
                         saved_at = time.monotonic()
-        checkpoints.save(steps, state)
-    checkpoints.close()
+                    if stop and step < steps:
+                        raise interruption.Stopped(f"{name}: saved at step {step} of {steps}")
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
 
 
-def _require_finite(values, step, rate, image_ids):
-    if not all(math.isfinite(value) for value in values.values()):
+class _Watch:
+    """Looks at every step's loss, a few steps late, and stops the run when one is not finite."""
+
+    def __init__(self, schedule):
+        self._schedule = schedule
+        self._pending = collections.deque()
+
+    def add(self, step, image_ids, metrics):
+        self._pending.append((step, image_ids, metrics))
+        while len(self._pending) > _LAG:
+            self._check(*self._pending.popleft())
+
+    def settle(self):
+        """Checks all steps; returns the last one's metrics."""
+        while self._pending:
+            values = self._check(*self._pending.popleft())
+        return values
+
+    def require_finite(self, step, state):
+        """Raises UserError unless `state`, after `step`, may be saved."""
+        if self._pending:
+            self.settle()
+        if not _all_finite({name: state[name] for name in ("params", "batch_stats")}):
+            self._fail(step, "a parameter or statistic is not finite", [])
+
+    def _check(self, step, image_ids, metrics):
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            problem = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
+            self._fail(step, problem, image_ids.tolist())
+        return {**values, "learning_rate": float(self._schedule(step - 1))}
+
+    def _fail(self, step, problem, image_ids):
         raise UserError(
             "training",
-            f"step {step} or shortly before",
-            f"loss {values['loss']}, gradient norm {values['gradient_norm']} at learning rate "
-            f"{rate:.3g}, images {image_ids.tolist()}",
-            "lower rate_per_image or lengthen warmup_steps",
+            f"step {step}",
+            f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, images {image_ids}",
+            "lower rate_per_image, lengthen warmup_steps or set clip; "
+            "the last checkpoint is intact",
         )
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

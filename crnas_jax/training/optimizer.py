@@ -19,6 +19,7 @@ class OptimizerOptions:
       drops: for `step`, the fractions of the run after which the rate falls to a tenth.
       warmup_steps: the rate rises linearly over them, from a thousandth; at most a quarter of
         the run.
+      clip: greatest norm of the gradient over all parameters, scaled down to it; none when 0.
     """
 
     rate_per_image: float = 0.00125
@@ -27,6 +28,7 @@ class OptimizerOptions:
     schedule: str = "step"
     drops: tuple[float, ...] = (8 / 13, 11 / 13)
     warmup_steps: int = 500
+    clip: float = 0.0
 
 
 def make_schedule(options: OptimizerOptions, batch_size: int, steps: int) -> optax.Schedule:
@@ -52,6 +54,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The paper's optimiser: decay added to the gradient, then momentum, then the rate."""
     return optax.chain(
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
         optax.add_decayed_weights(options.weight_decay),
         optax.sgd(make_schedule(options, batch_size, steps), momentum=options.momentum),
     )

@@ -2,11 +2,14 @@
 
 A supernet's step has three jitted parts: take the sampled blocks out of the banks, differentiate
 and update those alone, put them back into the donated banks. Measured on the paper's grid this is
-faster than one jit around all three, which copies banks.
+faster than one jit around all three, which copies banks. Gradient accumulation calls the middle
+part once for each part of the batch: in a loop inside one program the CPU's convolutions would be
+slow (see `layers`), and a call more costs nothing beside the part.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from crnas_jax.models import supernet
-from crnas_jax.models.build import Detector
+from crnas_jax.models.build import Model
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.mesh import replicated
 
@@ -26,13 +29,13 @@ class Trainer:
     """Initialises and advances a training state {"params", "batch_stats", "opt_state", "step"}.
 
     Attributes:
-      detector: what is trained.
+      model: what is trained.
       optimizer: an optax chain whose state is elementwise in the parameters.
       mesh: the state is replicated over it, batches are split over its axis `data`.
       seed: of initialisation and of the draws of anchors and RoIs.
     """
 
-    detector: Detector
+    model: Model
     optimizer: optax.GradientTransformation
     mesh: Mesh
     seed: int
@@ -41,7 +44,7 @@ class Trainer:
         """The state before the first step."""
 
         def create():
-            variables = self.detector.init(jax.random.key(self.seed))
+            variables = self.model.init(jax.random.key(self.seed))
             return {
                 "params": variables["params"],
                 "batch_stats": variables["batch_stats"],
@@ -52,15 +55,58 @@ class Trainer:
         return jax.jit(create, out_shardings=replicated(self.mesh))()
 
     def step(
-        self, state: PyTree, batch: dict[str, Array], choice=None
+        self, state: PyTree, parts: Sequence[dict[str, Array]], choice=None
     ) -> tuple[PyTree, dict[str, Array]]:
-        """One step; `state` is consumed. `choice`, the path, is data: it never recompiles."""
-        if not self.detector.is_supernet:
-            return self._update(state, batch, None)
+        """One step; `state` is consumed.
+
+        Args:
+          state: of `init` or of the step before.
+          parts: the batch (see `mesh.put_parts`); gradients of its parts are averaged by their
+            numbers of images, and each part is a mini-batch of its own for batch normalisation.
+          choice: the path of a supernet; data, it never recompiles.
+
+        Returns:
+          The next state, and losses and the gradient's norm (before clipping).
+        """
+        path, total = self._take_path(state, choice), None
+        for part in parts[:-1]:
+            path, total = self._accumulate(path, part, choice, total)
+        path, metrics = self._update(path, parts[-1], choice, total)
+        return self._put_back(state, path, choice), metrics
+
+    def lower(self, state: PyTree | None, parts: Sequence[PyTree], choice=None) -> list:
+        """The lowered programs of a step: what `step` would compile, nothing run.
+
+        Args:
+          state: arrays or shapes; the initial state's shapes when None.
+          parts: arrays or shapes, one part of the batch.
+          choice: of a supernet.
+        """
+        state = self._shapes if state is None else state
+        (part,) = parts
+        if not self.model.is_supernet:
+            return [self._update.lower(state, part, None, None)]
         banks, whole = self._split(state)
-        blocks = self._gather(banks, choice)
-        blocks, whole, metrics = self._update_path(blocks, whole, batch, choice)
-        return self._merge(self._scatter(banks, blocks, choice), whole), metrics
+        blocks = jax.eval_shape(self._gather, banks, choice)
+        path = self._merge(blocks, whole)
+        return [
+            self._gather.lower(banks, choice),
+            self._update.lower(path, part, choice, None),
+            self._scatter.lower(banks, blocks, choice),
+        ]
+
+    def _take_path(self, state, choice):
+        if not self.model.is_supernet:
+            return state
+        banks, whole = self._split(state)
+        return self._merge(self._gather(banks, choice), whole)
+
+    def _put_back(self, state, path, choice):
+        if not self.model.is_supernet:
+            return path
+        banks, _ = self._split(state)
+        blocks, whole = self._split(path)
+        return self._merge(self._scatter(banks, blocks, choice), whole)
 
     @functools.cached_property
     def _shapes(self):
@@ -69,7 +115,7 @@ class Trainer:
     def _rows(self, choice):
         """Which rows of each leaf of the state the path uses (see `supernet.rows`)."""
         names = ("params", "batch_stats")
-        where = {name: self.detector.rows(self._shapes[name], choice) for name in names}
+        where = {name: self.model.rows(self._shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
@@ -82,7 +128,7 @@ class Trainer:
     @functools.cached_property
     def _is_bank(self):
         """For each leaf of the state whether it is a bank; a static tree."""
-        choice = self.detector.spec.choice(self.detector.spec.places)
+        choice = self.model.spec.choice(self.model.spec.places)
         rows = jax.eval_shape(lambda: self._rows(choice))
         return jax.tree.map(lambda index: index.ndim > 0, rows)
 
@@ -103,14 +149,6 @@ class Trainer:
         return jax.jit(gather, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
-    def _update_path(self):
-        def update(blocks, whole, batch, choice):
-            state, metrics = self._advance(self._merge(blocks, whole), batch, choice)
-            return *self._split(state), metrics
-
-        return jax.jit(update, donate_argnums=(0, 1), out_shardings=replicated(self.mesh))
-
-    @functools.cached_property
     def _scatter(self):
         def scatter(banks, blocks, choice):
             return supernet.scatter(banks, self._split(self._rows(choice))[0], blocks)
@@ -118,36 +156,54 @@ class Trainer:
         return jax.jit(scatter, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
-    def _update(self):
-        return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
+    def _accumulate(self):
+        return jax.jit(
+            self._add_gradient, donate_argnums=(0, 3), out_shardings=replicated(self.mesh)
+        )
 
-    def _advance(self, state, batch, choice):
+    @functools.cached_property
+    def _update(self):
+        return jax.jit(self._advance, donate_argnums=(0, 3), out_shardings=replicated(self.mesh))
+
+    def _add_gradient(self, state, batch, choice, total):
+        """The state with new statistics; `total` (None for nothing) and this part's sums."""
         step_key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(batch["image_key"])
 
         def loss(params):
             variables = {"params": params, "batch_stats": state["batch_stats"]}
-            losses, batch_stats = self.detector.losses(variables, batch, choice, keys)
+            losses, batch_stats = self.model.losses(variables, batch, choice, keys)
             return sum(losses.values()), (losses, batch_stats)
 
         gradient, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state["params"])
+        images = (batch["weight"] > 0).sum().astype(jnp.float32)
+        sums = {"gradient": gradient, "losses": losses}
+        sums = {**jax.tree.map(lambda leaf: images * leaf, sums), "images": images}
+        if total is not None:
+            sums = jax.tree.map(jnp.add, total, sums)
+        return {**state, "batch_stats": batch_stats}, sums
+
+    def _advance(self, state, batch, choice, total):
+        state, sums = self._add_gradient(state, batch, choice, total)
+        means = jax.tree.map(lambda leaf: leaf / sums["images"], sums)
+        gradient, losses = means["gradient"], means["losses"]
         updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
         metrics = {"loss": sum(losses.values()), **losses}
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         new = {
             "params": optax.apply_updates(state["params"], updates),
-            "batch_stats": batch_stats,
+            "batch_stats": state["batch_stats"],
             "opt_state": opt_state,
             "step": state["step"] + 1,
         }
         return new, metrics
 
 
-def sample_choice(detector: Detector, seed: int, step: int) -> dict[str, np.ndarray] | None:
+def sample_choice(model: Model, seed: int, step: int) -> dict[str, np.ndarray] | None:
     """The path of a step, uniform, one for all devices; None for a stand-alone network."""
-    if not detector.is_supernet:
+    if not model.is_supernet:
         return None
-    spec = detector.spec
+    spec = model.spec
     rng = np.random.default_rng([seed, 3, step])
     depths = StageSpace(spec.grids).sample(rng)
     return spec.choice(depths, OperationSpace(depths, spec.dilations).sample(rng))

@@ -114,7 +114,7 @@ def test_path_equals_stand_alone_network(family, rules):
 @pytest.mark.parametrize("sharing", supernet.STAGE_SHARING)
 def test_stage_supernet_equals_stand_alone_network(sharing):
     """One dilation only; the shallowest path; blocks recomputed in the backward pass."""
-    spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, stage_sharing=sharing, remat=True)
+    spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, stage_sharing=sharing)
     _check_path_equals_network(spec, (1, 1, 1, 2), (0,) * 5, _backbone_step)
 
 
@@ -135,13 +135,13 @@ def test_what_is_not_sampled_stays_bit_identical(rules, devices):
     batch = {**tiny_batch(8), "image_id": np.arange(8)}
     state = trainer.init()
     for step in range(2):
-        state, _ = trainer.step(state, put_batch(mesh, batch), sample_choice(detector, 0, step))
+        state, _ = trainer.step(state, [put_batch(mesh, batch)], sample_choice(detector, 0, step))
     before = jax.device_get(state)
     choice = spec.choice(DEPTHS, OPERATIONS)
     where = jax.device_get(jax.jit(trainer._rows)(choice))
-    programs = [trainer._gather, trainer._update_path, trainer._scatter]
+    programs = [trainer._gather, trainer._update, trainer._scatter]
     compiled = [program._cache_size() for program in programs]
-    state, _ = trainer.step(state, put_batch(mesh, batch), choice)
+    state, _ = trainer.step(state, [put_batch(mesh, batch)], choice)
     assert [program._cache_size() for program in programs] == compiled, "another path recompiled"
     moved = kept = 0
     for index, old, new in zip(*map(jax.tree.leaves, (where, before, state)), strict=True):

@@ -46,7 +46,7 @@ def test_lists_of_any_length_share_one_compilation_and_equal_one_by_one(model):
 
     def alone(variables, batch, choice):
         path = {n: supernet.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
-        return detector.detect(path, batch, choice, "batch")
+        return detector.apply(path, batch, choice, "batch")
 
     alone = jax.jit(alone)
     for canvas, number in [(c, n) for c in CANVASES for n in (1, 7, 50)]:
@@ -85,7 +85,7 @@ def test_calibrated_statistics_are_those_of_all_images_pooled(model):
     @jax.jit
     def alone(variables, own, choice):
         path = {n: supernet.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
-        return detector.detect({**path, "batch_stats": own}, batches[0], choice)
+        return detector.apply({**path, "batch_stats": own}, batches[0], choice)
 
     for index, (choice, own) in enumerate(zip(choices, stats, strict=True)):
         one = jax.tree.map(np.float32, jax.device_get(alone(variables, own, choice)))

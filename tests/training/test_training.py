@@ -98,7 +98,7 @@ def test_one_and_eight_devices_take_the_same_step():
     for devices in (1, 8):
         mesh = make_mesh(8, devices)
         trainer = Trainer(detector, make_optimizer(OptimizerOptions(), 8, 10), mesh, seed=0)
-        state, metrics = trainer.step(trainer.init(), put_batch(mesh, batch))
+        state, metrics = trainer.step(trainer.init(), [put_batch(mesh, batch)])
         states.append(jax.device_get(state))
         losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,0 +1,104 @@
+"""What the benchmarks share: sizes, timing, and where results go."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.training.mesh import make_mesh, put_parts
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+HALF_WIDTHS = (32, 64, 128, 256)
+
+
+def detector_options(size: int) -> DetectorOptions:
+    """The paper's neck and heads; below 512 pixels with proposals in proportion to the image."""
+    if size >= 512:
+        return DetectorOptions(classes=80)
+    rpn = RPNOptions(pre_nms=(500, 250), post_nms=(250, 250))
+    return DetectorOptions(80, 256, rpn, BoxHeadOptions(samples=128))
+
+
+def random_batch(number: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of noise with eight boxes an image."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.6, (number, 8, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, (number, 8, 2))], -1)
+    return {
+        "image": rng.integers(0, 255, (number, height, width, 3), np.uint8),
+        "image_size": np.full((number, 2), (height, width), np.int32),
+        "boxes": (boxes * [width, height, width, height]).astype(np.float32),
+        "labels": rng.integers(1, 81, (number, 8)).astype(np.int32),
+        "valid": np.ones((number, 8), bool),
+        "crowd": np.zeros((number, 8), bool),
+        "weight": np.ones(number, np.float32),
+        "image_id": np.arange(number, dtype=np.int64),
+    }
+
+
+def device_parts(batch: dict[str, np.ndarray], parts: int = 1):
+    """The mesh of one device, and the batch on it."""
+    mesh = make_mesh(len(batch["image"]), 1, parts)
+    return mesh, put_parts(mesh, batch, parts)
+
+
+def compile_step(trainer, state, parts, choice=None) -> dict[str, float]:
+    """Seconds to trace and compile all programs of a step, and the greatest temporary memory.
+
+    `state` and `parts` are shapes or arrays; nothing is run.
+    """
+    began = time.perf_counter()
+    temporary = [
+        program.compile().memory_analysis().temp_size_in_bytes
+        for program in trainer.lower(state, parts, choice)
+    ]
+    return {"compile_seconds": time.perf_counter() - began, "temp_bytes": max(temporary)}
+
+
+def medians(runs: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each function, interleaved so that a noisy machine treats them alike.
+
+    Each is run once before, for its compilation.
+    """
+    for run in runs.values():
+        jax.block_until_ready(run())
+    seconds = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(name: str, result: dict) -> None:
+    """Prints the result with the machine and writes it to `results/`, or to --output."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+    )
+    device = jax.devices()[0]
+    result = {
+        "benchmark": name,
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.stdout.strip() or "unknown",
+        "device": f"{device.platform} {device.device_kind}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        **result,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}_{device.platform}.json").write_text(text + "\n")

@@ -1,0 +1,107 @@
+"""The supernet's training step beside static networks: compilation, time, activation memory.
+
+    python benchmarks/supernet_step.py                                   CPU: 256 pixels, batch 2
+    python benchmarks/supernet_step.py --height=800 --width=1344         accelerator
+
+The whole detector on the paper's grid (bottlenecks of half width, 307 blocks, own weights for each
+branch). Ratios and their targets (design): `compile` at most 3 and `step` at most 1.1 on an
+accelerator, 2.5 on the CPU, over ResNet-50's allocation as a static network; `activation memory`
+(temporaries of the gradient step) at most 1.25 of the static deepest network of the grid. The
+persistent compilation cache is not used. A step's time is that of the three parts together.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import common
+import jax
+from absl import app, flags
+
+from crnas_jax.arch import Arch
+from crnas_jax.models.build import Detector
+from crnas_jax.models.supernet import SupernetSpec
+from crnas_jax.search_space import PAPER_GRIDS
+from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
+from crnas_jax.training.step import Trainer
+
+_HEIGHT = flags.DEFINE_integer("height", 256, "Of the canvas, pixels.")
+_WIDTH = flags.DEFINE_integer("width", 256, "Of the canvas, pixels.")
+_BATCH = flags.DEFINE_integer("batch", 2, "Images in a step.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps.")
+_PRECISION = flags.DEFINE_string("precision", "float32", "float32 or bfloat16.")
+
+FAMILY, DEPTHS = "resnet_bottleneck", (3, 4, 6, 3)
+
+
+def main(_):
+    batch = common.random_batch(_BATCH.value, _HEIGHT.value, _WIDTH.value)
+    options = common.detector_options(min(_HEIGHT.value, _WIDTH.value))
+    mesh, parts = common.device_parts(batch)
+    optimizer = make_optimizer(OptimizerOptions(), _BATCH.value, 1000)
+    supernet = SupernetSpec(FAMILY, common.HALF_WIDTHS, PAPER_GRIDS)
+    networks = {
+        "supernet": (supernet, supernet.choice(DEPTHS)),
+        "static": (Arch(FAMILY, DEPTHS, widths=common.HALF_WIDTHS), None),
+        "deepest": (supernet.deepest, None),
+    }
+
+    def trainer(name, remat):
+        model = Detector(networks[name][0], options, remat, _PRECISION.value)
+        return Trainer(model, optimizer, mesh, seed=0)
+
+    compiled = {
+        f"{name}{' remat' if remat else ''}": common.compile_step(
+            trainer(name, remat), None, parts, networks[name][1]
+        )
+        for name, remat in [
+            ("supernet", False),
+            ("static", False),
+            ("deepest", False),
+            ("supernet", True),
+            ("deepest", True),
+        ]
+    }
+
+    states = {}
+
+    def step(name):
+        one = trainer(name, remat=False)
+        states[name] = one.init()
+
+        def run():
+            states[name], metrics = one.step(states[name], parts, networks[name][1])
+            return states[name], metrics
+
+        return run
+
+    seconds = common.medians({name: step(name) for name in ("supernet", "static")}, _REPEATS.value)
+
+    def memory(remat):
+        return (
+            compiled["supernet" + remat]["temp_bytes"] / compiled["deepest" + remat]["temp_bytes"]
+        )
+
+    common.report(
+        "supernet_step",
+        {
+            "canvas": [_HEIGHT.value, _WIDTH.value],
+            "batch": _BATCH.value,
+            "precision": _PRECISION.value,
+            "ratios": {
+                "compile": compiled["supernet"]["compile_seconds"]
+                / compiled["static"]["compile_seconds"],
+                "step": seconds["supernet"] / seconds["static"],
+                "activation memory": memory(""),
+                "activation memory, remat": memory(" remat"),
+            },
+            "step_seconds": seconds,
+            "compiled": compiled,
+        },
+    )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)
+    app.run(main)

@@ -1,0 +1,98 @@
+"""A finished detector as a folder: weights, and all that is needed to run them elsewhere."""
+
+import dataclasses
+import json
+import pathlib
+
+from jaxtyping import PyTree
+
+from crnas_jax.arch import Arch
+from crnas_jax.checkpoint import load_variables, save_variables
+from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.evaluation.predict import Predictor
+from crnas_jax.models.build import PRECISIONS, Detector
+from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.workdir import write_json
+
+FORMAT = 1
+DESCRIPTION, VARIABLES = "detector.json", "variables"
+
+
+def save_detector(
+    folder: str | pathlib.Path,
+    detector: Detector,
+    variables: PyTree,
+    size: ImageSize,
+    categories: list[dict],
+) -> None:
+    """Writes `variables/` (Orbax) and `detector.json`.
+
+    Args:
+      folder: receives both.
+      detector: stand-alone.
+      variables: {"params", "batch_stats"}.
+      size: resizing rule it was trained with.
+      categories: {"id", "name"} of the labels 1..C.
+    """
+    folder = pathlib.Path(folder)
+    save_variables(folder / VARIABLES, variables)
+    description = {
+        "format": FORMAT,
+        "arch": json.loads(detector.spec.to_json()),
+        "options": dataclasses.asdict(detector.options),
+        "precision": detector.precision,
+        "size": dataclasses.asdict(size),
+        "categories": categories,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def load_detector(folder: str | pathlib.Path) -> Predictor:
+    """The detector that `save_detector` wrote, ready to `predict`.
+
+    Args:
+      folder: for one `<workdir>/searched`.
+
+    Raises:
+      UserError: there is none, or it does not load.
+    """
+    folder = pathlib.Path(folder)
+    file = folder / DESCRIPTION
+    try:
+        fields = json.loads(file.read_text())
+        if fields["format"] != FORMAT:
+            raise ValueError(f"format {fields['format']}, this version reads {FORMAT}")
+        options = dict(fields["options"])
+        rpn = _options(RPNOptions, options.pop("rpn"))
+        box = _options(BoxHeadOptions, options.pop("box"))
+        detector = Detector(
+            Arch.from_json(json.dumps(fields["arch"])),
+            _options(DetectorOptions, {**options, "rpn": rpn, "box": box}),
+            precision=fields["precision"],
+        )
+        size = ImageSize(**fields["size"])
+        category_ids = [int(category["id"]) for category in fields["categories"]]
+        class_names = [str(category["name"]) for category in fields["categories"]]
+        if detector.precision not in PRECISIONS or len(class_names) != detector.options.classes:
+            raise ValueError("precision or categories do not fit")
+    except OSError as error:
+        raise UserError(
+            file, "file", error.strerror or "unreadable", "give the folder of a trained detector"
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            file, "fields", f"{type(error).__name__}: {error}", "export the detector again"
+        ) from error
+    variables = load_variables(folder / VARIABLES, detector.shapes)
+    return Predictor(detector, variables, size, category_ids, class_names)
+
+
+def _options(kind, fields):
+    """An options dataclass from its JSON form: lists become tuples again."""
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )

@@ -1,0 +1,85 @@
+"""What a search has worked out but not yet scored, kept on disk mini-batch by mini-batch.
+
+A score needs the detections on all mini-batches. They are written as they come, so that a search
+that dies repeats no more than the chunk of subnets on the mini-batch in flight.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+_FIELDS = ("image_id", "boxes", "scores", "labels")
+
+
+class PartialResults:
+    """Detections by code and mini-batch, and statistics by code, of one search.
+
+    A file holds what one call of the evaluator gave, for several codes. Files appear whole or not
+    at all; one that cannot be read is as good as absent.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, key: str):
+        """Args: the folder; everything the contents depend on but code and mini-batch."""
+        self._folder = pathlib.Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def add_detections(self, batch: int, codes: Sequence, found: Sequence[dict]) -> None:
+        """Keeps what the subnets of `codes` found on one mini-batch (`coco.compact`)."""
+        arrays = {name: np.concatenate([one[name] for one in found]) for name in _FIELDS}
+        counts = np.array([len(one["scores"]) for one in found])
+        self._write("detections", codes, batch=np.int64(batch), counts=counts, **arrays)
+
+    def detections(self) -> dict[tuple, dict]:
+        """All that is kept: by (code, mini-batch), arrays as given."""
+        kept = {}
+        for codes, file in self._read("detections"):
+            ends = np.cumsum(file["counts"])
+            parts = {name: np.split(file[name], ends[:-1]) for name in _FIELDS}
+            for position, code in enumerate(codes):
+                one = {name: parts[name][position] for name in _FIELDS}
+                kept[code, int(file["batch"])] = one
+        return kept
+
+    def add_statistics(self, codes: Sequence, leaves: Sequence[Sequence[np.ndarray]]) -> None:
+        """Keeps batch-normalisation statistics: for each code the leaves of its tree."""
+        columns = zip(*leaves, strict=True)
+        arrays = {f"leaf{index:04d}": np.stack(column) for index, column in enumerate(columns)}
+        self._write("statistics", codes, **arrays)
+
+    def statistics(self) -> dict[tuple, list[np.ndarray]]:
+        """All that is kept: by code, leaves in the order given."""
+        kept = {}
+        for codes, file in self._read("statistics"):
+            leaves = [file[name] for name in sorted(file) if name.startswith("leaf")]
+            for position, code in enumerate(codes):
+                kept[code] = [leaf[position] for leaf in leaves]
+        return kept
+
+    def clear(self) -> None:
+        """Removes everything: it is scored."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, kind, codes, **arrays):
+        name = hashlib.sha256(repr((arrays.get("batch"), codes)).encode()).hexdigest()[:16]
+        path = self._folder / f"{kind}-{name}.npz"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, codes=np.array(codes, np.int32), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def _read(self, kind):
+        for path in sorted(self._folder.glob(f"{kind}-*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    arrays = dict(file)
+                codes = [tuple(code) for code in arrays["codes"].tolist()]
+            except Exception:  # damaged in any way NumPy can stumble over
+                path.unlink(missing_ok=True)
+                continue
+            yield codes, arrays

@@ -1,0 +1,22 @@
+"""Trains a supernet, the found network or the baseline on classification: a start for detection.
+
+python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=runs/pretrained \
+    --network=stage_supernet
+
+`config.pretrain.networks` names those that the detection trainings of the same folder start from.
+"""
+
+from absl import flags
+
+from crnas_jax import command
+
+_NETWORK = flags.DEFINE_enum(
+    "network",
+    "stage_supernet",
+    ["stage_supernet", "operation_supernet", "baseline", "searched"],
+    "Which network.",
+)
+
+
+if __name__ == "__main__":
+    command.launch(lambda pipeline: print(pipeline.pretrain(_NETWORK.value)))
