@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: quickstart test lint setup clean
+# test-full adds the campaigns: runs killed at random moments.
+.PHONY: quickstart test test-full lint setup clean
 
 quickstart: setup
 	$(BIN)/python scripts/run_crnas.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-full: setup
+	$(BIN)/python -m pytest -m campaign -s
 
 lint: setup
 	$(BIN)/ruff check .

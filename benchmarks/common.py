@@ -50,15 +50,15 @@ def device_parts(batch: dict[str, np.ndarray], parts: int = 1):
     return mesh, put_parts(mesh, batch, parts)
 
 
-def compile_step(trainer, state, parts, choice=None) -> dict[str, float]:
+def compile_step(trainer, part, choice=None) -> dict[str, float]:
     """Seconds to trace and compile all programs of a step, and the greatest temporary memory.
 
-    `state` and `parts` are shapes or arrays; nothing is run.
+    Nothing is run.
     """
     began = time.perf_counter()
     temporary = [
-        program.compile().memory_analysis().temp_size_in_bytes
-        for program in trainer.lower(state, parts, choice)
+        program.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        for program, arguments in trainer.programs(part, choice)
     ]
     return {"compile_seconds": time.perf_counter() - began, "temp_bytes": max(temporary)}
 

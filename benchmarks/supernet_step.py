@@ -53,7 +53,7 @@ def main(_):
 
     compiled = {
         f"{name}{' remat' if remat else ''}": common.compile_step(
-            trainer(name, remat), None, parts, networks[name][1]
+            trainer(name, remat), parts[0], networks[name][1]
         )
         for name, remat in [
             ("supernet", False),

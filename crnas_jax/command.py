@@ -93,7 +93,8 @@ def _mistake(error):
     """What an exception while parsing flags and config comes down to."""
     if isinstance(error, UserError):
         return error
-    text = " ".join(str(error.args[0] if error.args else error).split())[:300]
+    text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    text = " ".join(text.partition("Other fields present")[0].split()).strip("'\" ")[:300]
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -74,26 +74,25 @@ class Trainer:
         path, metrics = self._update(path, parts[-1], choice, total)
         return self._put_back(state, path, choice), metrics
 
-    def lower(self, state: PyTree | None, parts: Sequence[PyTree], choice=None) -> list:
-        """The lowered programs of a step: what `step` would compile, nothing run.
+    def programs(self, part: PyTree, choice=None) -> list[tuple]:
+        """The jitted functions of a step without accumulation, each with its arguments' shapes.
+
+        For compiling them ahead, measuring and exporting them; nothing is run.
 
         Args:
-          state: arrays or shapes; the initial state's shapes when None.
-          parts: arrays or shapes, one part of the batch.
+          part: the batch, arrays or shapes.
           choice: of a supernet.
         """
-        state = self._shapes if state is None else state
-        (part,) = parts
+        path = self.path_shapes(choice)
+        update = (self._update, (path, part, choice, None))
         if not self.model.is_supernet:
-            return [self._update.lower(state, part, None, None)]
-        banks, whole = self._split(state)
-        blocks = jax.eval_shape(self._gather, banks, choice)
-        path = self._merge(blocks, whole)
-        return [
-            self._gather.lower(banks, choice),
-            self._update.lower(path, part, choice, None),
-            self._scatter.lower(banks, blocks, choice),
-        ]
+            return [update]
+        (banks, _), (blocks, _) = self._split(self._shapes), self._split(path)
+        return [(self._gather, (banks, choice)), update, (self._scatter, (banks, blocks, choice))]
+
+    def path_shapes(self, choice=None) -> PyTree:
+        """Shapes of the state of one path, on which the network runs; of a network, its state's."""
+        return jax.eval_shape(lambda state: self._take_path(state, choice), self._shapes)
 
     def _take_path(self, state, choice):
         if not self.model.is_supernet:

@@ -4,6 +4,7 @@ import json
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from crnas_jax.data.coco import CocoSource
@@ -75,22 +76,28 @@ def _rewrite(folder, change):
     (folder / "x.json").write_text(json.dumps(coco))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda coco: coco.pop("images"), "x.json: images: missing"),
-        (
-            lambda coco: coco["annotations"][1].update(category_id=5),
-            r"annotations\[1\]: category_id 5",
-        ),
-        (lambda coco: coco["annotations"][1].update(image_id=5), r"annotations\[1\]: image_id 5"),
-        (lambda coco: coco["annotations"][0].pop("bbox"), r"annotations\[0\]: bbox"),
-    ],
-)
-def test_faults_are_named_by_file_and_field(folder, change, message):
-    _rewrite(folder, change)
-    with pytest.raises(UserError, match=message):
-        CocoSource(folder, folder / "x.json")
+def test_boxes_without_size_or_out_of_their_image(folder):
+    """Left out everywhere, evaluation included, and counted."""
+    _rewrite(folder, lambda coco: coco["annotations"][0].update(bbox=[1, 2, 0, 6]))
+    source = CocoSource(folder, folder / "x.json")
+    assert (source.skipped, source.cut) == (2, 1)
+    assert [annotation["id"] for annotation in source.coco["annotations"]] == [2]
+    assert len(source[1]["boxes"]) == 1
+
+
+def test_boxes_drawn_on_the_turned_image(folder):
+    """The annotation file's size tells whether the EXIF rotation belongs to the image."""
+    turned = PIL.Image.open(folder / "a.png").convert("RGB")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "a.png", exif=exif)
+    stored = CocoSource(folder, folder / "x.json")
+    stored.check_images()
+    assert stored[1]["image"].shape == (20, 30, 3)
+    _rewrite(folder, lambda coco: coco["images"][0].update(height=30, width=20))
+    seen = CocoSource(folder, folder / "x.json")
+    seen.check_images()
+    assert seen[1]["image"].shape == (30, 20, 3)
 
 
 def test_missing_and_broken_files(folder):

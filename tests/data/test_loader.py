@@ -1,11 +1,13 @@
 """Batches: order from seed and step, canvases, resizing, flips, hosts, and the synthetic set."""
 
+import cv2
 import numpy as np
 import pytest
 
 from crnas_jax.data import loader
+from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.synthetic import SyntheticSource
-from crnas_jax.data.transforms import ImageSize, batch_row
+from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -35,15 +37,19 @@ def test_evaluation_sees_every_image_once():
 
 
 def test_hosts_read_the_parts_of_the_same_batches_and_resuming_continues():
-    source, size = SyntheticSource(12, 64), ImageSize(64, 64)
+    source, rows = SyntheticSource(12, 64), DetectionRows(ImageSize(64, 64), 6, flip=True)
     plan = loader.Plan(source.sizes, 4, seed=3)
-    whole = list(loader.batches(source, plan, size, 6, 3, 0, 5))
-    parts = [list(loader.batches(source, plan, size, 6, 3, 2, 5, host, 2)) for host in (0, 1)]
+    whole = list(loader.batches(source, plan, rows, 3, 0, 5))
+    parts = [list(loader.batches(source, plan, rows, 3, 2, 5, host, 2)) for host in (0, 1)]
     assert len(whole) == 5
     for step in range(3):
         for name, values in whole[step + 2].items():
             joined = np.concatenate([parts[0][step][name], parts[1][step][name]])
             np.testing.assert_array_equal(values, joined)
+
+
+def _first_draw(seed):
+    return np.random.default_rng(seed).random()
 
 
 def test_a_row_keeps_aspect_and_flips_boxes_with_pixels():
@@ -57,7 +63,8 @@ def test_a_row_keeps_aspect_and_flips_boxes_with_pixels():
         "area": np.array([100], np.float32),
         "crowd": np.array([False]),
     }
-    row = batch_row(record, ImageSize(60, 100), False, True, 3, RNG)
+    rng = next(np.random.default_rng(i) for i in range(99) if _first_draw(i) < 0.5)
+    row = DetectionRows(ImageSize(60, 100), 3, flip=True)(record, False, rng)
     assert row["image"].shape == (64, 128, 3)  # multiples of 32
     assert row["image_size"].tolist() == [50, 100]  # the longer side binds
     np.testing.assert_allclose(row["scale"], [5 / 3, 5 / 3])
@@ -76,7 +83,7 @@ def test_more_objects_than_room():
     source = SyntheticSource(4, 64, max_objects=5)
     record = max((source[i] for i in range(4)), key=lambda record: len(record["boxes"]))
     assert len(record["boxes"]) > 1
-    row = batch_row(record, ImageSize(64, 64), False, False, 1, RNG)
+    row = DetectionRows(ImageSize(64, 64), 1)(record, False, RNG)
     assert row["valid"].tolist() == [True]
     assert row["boxes"][0].tolist() in record["boxes"].tolist()
 
@@ -93,3 +100,40 @@ def test_synthetic_images_are_deterministic_by_index():
         by_image.setdefault(annotation["image_id"], []).append([x, y, x + w, y + h])
     for index in range(20):
         assert one[index]["boxes"].tolist() == by_image.get(index + 1, [])
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (1, 1), (2, 300)])
+def test_classification_crops_lie_inside_and_are_square(shape):
+    image = np.full((*shape, 3), 7, np.uint8)
+    record = {"image": image, "image_id": np.int64(0), "label": 3}
+    for rows in (ClassificationRows(16, augment=True), ClassificationRows(16, augment=False)):
+        for seed in range(5):
+            row = rows(record, False, np.random.default_rng(seed))
+            assert row["image"].shape == (16, 16, 3)
+            assert (row["image"] == 7).all()
+            assert row["label"] == 3
+
+
+def test_synthetic_classes_differ_and_are_deterministic():
+    source = SyntheticClassification(18, 32, seed=1)
+    assert [source[i]["label"] for i in range(9)] == list(range(9))
+    np.testing.assert_array_equal(
+        source[5]["image"], SyntheticClassification(18, 32, 1)[5]["image"]
+    )
+    assert (source[5]["image"] != source[14]["image"]).any()
+
+
+def test_a_folder_of_folders(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "1.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    source = FolderSource(tmp_path)
+    assert (source.class_names, len(source)) == (["a", "b"], 2)
+    assert source[1]["label"] == 1
+    assert source[1]["image"].shape == (4, 5, 3)
+    (tmp_path / "b" / "1.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"1\.png"):
+        source[1]
+    with pytest.raises(UserError, match="none"):
+        FolderSource(tmp_path / "none")

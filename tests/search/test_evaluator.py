@@ -7,7 +7,7 @@ from conftest import greatest_difference, randomised, tiny_batch, tiny_options
 
 from crnas_jax.models import layers, supernet
 from crnas_jax.models.build import Detector
-from crnas_jax.models.detectors import preprocess
+from crnas_jax.models.layers import preprocess
 from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.search.bn_calibration import calibrate
 from crnas_jax.search.evaluator import SubnetEvaluator
@@ -95,4 +95,6 @@ def test_calibrated_statistics_are_those_of_all_images_pooled(model):
 
 def _stem_convolution(variables, image, size):
     kernel = variables["params"]["backbone"]["stem"]["conv1"]["kernel"]
-    return np.asarray(layers._compiler_conv(preprocess(image, size), kernel, layers.ConvSpec(2)))
+    return np.asarray(
+        layers._compiler_conv(preprocess(image, size, np.float32), kernel, layers.ConvSpec(2))
+    )

@@ -1,25 +1,37 @@
 """Training learns, resumes, and does not depend on the number of devices."""
 
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
 from conftest import greatest_difference, tiny_batch, tiny_options
 
+from crnas_jax import interruption
 from crnas_jax.arch import Arch
+from crnas_jax.checkpoint import Checkpoints
+from crnas_jax.data import loader
+from crnas_jax.data.classification import SyntheticClassification
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.synthetic import SyntheticSource
-from crnas_jax.data.transforms import ImageSize
+from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator
 from crnas_jax.evaluation.detect import detect
-from crnas_jax.models.build import Detector
+from crnas_jax.models.build import Classifier, Detector
+from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.training.loop import TrainOptions, train
 from crnas_jax.training.mesh import make_mesh, put_batch
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
-from crnas_jax.training.step import Trainer
+from crnas_jax.training.step import Trainer, sample_choice
 
+ROWS = DetectionRows(ImageSize(64, 64), max_objects=5, flip=True)
 TINY = Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16))
+SMALL = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1,), (1, 2), (1,), (1,)))
 
 
 class _First:
@@ -55,10 +67,10 @@ def test_a_detector_overfits_eight_photographs(shared_data, tmp_path):
         DetectorOptions(3, 32, rpn, box),
     )
     optimizer = OptimizerOptions(0.005, schedule="cosine", warmup_steps=20)
-    options = TrainOptions(
-        260, 8, size, optimizer, max_objects=32, flip=False, log_every=20, devices=1
+    options = TrainOptions(260, 8, optimizer, log_every=20, devices=1)
+    variables = train(
+        detector, source, DetectionRows(size, max_objects=32), options, tmp_path, "overfit"
     )
-    variables = train(detector, source, options, tmp_path, "overfit")
     found = detect(detector, variables, source, size, 8, devices=1)
     assert CocoEvaluator(source.coco).evaluate(found).metrics["AP50"] >= 0.9
 
@@ -66,10 +78,8 @@ def test_a_detector_overfits_eight_photographs(shared_data, tmp_path):
 def test_interrupted_training_resumes_to_the_same_result(tmp_path):
     detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
     optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
-    options = TrainOptions(
-        3, 4, ImageSize(64, 64), optimizer, 5, checkpoint_seconds=0.0, log_every=4, devices=1
-    )
-    whole = train(detector, source, options, tmp_path / "whole", "whole")
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=4, devices=1)
+    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
 
     class Interrupted(Exception):
         pass
@@ -84,9 +94,9 @@ def test_interrupted_training_resumes_to_the_same_result(tmp_path):
             return super().__getitem__(index)
 
     with pytest.raises(Interrupted):
-        train(detector, Source(12, 64), options, tmp_path / "cut", "cut")
+        train(detector, Source(12, 64), ROWS, options, tmp_path / "cut", "cut")
     assert (tmp_path / "cut" / "checkpoints" / "4").exists()
-    resumed = train(detector, source, options, tmp_path / "cut", "cut")
+    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
     assert greatest_difference(whole, resumed) == 0
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -146,3 +156,66 @@ def test_a_batch_the_devices_cannot_share_is_refused():
         make_mesh(6, 8)
     with pytest.raises(UserError, match="are there"):
         make_mesh(6, 1000)
+
+
+class _Poisoned(SyntheticSource):
+    """One image has a box that is no number."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        if record["image_id"] == 7:
+            record["boxes"][:] = np.nan
+        return record
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    detector = Detector(TINY, tiny_options())
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=50, devices=1)
+    plan = loader.Plan(SyntheticSource(12, 64).sizes, 4, 0)
+    poisoned = next(step for step in range(9) if 6 in plan[step].indices) + 1
+    with pytest.raises(UserError) as caught:
+        train(detector, _Poisoned(12, 64), ROWS, options, tmp_path, "poisoned")
+    message = str(caught.value)
+    assert f"step {poisoned}:" in message
+    assert "learning rate" in message
+    named = {int(number) for number in re.search(r"images \[(.*?)\]", message)[1].split(",")}
+    assert named == {index + 1 for index in plan[poisoned - 1].indices}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps()[-1:] == [poisoned - 1][: poisoned - 1]
+
+
+def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    options = TrainOptions(3, 4, optimizer, log_every=4, devices=1)
+    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
+    answers = iter([False] * 4 + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "requested", lambda: next(answers))
+        with pytest.raises(interruption.Stopped, match="saved at step 5 of 9"):
+            train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    assert greatest_difference(whole, resumed) == 0
+    rows = [
+        json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [4, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("spec", "least"), [(TINY, 0.6), (SMALL, 0.4)], ids=["network", "supernet"]
+)
+def test_a_classifier_learns(tmp_path, spec, least):
+    model = Classifier(spec, ClassifierOptions(9, label_smoothing=0.05))
+    source, rows = SyntheticClassification(180, 32), ClassificationRows(32, augment=False)
+    optimizer = OptimizerOptions(0.004, schedule="cosine", warmup_steps=5)
+    options = TrainOptions(8, 20, optimizer, devices=1)
+    variables = train(model, source, rows, options, tmp_path, "classifier")
+
+    def choice_of(index):
+        return sample_choice(model, 0, index)
+
+    unseen = SyntheticClassification(90, 32, seed=1)
+    found = accuracy(model, variables, unseen, 32, 40, choice_of, devices=1)
+    assert least < found["top1"] < found["top5"] <= 1

@@ -1,0 +1,126 @@
+"""A run killed at twenty random moments ends as if nothing had happened: `make test-full`."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.campaign
+
+KILLS = 20
+FLAGS = [
+    "--config=configs/quickstart.py:pretrain",
+    "--config.widths=(4,8,16,32)",
+    "--config.supernet.widths=(4,8,16,32)",
+    "--config.supernet.grids=((1,2),(1,2),(2,),(2,3))",
+    "--config.data.synthetic.train=64",
+    "--config.data.synthetic.val=24",
+    "--config.data.synthetic.test=16",
+    "--config.data.short=64",
+    "--config.data.long=64",
+    "--config.detector.pyramid_channels=16",
+    "--config.detector.head_channels=32",
+    "--config.search.batch_size=8",
+    "--config.search.chunk=2",
+    "--config.search.calibration_images=16",
+    "--config.bootstrap=50",
+    "--config.pretrain.networks=('stage_supernet','searched')",
+    "--config.pretrain.epochs=1",
+    "--config.pretrain.data.synthetic.train=256",
+    *(
+        f"--config.{recipe}.checkpoint_seconds=0.5"
+        for recipe in ("stage_train", "operation_train", "detector_train", "pretrain")
+    ),
+]
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def _start(workdir, log):
+    command = [sys.executable, "scripts/run_crnas.py", *FLAGS, f"--workdir={workdir}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+    )
+
+
+def _result(workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def _phase(workdir):
+    """The step a run was in: the last one with a folder or score."""
+    finished = {path.parent.name for path in workdir.rglob("result.json")}
+    begun = {path.name for path in workdir.iterdir() if path.is_dir()}
+    if "stage_supernet" in finished and "stage_search" not in finished:
+        return "stage_search"
+    if "operation_supernet" in finished and "operation_search" not in finished:
+        return "operation_search"
+    return ",".join(sorted(begun - finished - {"partial"})) or "start"
+
+
+def test_twenty_kills_change_nothing(tmp_path):
+    log = (tmp_path / "log").open("w")
+    began = time.monotonic()
+    assert _start(tmp_path / "warm", log).wait() == 0  # fills the compilation cache
+    print(f"\nfirst run {time.monotonic() - began:.0f} s")
+    began = time.monotonic()
+    assert _start(tmp_path / "whole", log).wait() == 0
+    total = time.monotonic() - began
+    assert _result(tmp_path / "warm") == _result(tmp_path / "whole"), "two runs differ"
+    began = time.monotonic()
+    assert _start(tmp_path / "whole", log).wait() == 0  # nothing to do: the cost of starting
+    startup = time.monotonic() - began
+    print(f"whole run {total:.0f} s, of which starting {startup:.0f} s")
+
+    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    cut, phases, kills = tmp_path / "cut", collections.Counter(), 0
+    # Twice the work's share of one kill on average is half of it each: all of it is covered.
+    reach = 2 * (total - startup) / KILLS
+    while kills < KILLS:
+        process = _start(cut, log)
+        wait = startup + rng.uniform(-0.2 * startup, reach)
+        try:
+            status = process.wait(wait)
+            assert status == 0, f"status {status}, see {tmp_path / 'log'}"
+            print(f"finished after {kills} kills")
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        kills += 1
+        phases[_phase(cut) if cut.exists() else "start"] += 1
+    print(f"killed {kills} times: {dict(phases)}")
+    assert kills == KILLS
+    assert _start(cut, log).wait() == 0
+    assert _result(cut) == _result(tmp_path / "whole")
+    rows = [json.loads(line) for line in (cut / "journal.jsonl").read_text().splitlines()]
+    scored = [(row["search"], tuple(row["code"])) for row in rows]
+    assert len(scored) == len(set(scored)), "a journaled score was computed twice"
+    whole = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()
+    assert len(scored) == len(whole)
+
+
+def test_a_request_to_stop_is_answered_in_every_phase(tmp_path):
+    log = (tmp_path / "log").open("w")
+    assert _start(tmp_path / "whole", log).wait() == 0
+    rng, stops = np.random.default_rng(1), 0
+    while True:
+        process = _start(tmp_path / "cut", log)
+        try:
+            assert process.wait(rng.uniform(8, 25)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            # 143 when work was in flight; -15 before the script listens; 0 just at the end.
+            status = process.wait()
+            assert status in (143, -15, 0)
+            stops += status == 143
+    assert stops > 3
+    assert _result(tmp_path / "cut") == _result(tmp_path / "whole")

@@ -1,0 +1,184 @@
+"""A trained detector on whatever photographs its user has."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT, randomised, tiny_options
+
+import crnas_jax
+from crnas_jax.arch import Arch
+from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.export import load_detector, save_detector
+from crnas_jax.models.build import Detector
+
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 8, "name": "übel"}]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A detector of random weights that finds something everywhere."""
+    folder = tmp_path_factory.mktemp("detector")
+    detector = Detector(Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16)), tiny_options())
+    variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
+    save_detector(folder, detector, variables, ImageSize(64, 96), CATEGORIES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return crnas_jax.load_detector(folder)
+
+
+def _check(image, found):
+    height, width = image.shape[:2]
+    assert (found.height, found.width) == (height, width)
+    assert len(found.boxes) == len(found.scores) == len(found.class_names)
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, [2, 3]] <= np.array([width, height]) * 1.01).all()
+    assert (np.diff(found.scores) <= 0).all()
+    names = {entry["id"]: entry["name"] for entry in CATEGORIES}
+    assert [names[number] for number in found.category_ids.tolist()] == found.class_names
+
+
+def _same(one, other):
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    assert one.class_names == other.class_names
+
+
+def test_images_of_any_size_alone_and_together(predictor):
+    shapes = [(37, 91), (91, 37), (1, 1), (640, 480), (1, 200), (200, 1), (64, 64)]
+    images = [RNG.integers(0, 255, (*shape, 3)).astype(np.uint8) for shape in shapes]
+    together = predictor.predict(images, batch_size=3)
+    for image, found in zip(images, together, strict=True):
+        _check(image, found)
+        _same(found, predictor.predict([image])[0])
+    assert sum(len(found.boxes) for found in together) > 10
+
+
+def test_grey_and_transparent_images(predictor):
+    grey = RNG.integers(0, 255, (50, 70)).astype(np.uint8)
+    colour = np.repeat(grey[..., None], 3, 2)
+    clear = np.concatenate([colour, np.full((50, 70, 1), 9, np.uint8)], 2)
+    found = predictor.predict([grey, grey[..., None], colour, clear])
+    for one in found[1:]:
+        _same(found[0], one)
+
+
+def test_files_are_turned_as_their_exif_tag_says(predictor, tmp_path):
+    image = RNG.integers(0, 255, (40, 70, 3)).astype(np.uint8)
+    stored = PIL.Image.fromarray(image)
+    exif = stored.getexif()
+    exif[0x0112] = 6  # to be shown turned clockwise
+    stored.save(tmp_path / "turned.png", exif=exif)
+    from_file, from_array = predictor.predict([tmp_path / "turned.png", np.rot90(image, -1)])
+    assert (from_file.height, from_file.width) == (70, 40)
+    _same(from_file, from_array)
+
+
+def test_no_images(predictor):
+    assert predictor.predict([]) == []
+
+
+def test_scores_below_the_threshold_are_left_out(predictor):
+    image = RNG.integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    (everything,) = predictor.predict([image])
+    limit = float(np.median(everything.scores))
+    (some,) = predictor.predict([image], score=limit)
+    assert 0 < len(some.boxes) < len(everything.boxes)
+    assert some.scores.min() >= limit
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["none.jpg"], "none.jpg: image: missing or broken"),
+        ([np.zeros((4, 4, 3))], "float64"),
+        ([np.zeros((4, 4, 2), np.uint8)], "2 channels"),
+        ([np.zeros((0, 4, 3), np.uint8)], "an array"),
+        (np.zeros((4, 4, 3), np.uint8), "give a list of images"),
+        ("photo.jpg", "give a list of images"),
+    ],
+)
+def test_what_is_no_image(predictor, images, message):
+    with pytest.raises(UserError, match=message):
+        predictor.predict(images)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "detector.json").unlink(), "detector.json: file"),
+        (lambda folder: (folder / "detector.json").write_text("{"), "detector.json: fields"),
+        (lambda folder: (folder / "detector.json").write_text("[]"), "detector.json: fields"),
+        (
+            lambda folder: (folder / "detector.json").write_text(
+                (folder / "detector.json").read_text().replace('"format": 1', '"format": 99')
+            ),
+            "format 99",
+        ),
+        (lambda folder: next((folder / "variables").rglob("*/*")).write_bytes(b""), "variables"),
+    ],
+)
+def test_a_spoilt_detector_is_refused(folder, tmp_path, spoil, message):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in (copy / "variables").rglob("*"):
+        if path.is_file() and message == "variables":
+            path.write_bytes(b"")
+    if message != "variables":
+        spoil(copy)
+    with pytest.raises(UserError, match=message):
+        load_detector(copy)
+
+
+def test_the_script(folder, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "below").mkdir(parents=True)
+    (photos / "notes.txt").write_text("no photograph")
+    cv2.imwrite(str(photos / "grey.png"), RNG.integers(0, 255, (30, 40)).astype(np.uint8))
+    cv2.imwrite(str(photos / "below" / "dot.PNG"), np.zeros((1, 1, 3), np.uint8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8")
+    commands = [
+        [
+            "scripts/predict.py",
+            f"--detector={folder}",
+            f"--images={tmp_path / name}",
+            f"--output={tmp_path / name}.json",
+        ]
+        for name in ("photos", "empty", "broken", "none")
+    ]
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "forked.py")],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outcomes = json.loads(run.stdout)
+    assert [outcome["status"] for outcome in outcomes] == [0, 0, 2, 2], outcomes
+    found = json.loads((tmp_path / "photos.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == [
+        str(photos / "below" / "dot.PNG"),
+        str(photos / "grey.png"),
+    ]
+    assert found["categories"] == CATEGORIES
+    assert {annotation["image_id"] for annotation in found["annotations"]} <= {1, 2}
+    empty = json.loads((tmp_path / "empty.json").read_text())
+    assert empty["images"] == empty["annotations"] == []
+    for outcome, name in zip(outcomes[2:], ("broken", "none"), strict=True):
+        (line,) = outcome["stderr"].strip().splitlines()
+        assert line.startswith(f"error: {tmp_path / name}")
+        assert not (tmp_path / f"{name}.json").exists()

@@ -1,0 +1,148 @@
+"""The training step: precision, memory savers and devices do not change what it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import greatest_difference, tiny_batch, tiny_options
+
+from crnas_jax.arch import Arch
+from crnas_jax.models.build import Detector
+from crnas_jax.models.supernet import SupernetSpec
+from crnas_jax.training.mesh import make_mesh, put_batch, put_parts
+from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
+from crnas_jax.training.step import Trainer, sample_choice
+
+TINY = Arch("resnet_basic", (1, 2, 1, 1), widths=(8, 8, 16, 16))
+SUPERNET = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1, 2), (1, 2), (1, 3), (1, 2)), (1, 2))
+
+
+def _trainer(model, devices=1, batch_size=8, **options):
+    optimizer = make_optimizer(OptimizerOptions(**options), batch_size, 10)
+    return Trainer(model, optimizer, make_mesh(batch_size, devices), seed=0)
+
+
+def _batch(number=8):
+    """With proposals of its own, so that rounding cannot change which are chosen."""
+    batch = {**tiny_batch(number), "image_id": np.arange(number)}
+    rng = np.random.default_rng(5)
+    corner = rng.uniform(0, 40, (number, 24, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, (number, 24, 2))], -1)
+    boxes[:, :8] = np.repeat(batch["boxes"], 4, 1) + rng.uniform(-2, 2, (number, 8, 4))
+    batch["proposals"] = boxes.astype(np.float32)
+    batch["proposals_valid"] = np.ones((number, 24), bool)
+    return batch
+
+
+def _steps(model, steps, devices=1, parts=1, batch=None, **options):
+    """State and losses after some steps on one batch."""
+    batch = _batch() if batch is None else batch
+    trainer = _trainer(model, devices, len(batch["image"]), **options)
+    state, losses = trainer.init(), []
+    for step in range(steps):
+        state, metrics = trainer.step(
+            state, put_parts(trainer.mesh, batch, parts), sample_choice(model, 0, step)
+        )
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+@pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
+def test_eight_devices_and_two_take_the_steps_of_one(spec):
+    """Three steps from one state, proposals and samples fixed, to 1e-4 of the greatest entry."""
+    model = Detector(spec, tiny_options())
+    one, losses = _steps(model, 3)
+    for devices in (2, 8):
+        other, other_losses = _steps(model, 3, devices)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-4)
+        for name in ("params", "batch_stats", "opt_state"):
+            scaled = [
+                jax.tree.map(lambda x, r: x / max(abs(r).max(), 1.0), state[name], one[name])
+                for state in (one, other)
+            ]
+            assert greatest_difference(*scaled) < 1e-4
+
+
+def test_paths_do_not_depend_on_devices_or_batch():
+    model = Detector(SUPERNET, tiny_options())
+    paths = [sample_choice(model, 3, step) for step in range(20)]
+    again = [sample_choice(model, 3, step) for step in range(20)]
+    assert greatest_difference(paths, again) == 0
+    assert len({tuple(path["branch"]) for path in paths}) > 5
+
+
+@pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
+def test_remat_changes_nothing(spec):
+    plain, losses = _steps(Detector(spec, tiny_options()), 2)
+    remat, remat_losses = _steps(Detector(spec, tiny_options(), remat=True), 2)
+    np.testing.assert_allclose(remat_losses, losses, rtol=1e-5)
+    assert greatest_difference(plain["params"], remat["params"]) < 1e-4
+
+
+@pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
+def test_bfloat16_follows_float32(spec):
+    """Losses to 3 %; parameters, statistics and momentum stay float32."""
+    _, losses = _steps(Detector(spec, tiny_options()), 3)
+    state, low = _steps(Detector(spec, tiny_options(), precision="bfloat16"), 3)
+    np.testing.assert_allclose(low, losses, rtol=0.03)
+    assert low != losses
+    for name in ("params", "batch_stats"):
+        assert {leaf.dtype for leaf in jax.tree.leaves(state[name])} == {jnp.dtype("float32")}
+
+
+def test_accumulation_over_equal_parts_is_the_plain_step():
+    """A batch that repeats half of itself has the same statistics in whole and in part."""
+    half = {name: rows[:4] for name, rows in _batch().items()}
+    batch = {name: np.repeat(rows, 2, 0) for name, rows in half.items()}
+    model = Detector(SUPERNET, tiny_options())
+    plain, losses = _steps(model, 1, batch=batch)
+    parts, part_losses = _steps(model, 1, parts=2, batch=batch)
+    np.testing.assert_allclose(part_losses, losses, rtol=1e-5)
+    for name in ("params", "opt_state"):
+        assert greatest_difference(plain[name], parts[name]) < 1e-5
+
+
+def test_accumulation_weighs_parts_by_their_images():
+    """A part of padding alone changes neither the step nor the statistics."""
+    batch = _batch(4)
+    model = Detector(TINY, tiny_options())
+    alone, losses = _steps(model, 1, batch={name: rows[::2] for name, rows in batch.items()})
+    batch["weight"][1::2] = 0
+    padded, padded_losses = _steps(
+        model, 1, parts=2, batch=batch, rate_per_image=OptimizerOptions().rate_per_image / 2
+    )
+    np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
+    assert greatest_difference(alone["params"], padded["params"]) < 1e-6
+    assert greatest_difference(alone["batch_stats"], padded["batch_stats"]) < 1e-5
+
+
+def test_clipping_scales_the_gradient_of_the_path():
+    model = Detector(SUPERNET, tiny_options())
+    trainer = _trainer(model, weight_decay=0.0, clip=0.5)
+    before = trainer.init()
+    kept = jax.device_get(before["params"])
+    parts = put_parts(trainer.mesh, _batch(), 1)
+    after, metrics = trainer.step(before, parts, sample_choice(model, 0, 0))
+    assert metrics["gradient_norm"] > 0.5
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), kept)
+    rate = OptimizerOptions().rate_per_image * 8 * 1e-3  # the first step of the warm-up
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.5 * rate, rel=0.02)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
+def test_steps_export_for_accelerators(spec, platform):
+    """Nothing in a jitted program is of the CPU alone: training, and detection on 8 devices."""
+    model = Detector(spec, tiny_options(), precision="bfloat16")
+    trainer = _trainer(model, devices=8)
+    part = put_batch(trainer.mesh, {**tiny_batch(8), "image_id": np.arange(8)})
+    choice = sample_choice(model, 0, 0)
+    for program, arguments in trainer.programs(part, choice):
+        exported = jax.export.export(program, platforms=[platform])(*arguments)
+        assert exported.platforms == (platform,)
+        assert exported.nr_devices == 8
+    detect = jax.jit(lambda variables, batch: model.apply(variables, batch, choice))
+    path = trainer.path_shapes(choice)
+    variables = {name: path[name] for name in ("params", "batch_stats")}
+    jax.export.export(detect, platforms=[platform])(variables, part)
