@@ -40,7 +40,9 @@ class Checkpoints:
                 return self._checkpointer.load(step, abstract)
             except Exception as error:
                 # Left in its place it would block saving this step and those before it.
-                (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+                aside = self._folder / f"unreadable-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
                 self._checkpointer.reload()
                 logging.warning(
                     "checkpoint of step %d does not load (%s); trying an earlier one", step, error

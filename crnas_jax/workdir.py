@@ -25,7 +25,7 @@ class Workdir:
         self._lock = None
 
     def claim(self, fields: dict, config_hash: str) -> None:
-        """Makes the folder this process's and this config's, until the process ends.
+        """Makes the folder this process's and this config's, until `release` or the process's end.
 
         Args:
           fields: the config, written to `config.json` for people.
@@ -38,7 +38,7 @@ class Workdir:
         file = self.path / "config.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise UserError(
                 self.path, "--workdir", str(error.strerror), "choose a folder you can write"
@@ -47,6 +47,7 @@ class Workdir:
             # The kernel drops the lock when the process ends, however it ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.release()
             raise UserError(
                 self.path,
                 "--workdir",
@@ -56,12 +57,19 @@ class Workdir:
         if not file.exists():
             write_json(file, {"format": FORMAT, "hash": config_hash, "config": fields})
         elif read_json(file).get("hash") != config_hash:
+            self.release()
             raise UserError(
                 file,
                 "config",
                 "this folder belongs to another config or to other data",
                 "choose another --workdir",
             )
+
+    def release(self) -> None:
+        """Lets other processes work here."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
 
     def finished(self, step: str) -> dict | None:
         """What a step wrote when it finished, None before that."""

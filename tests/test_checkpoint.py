@@ -1,6 +1,7 @@
 """Checkpoints: the latest that loads is taken, what does not load stays out of the way."""
 
 import logging
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -50,3 +51,32 @@ def test_variables_round_trip_and_missing_ones(tmp_path):
         load_variables(tmp_path / "w", {"params": _state(0)})
     with pytest.raises(UserError, match="checkpoint"):
         load_variables(tmp_path / "v", {"params": {"b": jnp.zeros(1)}})
+
+
+def _paths(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def test_whatever_is_missing_of_a_checkpoint_an_earlier_one_is_taken(tmp_path):
+    """Deletion is not atomic: any file or folder of a step may be gone already."""
+    whole = tmp_path / "whole"
+    with Checkpoints(whole) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, _state(step))
+    for number, path in enumerate(_paths(whole / "20")):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        gone = folder / "20" / path
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        (folder / "30.orbax-checkpoint-tmp").mkdir()  # a save that a kill cut short
+        (folder / "40").mkdir()  # deletion cut short
+        (folder / "unreadable-20").mkdir()
+        (folder / "unreadable-20" / "rest").write_text("of an earlier time")
+        with Checkpoints(folder) as checkpoints:
+            restored = checkpoints.restore_latest(_state(0))
+            # Some files are of no importance; the numbers are whole in either case.
+            assert int(restored["step"]) in (10, 20), path
+            assert float(restored["a"][0]) == int(restored["step"]), path
+            checkpoints.save(50, _state(50))
+        with Checkpoints(folder) as checkpoints:
+            assert int(checkpoints.restore_latest(_state(0))["step"]) == 50

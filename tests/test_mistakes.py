@@ -3,6 +3,7 @@ written.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -299,6 +300,7 @@ def results(tmp_path_factory):
         capture_output=True,
         text=True,
         check=True,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     )
     outcomes = dict(zip([*CASES, *OWN_CONFIGS], json.loads(run.stdout), strict=True))
     return outcomes, list(tmp.glob("w*"))

@@ -13,14 +13,16 @@ def test_a_second_process_is_refused(tmp_path):
     first.claim({}, "hash")
     with pytest.raises(UserError, match="another process is working in it"):
         Workdir(tmp_path).claim({}, "hash")
-    del first  # the lock goes with the process that holds it
-    Workdir(tmp_path).claim({}, "hash")
+    first.release()
+    second = Workdir(tmp_path)
+    second.claim({}, "hash")
+    second.release()
 
 
 def test_another_config_is_refused_and_nothing_is_overwritten(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.claim({"seed": 0}, "one")
-    del workdir
+    workdir.release()
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match="another config"):
         Workdir(tmp_path).claim({"seed": 1}, "other")

@@ -25,7 +25,7 @@ def fill(model: Model, variables: PyTree, source: PyTree) -> tuple[PyTree, list[
       name was, only that name.
 
     Raises:
-      UserError: nothing of the backbone was filled.
+      UserError: no kernel of the backbone was filled.
     """
     given = {_parts(path): np.asarray(leaf) for path, leaf in _leaves(jax.device_get(source))}
     filled, missing = [], {}
@@ -39,7 +39,10 @@ def fill(model: Model, variables: PyTree, source: PyTree) -> tuple[PyTree, list[
         elif model.is_supernet and parts[1:2] == ("backbone",) and parts[2].startswith("stage"):
             missing[parts] = _fill_rows(model.spec, parts, leaf, given)
         filled.append(leaf)
-    if not any(number < of for parts, (number, of) in missing.items() if "backbone" in parts):
+    kernels = [
+        counts for parts, counts in missing.items() if "backbone" in parts and "kernel" in parts
+    ]
+    if all(number == of for number, of in kernels):
         raise UserError(
             "initial weights", "backbone", "nothing in it fits this network", "check the checkpoint"
         )

@@ -76,8 +76,8 @@ class PartialResults:
     def _read(self, kind):
         for path in sorted(self._folder.glob(f"{kind}-*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = dict(file)
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                    arrays = dict(content)
                 codes = [tuple(code) for code in arrays["codes"].tolist()]
             except Exception:  # damaged in any way NumPy can stumble over
                 path.unlink(missing_ok=True)

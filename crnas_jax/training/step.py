@@ -162,7 +162,7 @@ class Trainer:
 
     @functools.cached_property
     def _update(self):
-        return jax.jit(self._advance, donate_argnums=(0, 3), out_shardings=replicated(self.mesh))
+        return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     def _add_gradient(self, state, batch, choice, total):
         """The state with new statistics; `total` (None for nothing) and this part's sums."""

@@ -73,7 +73,7 @@ def _backbone_step(detector):
             features, updated = detector.module.apply(
                 run,
                 method=lambda module: module.backbone(
-                    batch["image"] / 255.0, choice, BN_TRAIN, batch["weight"]
+                    batch["image"] / np.float32(255), choice, BN_TRAIN, batch["weight"]
                 ),
                 mutable=["batch_stats"],
             )
