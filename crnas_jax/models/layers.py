@@ -287,10 +287,14 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         used_mean, used_var = mean.value, var.value
         if mode.use_batch:
-            used_mean, used_var = _moments(x, weight)
-        if mode.momentum is not None and not self.is_initializing():
             # A mini-batch of padding alone says nothing.
-            kept = jnp.where((weight > 0).any(), mode.momentum, 1.0)
+            counts = (weight > 0).any()
+            used_mean, used_var = (
+                jnp.where(counts, own, stored)
+                for own, stored in zip(_moments(x, weight), (used_mean, used_var), strict=True)
+            )
+        if mode.momentum is not None and not self.is_initializing():
+            kept = mode.momentum
             mean.value = kept * mean.value + (1 - kept) * lax.stop_gradient(used_mean)
             var.value = kept * var.value + (1 - kept) * lax.stop_gradient(used_var)
         factor = scale * lax.rsqrt(used_var + self.epsilon)

