@@ -1,5 +1,6 @@
 """Orbax checkpoints: of a running training, and of a finished detector for downstream Flax code."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
@@ -86,12 +87,29 @@ def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> Py
     Raises:
       UserError: there is no such checkpoint, or it is another network's.
     """
-    folder = pathlib.Path(folder).absolute()
-    if not folder.exists():
+    like = layout(folder) if like is None else like
+    with _naming(folder) as path:
+        return ocp.load(path, jax.tree.map(_abstract, like))
+
+
+def layout(folder: str | pathlib.Path) -> PyTree:
+    """Shapes of what `save_variables` wrote.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    with _naming(folder) as path:
+        return ocp.metadata(path).metadata
+
+
+@contextlib.contextmanager
+def _naming(folder):
+    """The absolute path; whatever reading it raises becomes a UserError."""
+    path = pathlib.Path(folder).absolute()
+    if not path.is_dir():
         raise UserError(folder, "checkpoint", "missing", "train this network first")
     try:
-        like = ocp.metadata(folder).metadata if like is None else like
-        return ocp.load(folder, jax.tree.map(_abstract, like))
+        yield path
     except Exception as error:
         raise UserError(
             folder,

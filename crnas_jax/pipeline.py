@@ -15,14 +15,14 @@ import jax
 
 from crnas_jax.analysis import report
 from crnas_jax.arch import Arch
-from crnas_jax.checkpoint import load_variables, save_variables
+from crnas_jax.checkpoint import layout, load_variables, save_variables
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator, paired_bootstrap
 from crnas_jax.evaluation.detect import detect
 from crnas_jax.export import VARIABLES, save_detector
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector, Model
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.models.transfer import fill
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.operation_search import complete, operation_search
@@ -54,6 +54,8 @@ class Pipeline:
         self.settings.validate()
         self._sources = self.settings.sources()
         self._images = self.settings.classification_sources()
+        for start in filter(None, self.settings.config.initial.values()):
+            layout(_weights(start))
         digests = [one.digest for one in (*self._sources.values(), *self._images.values())]
         self._hash = digest(self.settings.hash, *digests)
         self._workdir = Workdir(self.path)
@@ -266,8 +268,7 @@ class Pipeline:
         """From fresh variables to those training starts from; None for the fresh ones."""
         if not str(start):
             return None
-        folder = pathlib.Path(start)
-        folder = folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
+        folder = _weights(start)
         given = load_variables(folder)
 
         def initial(fresh):
@@ -298,6 +299,12 @@ class Pipeline:
         names += [f"{network}/test" for network in COMPARED]
         seconds = {name: self._workdir.finished(name)["seconds"] for name in names}
         return {**seconds, "total": round(sum(seconds.values()), 1)}
+
+
+def _weights(start):
+    """The folder of weights: `start` itself or its `variables`."""
+    folder = pathlib.Path(start)
+    return folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
 
 
 def _found(arch, score, evaluated):

@@ -9,10 +9,10 @@ from crnas_jax.arch import Arch
 from crnas_jax.data import build as data_build
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.models.banks import KERNEL_SHARING, STAGE_SHARING, SupernetSpec
 from crnas_jax.models.build import PRECISIONS, Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
-from crnas_jax.models.supernet import KERNEL_SHARING, STAGE_SHARING, SupernetSpec
 from crnas_jax.search.scoring import BN_RULES, ScoreOptions
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.loop import TrainOptions

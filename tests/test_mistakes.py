@@ -193,6 +193,16 @@ CASES = {
         [],
         r"(test2|train1)\.png: data\.(train|test): the same",
     ),
+    "no weights to start from": (
+        None,
+        ["--config.initial.baseline=none"],
+        "none: checkpoint: missing",
+    ),
+    "weights that are none": (
+        lambda folder: (folder / "weights").mkdir(),
+        ["--config.initial.baseline={folder}/weights"],
+        "weights: checkpoint: does not load",
+    ),
     "unknown field": (None, ["--config.serch.keep=3"], "unknown field: .*serch"),
     "unknown nested field": (None, ["--config.search.kep=3"], 'Did you mean "keep"'),
     "wrong type": (None, ["--config.seed=x"], "config.seed=x"),
@@ -283,7 +293,7 @@ def results(tmp_path_factory):
                 "--config=configs/bccd.py",
                 f"--config.data.folder={folder}",
                 f"--workdir={tmp}/w{index}",
-                *flags,
+                *(flag.replace("{folder}", str(folder)) for flag in flags),
             ]
         )
     for name, (config, _) in OWN_CONFIGS.items():

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Mapping
 
 from crnas_jax.data.classification import FolderSource, SyntheticClassification
-from crnas_jax.data.coco import CocoSource, shared_image
+from crnas_jax.data.coco import CocoSource
+from crnas_jax.data.duplicates import shared_image
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.errors import UserError
 
@@ -78,7 +79,7 @@ def require_consistent(sources: Mapping) -> None:
     files = {split: one for split, one in sources.items() if isinstance(one, CocoSource)}
     for one in files.values():
         one.check_images()
-    shared = shared_image(files)
+    shared = shared_image({split: one.names for split, one in files.items()})
     if shared:
         split, name, other_split, other_name = shared
         raise UserError(

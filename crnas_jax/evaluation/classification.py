@@ -6,7 +6,6 @@ import numpy as np
 
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import ClassificationRows
-from crnas_jax.models import supernet
 from crnas_jax.models.build import Classifier
 from crnas_jax.training.mesh import make_mesh, put_batch, replicated
 
@@ -36,8 +35,7 @@ def accuracy(
     bn = "batch" if classifier.is_supernet else "running"
 
     def hits(variables, batch, choice):
-        rows = {name: classifier.rows(tree, choice) for name, tree in variables.items()}
-        path = supernet.gather(variables, rows)
+        path = classifier.path(variables, choice)
         logits = classifier.apply(path, batch, choice, bn)["logits"]
         # Rank of the label: of equal logits the lower class first, as top_k has it.
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from crnas_jax.arch import Arch
-from crnas_jax.models import supernet as supernets
+from crnas_jax.models import banks
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
 from crnas_jax.models.detectors import DetectorOptions, FasterRCNN
 from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN, preprocess
 from crnas_jax.models.resnet import ResNet
+from crnas_jax.models.supernet import Supernet, init_banks
 
 # Statistics a model may be run with: the stored ones, or those of the mini-batch.
 BN_MODES = {"running": BN_RUNNING, "batch": BN_BATCH}
@@ -31,10 +32,10 @@ class Model:
       precision: of the activations, one of `PRECISIONS`.
 
     Of a supernet, `init` returns banks, and `losses`, `apply` and `moments` take the variables of
-    one path, which `gather` takes out of banks and `scatter` puts back.
+    one path, which `path` takes out of the banks.
     """
 
-    spec: Arch | supernets.SupernetSpec
+    spec: Arch | banks.SupernetSpec
     options: DetectorOptions | ClassifierOptions
     remat: bool = False
     precision: str = "float32"
@@ -45,12 +46,12 @@ class Model:
     @property
     def is_supernet(self) -> bool:
         """Whether there is something to choose."""
-        return isinstance(self.spec, supernets.SupernetSpec)
+        return isinstance(self.spec, banks.SupernetSpec)
 
     @property
     def module(self):
         """The Flax module."""
-        backbone = supernets.Supernet if self.is_supernet else ResNet
+        backbone = Supernet if self.is_supernet else ResNet
         dtype = PRECISIONS[self.precision]
         return self.module_class(backbone(self.spec, self.remat), self.options, dtype)
 
@@ -64,7 +65,7 @@ class Model:
         )
         if self.is_supernet:
             backbone = {name: tree["backbone"] for name, tree in variables.items()}
-            for name, tree in supernets.init_banks(self.spec, bank_key, backbone).items():
+            for name, tree in init_banks(self.spec, bank_key, backbone).items():
                 variables[name]["backbone"] = tree
         return variables
 
@@ -99,16 +100,22 @@ class Model:
 
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""
-        where = jax.tree.map(lambda leaf: supernets.WHOLE, tree)
+        where = jax.tree.map(lambda leaf: banks.WHOLE, tree)
         if self.is_supernet:
-            where["backbone"] = supernets.rows(self.spec, tree["backbone"], choice)
+            where["backbone"] = banks.rows(self.spec, tree["backbone"], choice)
         return where
+
+    def path(self, variables: PyTree, choice) -> PyTree:
+        """The variables of one path; of a stand-alone network, its own."""
+        return banks.gather(
+            variables, {name: self.rows(tree, choice) for name, tree in variables.items()}
+        )
 
     def extract(self, variables: PyTree, choice, depths) -> PyTree:
         """The stand-alone network's variables for one path of this supernet."""
         network = {name: dict(tree) for name, tree in variables.items()}
         for tree in network.values():
-            tree["backbone"] = supernets.extract(self.spec, tree["backbone"], choice, depths)
+            tree["backbone"] = banks.extract(self.spec, tree["backbone"], choice, depths)
         return network
 
 

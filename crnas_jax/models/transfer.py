@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
-from crnas_jax.models import supernet
+from crnas_jax.models import banks
 from crnas_jax.models.build import Model
 
 
@@ -60,7 +60,7 @@ def _parts(path):
 def _fill_rows(spec, parts, bank, given):
     """Fills the rows of a bank in place; (rows not filled, rows)."""
     collection, backbone, stage, kind, *rest = parts
-    places = supernet.bank_places(spec, int(stage.removeprefix("stage")) - 1, kind == "first")
+    places = banks.bank_places(spec, int(stage.removeprefix("stage")) - 1, kind == "first")
     operations = len(bank) // len(places)
     missing = 0
     for row, place in enumerate(np.repeat(places, operations)):

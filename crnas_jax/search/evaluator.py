@@ -10,7 +10,6 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models import supernet
 from crnas_jax.models.build import Detector
 from crnas_jax.training.mesh import replicated
 
@@ -78,14 +77,10 @@ class SubnetEvaluator:
         """How many programs the evaluator has compiled."""
         return self._detect_chunk._cache_size() + self._moments._cache_size()
 
-    def _path(self, variables, choice):
-        rows = {name: self.detector.rows(variables[name], choice) for name in variables}
-        return supernet.gather(variables, rows)
-
     @functools.cached_property
     def _moments(self):
         def moments(variables, batch, choice):
-            return self.detector.moments(self._path(variables, choice), batch, choice)
+            return self.detector.moments(self.detector.path(variables, choice), batch, choice)
 
         return jax.jit(moments, out_shardings=replicated(self.mesh))
 
@@ -94,7 +89,7 @@ class SubnetEvaluator:
         def detect_chunk(variables, batch, choices, stats, number, bn):
             def one(index):
                 choice = jax.tree.map(lambda leaf: leaf[index], choices)
-                path = self._path(variables, choice)
+                path = self.detector.path(variables, choice)
                 if stats is None:
                     return self.detector.apply(path, batch, choice, bn)
                 own = jax.tree.map(lambda leaf: leaf[index], stats)

@@ -81,47 +81,48 @@ def train(
     plan = loader.Plan(source.sizes, options.batch_size, options.seed)
     steps = max(round(options.epochs * len(plan)), 1)
     optimizer = make_optimizer(options.optimizer, options.batch_size, steps)
-    schedule = make_schedule(options.optimizer, options.batch_size, steps)
     trainer = Trainer(model, optimizer, mesh, options.seed)
-    state = trainer.init()
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        restored = checkpoints.restore_latest(state)
-        if restored is not None:
-            state = restored
-        elif initial is not None:
-            fresh = {name: state[name] for name in ("params", "batch_stats")}
-            state = {**state, **jax.device_put(initial(fresh), replicated(mesh))}
+        state = _first_state(trainer, checkpoints, initial)
         start = int(state["step"])
         if start < steps:
-            batches = loader.batches(
-                source,
-                plan,
-                row,
-                options.seed,
-                start,
-                steps,
-                jax.process_index(),
-                jax.process_count(),
-            )
-            watch = _Watch(schedule)
+            host, hosts = jax.process_index(), jax.process_count()
+            batches = loader.batches(source, plan, row, options.seed, start, steps, host, hosts)
             with RunLog(folder, name, start, steps, options.batch_size) as log:
-                saved_at = time.monotonic()
-                for step, batch in enumerate(batches, start + 1):
-                    choice = sample_choice(model, options.seed, step - 1)
-                    parts = put_parts(mesh, batch, options.accumulate)
-                    state, metrics = trainer.step(state, parts, choice)
-                    watch.add(step, batch["image_id"], metrics)
-                    stop = interruption.requested()
-                    if step % options.log_every == 0 or step == steps:
-                        log.metrics(step, watch.settle())
-                    waited = time.monotonic() - saved_at
-                    if step == steps or stop or waited > options.checkpoint_seconds:
-                        watch.require_finite(step, state)
-                        checkpoints.save(step, state)
-                        saved_at = time.monotonic()
-                    if stop and step < steps:
-                        raise interruption.Stopped(f"{name}: saved at step {step} of {steps}")
+                state = _run(trainer, state, batches, options, steps, checkpoints, log, name)
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
+
+
+def _first_state(trainer, checkpoints, initial):
+    """The latest checkpoint's state, or one before the first step."""
+    state = trainer.init()
+    restored = checkpoints.restore_latest(state)
+    if restored is not None or initial is None:
+        return state if restored is None else restored
+    fresh = {name: state[name] for name in ("params", "batch_stats")}
+    return {**state, **jax.device_put(initial(fresh), replicated(trainer.mesh))}
+
+
+def _run(trainer, state, batches, options, steps, checkpoints, log, name):
+    """Steps over all batches; the state after them."""
+    watch = _Watch(make_schedule(options.optimizer, options.batch_size, steps))
+    saved_at = time.monotonic()
+    for step, batch in enumerate(batches, int(state["step"]) + 1):
+        choice = sample_choice(trainer.model, options.seed, step - 1)
+        parts = put_parts(trainer.mesh, batch, options.accumulate)
+        state, metrics = trainer.step(state, parts, choice)
+        watch.add(step, batch["image_id"], metrics)
+        stop = interruption.requested()
+        if step % options.log_every == 0 or step == steps:
+            log.metrics(step, watch.settle())
+        due = time.monotonic() - saved_at > options.checkpoint_seconds
+        if step == steps or stop or due:
+            watch.require_finite(step, state)
+            checkpoints.save(step, state)
+            saved_at = time.monotonic()
+        if stop and step < steps:
+            raise interruption.Stopped(f"{name}: saved at step {step} of {steps}")
+    return state
 
 
 class _Watch:

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models import supernet
+from crnas_jax.models.banks import WHOLE, gather, scatter
 from crnas_jax.models.build import Model
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.mesh import replicated
@@ -112,7 +112,7 @@ class Trainer:
         return jax.eval_shape(self.init)
 
     def _rows(self, choice):
-        """Which rows of each leaf of the state the path uses (see `supernet.rows`)."""
+        """Which rows of each leaf of the state the path uses (see `banks.rows`)."""
         names = ("params", "batch_stats")
         where = {name: self.model.rows(self._shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
@@ -120,9 +120,9 @@ class Trainer:
             lambda _, index: index,
             self._shapes["opt_state"],
             where["params"],
-            transform_non_params=lambda _: supernet.WHOLE,
+            transform_non_params=lambda _: WHOLE,
         )
-        return {**where, "opt_state": opt_state, "step": supernet.WHOLE}
+        return {**where, "opt_state": opt_state, "step": WHOLE}
 
     @functools.cached_property
     def _is_bank(self):
@@ -142,17 +142,17 @@ class Trainer:
 
     @functools.cached_property
     def _gather(self):
-        def gather(banks, choice):
-            return supernet.gather(banks, self._split(self._rows(choice))[0])
+        def take(banks, choice):
+            return gather(banks, self._split(self._rows(choice))[0])
 
-        return jax.jit(gather, out_shardings=replicated(self.mesh))
+        return jax.jit(take, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def _scatter(self):
-        def scatter(banks, blocks, choice):
-            return supernet.scatter(banks, self._split(self._rows(choice))[0], blocks)
+        def put(banks, blocks, choice):
+            return scatter(banks, self._split(self._rows(choice))[0], blocks)
 
-        return jax.jit(scatter, donate_argnums=0, out_shardings=replicated(self.mesh))
+        return jax.jit(put, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def _accumulate(self):

@@ -8,10 +8,10 @@ from conftest import greatest_difference, randomised, tiny_batch, tiny_options
 
 from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.models import supernet
+from crnas_jax.models import banks
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector
 from crnas_jax.models.layers import BN_TRAIN
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.training.mesh import make_mesh, put_batch
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer, sample_choice
@@ -24,7 +24,7 @@ RULES = [("branch", "own"), ("prefix", "own"), ("branch", "shared"), ("prefix", 
 
 def _gather(detector, variables, choice):
     return {
-        name: supernet.gather(tree, detector.rows(tree, choice)) for name, tree in variables.items()
+        name: banks.gather(tree, detector.rows(tree, choice)) for name, tree in variables.items()
     }
 
 
@@ -45,7 +45,7 @@ def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
     def run_path(variables, choice):
         outputs, gradient, stats = step(detector)(_gather(detector, variables, choice), choice)
         back = {
-            name: supernet.scatter(variables[name], detector.rows(variables[name], choice), tree)
+            name: banks.scatter(variables[name], detector.rows(variables[name], choice), tree)
             for name, tree in (("params", gradient), ("batch_stats", stats))
         }
         return outputs, detector.extract(back, choice, depths)
@@ -73,7 +73,7 @@ def _backbone_step(detector):
             features, updated = detector.module.apply(
                 run,
                 method=lambda module: module.backbone(
-                    batch["image"] / np.float32(255), choice, BN_TRAIN, batch["weight"]
+                    jnp.asarray(batch["image"]) / 255, choice, BN_TRAIN, batch["weight"]
                 ),
                 mutable=["batch_stats"],
             )
@@ -111,7 +111,7 @@ def test_path_equals_stand_alone_network(family, rules):
     _check_path_equals_network(spec, DEPTHS, OPERATIONS, _backbone_step)
 
 
-@pytest.mark.parametrize("sharing", supernet.STAGE_SHARING)
+@pytest.mark.parametrize("sharing", banks.STAGE_SHARING)
 def test_stage_supernet_equals_stand_alone_network(sharing):
     """One dilation only; the shallowest path; blocks recomputed in the backward pass."""
     spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, stage_sharing=sharing)

@@ -7,9 +7,9 @@ from conftest import randomised, tiny_options
 
 from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.models.transfer import fill
 
 WIDTHS = (8, 8, 16, 16)

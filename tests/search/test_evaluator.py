@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from conftest import greatest_difference, randomised, tiny_batch, tiny_options
 
-from crnas_jax.models import layers, supernet
+from crnas_jax.models import banks
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector
 from crnas_jax.models.layers import preprocess
-from crnas_jax.models.supernet import SupernetSpec
+from crnas_jax.ops import convolution
 from crnas_jax.search.bn_calibration import calibrate
 from crnas_jax.search.evaluator import SubnetEvaluator
 from crnas_jax.training.mesh import make_mesh, put_batch
@@ -45,7 +46,7 @@ def test_lists_of_any_length_share_one_compilation_and_equal_one_by_one(model):
     compiled = evaluator.compilations
 
     def alone(variables, batch, choice):
-        path = {n: supernet.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
+        path = {n: banks.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
         return detector.apply(path, batch, choice, "batch")
 
     alone = jax.jit(alone)
@@ -84,7 +85,7 @@ def test_calibrated_statistics_are_those_of_all_images_pooled(model):
 
     @jax.jit
     def alone(variables, own, choice):
-        path = {n: supernet.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
+        path = {n: banks.gather(t, detector.rows(t, choice)) for n, t in variables.items()}
         return detector.apply({**path, "batch_stats": own}, batches[0], choice)
 
     for index, (choice, own) in enumerate(zip(choices, stats, strict=True)):
@@ -96,5 +97,7 @@ def test_calibrated_statistics_are_those_of_all_images_pooled(model):
 def _stem_convolution(variables, image, size):
     kernel = variables["params"]["backbone"]["stem"]["conv1"]["kernel"]
     return np.asarray(
-        layers._compiler_conv(preprocess(image, size, np.float32), kernel, layers.ConvSpec(2))
+        convolution._compiler_conv(
+            preprocess(image, size, np.float32), kernel, convolution.ConvSpec(2)
+        )
     )

@@ -7,8 +7,8 @@ from conftest import randomised, tiny_options
 from crnas_jax import interruption
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import ImageSize
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.partial import PartialResults
 from crnas_jax.search.scoring import ScoreOptions, SubnetScorer

@@ -8,8 +8,8 @@ import pytest
 from conftest import greatest_difference, tiny_batch, tiny_options
 
 from crnas_jax.arch import Arch
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.training.mesh import make_mesh, put_batch, put_parts
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer, sample_choice

@@ -20,10 +20,10 @@ from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator
 from crnas_jax.evaluation.detect import detect
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
-from crnas_jax.models.supernet import SupernetSpec
 from crnas_jax.training.loop import TrainOptions, train
 from crnas_jax.training.mesh import make_mesh, put_batch
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
