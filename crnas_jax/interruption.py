@@ -1,5 +1,6 @@
 """Stopping on request: after SIGTERM or Ctrl-C the work in flight is finished and saved first."""
 
+import os
 import signal
 import threading
 
@@ -16,7 +17,8 @@ def listen() -> None:
     def handle(number, _):
         _request.set()
         signal.signal(number, signal.SIG_DFL)
-        print(f"{signal.Signals(number).name}: saving, then stopping", flush=True)
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, f"{signal.Signals(number).name}: saving, then stopping\n".encode())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
@@ -25,3 +27,9 @@ def listen() -> None:
 def requested() -> bool:
     """Whether somebody asked to stop."""
     return _request.is_set()
+
+
+def stop_if_requested(what: str) -> None:
+    """Raises Stopped, with `what` for people, if somebody asked to stop."""
+    if requested():
+        raise Stopped(what)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from crnas_jax import interruption
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.coco import compact, to_results
@@ -30,4 +31,5 @@ def detect(
     for batch in loader.batches(source, plan, DetectionRows(size)):
         found = jax.tree.map(np.asarray, run(variables, put_batch(mesh, batch)))
         results += to_results(compact(found, batch), source.category_ids)
+        interruption.stop_if_requested("the evaluation is done again from its beginning")
     return results

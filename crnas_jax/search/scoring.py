@@ -142,7 +142,7 @@ class SubnetScorer:
                 ]
                 partial.add_detections(index, some, found)
                 kept |= {(code, index): one for code, one in zip(some, found, strict=True)}
-                self._stop_if_asked(label)
+                interruption.stop_if_requested(f"{label}: what was found so far is kept")
             progress.update(index + 1, subnets=len(codes))
         progress.close()
         batches = [{code: kept[code, batch] for code in codes} for batch in range(number)]
@@ -166,7 +166,7 @@ class SubnetScorer:
             partial.add_statistics(some, leaves)
             kept |= dict(zip(some, leaves, strict=True))
             progress.update(sum(code in kept for code in codes))
-            self._stop_if_asked(label)
+            interruption.stop_if_requested(f"{label}: what was found so far is kept")
         progress.close()
         return {code: jax.tree.unflatten(structure, kept[code]) for code in codes}
 
@@ -178,8 +178,3 @@ class SubnetScorer:
     def _chunks(self, codes):
         for start in range(0, len(codes), self._options.chunk):
             yield codes[start : start + self._options.chunk]
-
-    @staticmethod
-    def _stop_if_asked(label):
-        if interruption.requested():
-            raise interruption.Stopped(f"{label}: everything found so far is kept")
