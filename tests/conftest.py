@@ -1,7 +1,9 @@
 """Eight virtual CPU devices, checked shapes, shared tiny models, and the real data where it is."""
 
+import json
 import os
 import pathlib
+import subprocess
 import sys
 
 # Level 0 halves the time to compile, which is most of the tests' time, and changes no semantics.
@@ -68,6 +70,19 @@ def randomised(variables, seed: int = 0):
         "params": jax.tree.map(noise, variables["params"]),
         "batch_stats": jax.tree.map(lambda leaf: abs(noise(leaf)) + 0.5, variables["batch_stats"]),
     }
+
+
+def run_commands(commands: list[list[str]]) -> list[dict]:
+    """Outcomes {"status", "stdout", "stderr"} of scripts with arguments, on one device."""
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "forked.py")],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+    )
+    return json.loads(run.stdout)
 
 
 def greatest_difference(tree, other) -> float:

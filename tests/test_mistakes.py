@@ -3,15 +3,12 @@ written.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_commands
 
 SPLITS = ("train", "val", "test")
 
@@ -304,15 +301,7 @@ def results(tmp_path_factory):
                 f"--workdir={tmp}/w {name}",
             ]
         )
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "forked.py")],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=True,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
-    )
-    outcomes = dict(zip([*CASES, *OWN_CONFIGS], json.loads(run.stdout), strict=True))
+    outcomes = dict(zip([*CASES, *OWN_CONFIGS], run_commands(commands), strict=True))
     return outcomes, list(tmp.glob("w*"))
 
 

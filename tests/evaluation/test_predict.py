@@ -1,15 +1,13 @@
 """A trained detector on whatever photographs its user has."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import ROOT, randomised, tiny_options
+from conftest import randomised, run_commands, tiny_options
 
 import crnas_jax
 from crnas_jax.arch import Arch
@@ -160,14 +158,7 @@ def test_the_script(folder, tmp_path):
         ]
         for name in ("photos", "empty", "broken", "none")
     ]
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "forked.py")],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    outcomes = json.loads(run.stdout)
+    outcomes = run_commands(commands)
     assert [outcome["status"] for outcome in outcomes] == [0, 0, 2, 2], outcomes
     found = json.loads((tmp_path / "photos.json").read_text())
     assert [image["file_name"] for image in found["images"]] == [
