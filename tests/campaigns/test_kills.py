@@ -43,6 +43,13 @@ FLAGS = [
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
+@pytest.fixture
+def log(tmp_path):
+    """What all runs print."""
+    with (tmp_path / "log").open("w") as file:
+        yield file
+
+
 def _start(workdir, log):
     command = [sys.executable, "scripts/run_crnas.py", *FLAGS, f"--workdir={workdir}"]
     return subprocess.Popen(
@@ -66,8 +73,7 @@ def _phase(workdir):
     return ",".join(sorted(begun - finished - {"partial"})) or "start"
 
 
-def test_twenty_kills_change_nothing(tmp_path):
-    log = (tmp_path / "log").open("w")
+def test_twenty_kills_change_nothing(tmp_path, log):
     began = time.monotonic()
     assert _start(tmp_path / "warm", log).wait() == 0  # fills the compilation cache
     print(f"\nfirst run {time.monotonic() - began:.0f} s")
@@ -113,8 +119,7 @@ def _check(cut, whole):
     assert len(scored) == len((whole / "journal.jsonl").read_text().splitlines())
 
 
-def test_a_request_to_stop_is_answered_in_every_phase(tmp_path):
-    log = (tmp_path / "log").open("w")
+def test_a_request_to_stop_is_answered_in_every_phase(tmp_path, log):
     assert _start(tmp_path / "whole", log).wait() == 0
     rng, stops = np.random.default_rng(1), 0
     while True:

@@ -1,6 +1,7 @@
 """A trained detector on whatever photographs its user has."""
 
 import json
+import shutil
 
 import cv2
 import jax
@@ -111,31 +112,37 @@ def test_what_is_no_image(predictor, images, message):
         predictor.predict(images)
 
 
+def _write(text):
+    return lambda folder: (folder / "detector.json").write_text(text)
+
+
+def _newer_format(folder):
+    file = folder / "detector.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 99', 1))
+
+
+def _empty_weights(folder):
+    for path in (folder / "variables").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "detector.json").unlink(), "detector.json: file"),
-        (lambda folder: (folder / "detector.json").write_text("{"), "detector.json: fields"),
-        (lambda folder: (folder / "detector.json").write_text("[]"), "detector.json: fields"),
-        (
-            lambda folder: (folder / "detector.json").write_text(
-                (folder / "detector.json").read_text().replace('"format": 1', '"format": 99')
-            ),
-            "format 99",
-        ),
-        (lambda folder: next((folder / "variables").rglob("*/*")).write_bytes(b""), "variables"),
+        (lambda folder: (folder / "detector.json").unlink(), r"detector\.json: file"),
+        (_write("{"), r"detector\.json: fields"),
+        (_write("[]"), r"detector\.json: fields"),
+        (_write('{"format": 1}'), r"detector\.json: fields"),
+        (_newer_format, "format 99, this version reads 1"),
+        (_empty_weights, "variables: checkpoint: does not load"),
+        (lambda folder: shutil.rmtree(folder / "variables"), "variables: checkpoint: missing"),
     ],
 )
 def test_a_spoilt_detector_is_refused(folder, tmp_path, spoil, message):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    for path in (copy / "variables").rglob("*"):
-        if path.is_file() and message == "variables":
-            path.write_bytes(b"")
-    if message != "variables":
-        spoil(copy)
+    spoil(copy)
     with pytest.raises(UserError, match=message):
         load_detector(copy)
 
