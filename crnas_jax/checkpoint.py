@@ -1,6 +1,7 @@
 """Orbax checkpoints: of a running training, and of a finished detector for downstream Flax code."""
 
 import contextlib
+import hashlib
 import logging
 import pathlib
 import shutil
@@ -10,6 +11,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
+
+_DIGEST = ".sha256"
 
 
 class Checkpoints:
@@ -26,29 +29,66 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree) -> None:
         """Saves unless this step is saved."""
-        if step not in self.steps():
-            self._checkpointer.save(step, state)
+        if step in self.steps():
+            return
+        self._checkpointer.save(step, state)
+        if jax.process_index() == 0:
+            digest = self._folder / f"{step}{_DIGEST}"
+            digest.with_suffix(".tmp").write_text(_content(self._folder / str(step)))
+            digest.with_suffix(".tmp").replace(digest)
+            for old in self._folder.glob(f"*{_DIGEST}"):
+                if not (self._folder / old.stem).exists():
+                    old.unlink()
 
     def steps(self) -> list[int]:
         """Steps that can be restored, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
-        """The latest state that loads, laid out as `like`; None where none does."""
-        abstract = jax.tree.map(_abstract, like)
+        """The latest state that loads, laid out as `like`; None where nothing was saved.
+
+        What is damaged is moved aside, once an earlier step is found to load.
+
+        Raises:
+          UserError: there are checkpoints, but none loads.
+        """
+        abstract, damaged = jax.tree.map(_abstract, like), []
         for step in reversed(self.steps()):
             try:
-                return self._checkpointer.load(step, abstract)
+                self._require_whole(step)
+                state = self._checkpointer.load(step, abstract)
             except Exception as error:
-                # Left in its place it would block saving this step and those before it.
-                aside = self._folder / f"unreadable-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._folder / str(step)).rename(aside)
-                self._checkpointer.reload()
-                logging.warning(
-                    "checkpoint of step %d does not load (%s); trying an earlier one", step, error
-                )
+                if _is_of_the_machine(error):
+                    raise
+                logging.warning("checkpoint of step %d does not load: %s", step, error)
+                damaged.append(step)
+                continue
+            # Left in their places they would block saving their steps and those before them.
+            for number in damaged:
+                self._move_aside(number)
+            return state
+        if damaged:
+            raise UserError(
+                self._folder,
+                "checkpoints",
+                f"none of steps {damaged} loads",
+                "restore one, or remove the folder to train from the start",
+            )
         return None
+
+    def _require_whole(self, step):
+        """Raises ValueError for bytes that changed; Orbax would load them as other numbers."""
+        digest = self._folder / f"{step}{_DIGEST}"
+        # A kill between the two leaves a checkpoint without its digest.
+        if digest.exists() and digest.read_text() != _content(self._folder / str(step)):
+            raise ValueError("its content has changed")
+
+    def _move_aside(self, step):
+        aside = self._folder / f"unreadable-{step}"
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-again")
+        (self._folder / str(step)).rename(aside)
+        self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -59,6 +99,23 @@ class Checkpoints:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def _content(folder):
+    """Digest of all files of a checkpoint."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                sha.update(str(path.relative_to(folder)).encode())
+                sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def _is_of_the_machine(error):
+    """Whether the machine is at fault (memory, open files, disk), not the checkpoint."""
+    gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, MemoryError | OSError) and not isinstance(error, gone)
 
 
 def _abstract(leaf):
@@ -107,7 +164,9 @@ def _naming(folder):
     """The absolute path; whatever reading it raises becomes a UserError."""
     path = pathlib.Path(folder).absolute()
     if not path.is_dir():
-        raise UserError(folder, "checkpoint", "missing", "train this network first")
+        raise UserError(
+            folder, "checkpoint", "missing", "remove the result.json beside it and train again"
+        )
     try:
         yield path
     except Exception as error:
@@ -115,5 +174,5 @@ def _naming(folder):
             folder,
             "checkpoint",
             f"does not load: {type(error).__name__}: {error}"[:300],
-            "restore it, or remove the folder it stands in and train again",
+            "restore it, or remove it and the result.json beside it and train again",
         ) from error

@@ -16,8 +16,13 @@ _STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def launch(action: Callable) -> None:
-    """Runs a script of the procedure: `--config` and `--workdir`, and `action` on the pipeline."""
+def launch(action: Callable, check: Callable | None = None) -> None:
+    """Runs a script of the procedure.
+
+    Args:
+      action: what is done with the pipeline of `--config` and `--workdir`.
+      check: what is done with the settings before anything is read or written.
+    """
     from ml_collections import config_flags
 
     from crnas_jax.pipeline import Pipeline
@@ -34,14 +39,20 @@ def launch(action: Callable) -> None:
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         if not pathlib.Path(file.partition(".py:")[0].removesuffix(".py") + ".py").is_file():
             raise UserError(file, "--config", "there is no such file", "give one of configs/")
+        if not workdir.value:
+            raise UserError("command line", "--workdir", "empty", "name a folder")
+        interruption.listen()
         try:
-            pipeline = Pipeline(Settings(config.value), pathlib.Path(workdir.value))
+            settings = Settings(config.value)
+            if check is not None:
+                check(settings)
+            pipeline = Pipeline(settings, pathlib.Path(workdir.value))
+            print(pipeline.plan(), flush=True)
+            action(pipeline)
         except UserError as error:
             if error.where != "config":
                 raise
             raise UserError(file, error.field, error.problem, error.remedy) from error
-        print(pipeline.plan(), flush=True)
-        action(pipeline)
 
     run(main, ["config", "workdir"])
 
@@ -63,7 +74,6 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
     def checked(_):
         if flags.FLAGS["verbosity"].value == 0:  # Orbax prints dozens of INFO lines a save
             logging.set_verbosity(logging.WARNING)
-        interruption.listen()
         try:
             main()
         except UserError as error:
@@ -107,7 +117,9 @@ def _mistake(error):
         where, field = frames[-1].filename, f"line {frames[-1].lineno}"
     elif isinstance(error, KeyError | AttributeError):
         field = "unknown field"
-    remedy = "configs/base.py has all fields of a config, --help all flags"
+    remedy = "--help shows all flags"
+    if "config" in flags.FLAGS:
+        remedy = f"configs/base.py has all fields of a config, {remedy}"
     return UserError(where, field, text or type(error).__name__, remedy)
 
 

@@ -7,16 +7,18 @@ import pathlib
 from jaxtyping import PyTree
 
 from crnas_jax.arch import Arch
-from crnas_jax.checkpoint import load_variables, save_variables
+from crnas_jax.checkpoint import layout, load_variables, save_variables
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import Predictor
+from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import PRECISIONS, Detector
 from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
-from crnas_jax.workdir import write_json
+from crnas_jax.workdir import read_json, write_json
 
 FORMAT = 1
-DESCRIPTION, VARIABLES = "detector.json", "variables"
+_COLLECTIONS = ("params", "batch_stats")
+DESCRIPTION, SUPERNET, VARIABLES = "detector.json", "supernet.json", "variables"
 
 
 def save_detector(
@@ -48,6 +50,56 @@ def save_detector(
     write_json(folder / DESCRIPTION, description)
 
 
+def save_supernet(folder: str | pathlib.Path, spec: SupernetSpec, variables: PyTree) -> None:
+    """Writes `variables/` (Orbax) and `supernet.json`, which says what stands in which bank."""
+    folder = pathlib.Path(folder)
+    save_variables(folder / VARIABLES, variables)
+    write_json(folder / SUPERNET, {"format": FORMAT, **dataclasses.asdict(spec)})
+
+
+def weights_folder(start: str | pathlib.Path) -> pathlib.Path:
+    """The folder of weights that `start` means: its `variables`, or itself."""
+    folder = pathlib.Path(start)
+    return folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
+
+
+def require_weights(start: str | pathlib.Path) -> None:
+    """Raises UserError unless `load_weights` will find a network's weights."""
+    folder = weights_folder(start)
+    found = layout(folder)
+    trees = [found.get(name) if isinstance(found, dict) else None for name in _COLLECTIONS]
+    if not all(isinstance(tree, dict) and "backbone" in tree for tree in trees):
+        raise UserError(
+            start,
+            "checkpoint",
+            "holds no backbone in params and batch_stats",
+            "give the folder variables/ of a trained network, or the one it stands in",
+        )
+
+
+def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None]:
+    """Weights to start from, and what a supernet holds; None of a network.
+
+    Args:
+      start: see `weights_folder`.
+
+    Raises:
+      UserError: there are none, or they do not load.
+    """
+    folder = weights_folder(start)
+    file = folder.parent / SUPERNET
+    spec = None
+    if file.exists():
+        fields = read_json(file, "train the supernet again")
+        try:
+            fields = {name: value for name, value in fields.items() if name != "format"}
+            grids = tuple(tuple(grid) for grid in fields.pop("grids"))
+            spec = _options(SupernetSpec, {**fields, "grids": grids})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(file, "fields", str(error), "train the supernet again") from error
+    return load_variables(folder), spec
+
+
 def load_detector(folder: str | pathlib.Path) -> Predictor:
     """The detector that `save_detector` wrote, ready to `predict`.
 
@@ -76,15 +128,18 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
         class_names = [str(category["name"]) for category in fields["categories"]]
         if detector.precision not in PRECISIONS or len(class_names) != detector.options.classes:
             raise ValueError("precision or categories do not fit")
+        if min(size.short, size.long) < 1:
+            raise ValueError(f"size {size}")
+        shapes = detector.shapes
     except OSError as error:
         raise UserError(
             file, "file", error.strerror or "unreadable", "give the folder of a trained detector"
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # fields of wrong types can fail anywhere in the network
         raise UserError(
             file, "fields", f"{type(error).__name__}: {error}", "export the detector again"
         ) from error
-    variables = load_variables(folder / VARIABLES, detector.shapes)
+    variables = load_variables(folder / VARIABLES, shapes)
     return Predictor(detector, variables, size, category_ids, class_names)
 
 

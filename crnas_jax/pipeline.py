@@ -15,12 +15,18 @@ import jax
 
 from crnas_jax.analysis import report
 from crnas_jax.arch import Arch
-from crnas_jax.checkpoint import layout, load_variables, save_variables
+from crnas_jax.checkpoint import load_variables, save_variables
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator, paired_bootstrap
 from crnas_jax.evaluation.detect import detect
-from crnas_jax.export import VARIABLES, save_detector
+from crnas_jax.export import (
+    VARIABLES,
+    load_weights,
+    require_weights,
+    save_detector,
+    save_supernet,
+)
 from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.transfer import fill
@@ -28,12 +34,10 @@ from crnas_jax.search.journal import Journal
 from crnas_jax.search.operation_search import complete, operation_search
 from crnas_jax.search.scoring import SubnetScorer
 from crnas_jax.search.stage_search import stage_search
-from crnas_jax.settings import NETWORKS, RECIPE_OF, Settings
+from crnas_jax.settings import COMPARED, NETWORKS, RECIPE_OF, Settings
 from crnas_jax.training.loop import train
 from crnas_jax.training.step import sample_choice
 from crnas_jax.workdir import FORMAT, Workdir, digest, read_json, write_json
-
-COMPARED = ("baseline", "searched")
 
 
 @dataclasses.dataclass
@@ -55,11 +59,12 @@ class Pipeline:
         self._sources = self.settings.sources()
         self._images = self.settings.classification_sources()
         for start in filter(None, self.settings.config.initial.values()):
-            layout(_weights(start))
+            require_weights(start)
         digests = [one.digest for one in (*self._sources.values(), *self._images.values())]
         self._hash = digest(self.settings.hash, *digests)
         self._workdir = Workdir(self.path)
         self._workdir.claim(self.settings.config.to_dict(), self._hash)
+        Journal(self.path / "journal.jsonl", self._hash)  # a damaged one is refused now
 
     @property
     def classes(self) -> int:
@@ -86,12 +91,9 @@ class Pipeline:
 
     def pretrain(self, network: str) -> dict:
         """Trains one of `NETWORKS` on classification; {"top1", "top5", "seconds"}."""
+        self.settings.require_pretraining(network)
         name = f"{network}/pretrain"
         sources, settings = self._images, self.settings
-        if not sources:
-            raise UserError(
-                "config", "pretrain.networks", "names none", f"set it to ({network!r},) or more"
-            )
         model = settings.classifier(self.spec(network), len(sources["train"].class_names))
 
         def choice_of(index):
@@ -107,7 +109,7 @@ class Pipeline:
                 name,
                 self._initial(model, settings.config.initial[network]),
             )
-            save_variables(self.path / name / VARIABLES, variables)
+            _save(self.path / name, model, variables)
             found = accuracy(
                 model,
                 variables,
@@ -130,7 +132,7 @@ class Pipeline:
         settings = self.settings
         model = settings.detector(self.spec(network), self.classes)
         start = settings.config.initial[network]
-        needs = dict
+        needs = None
         if network in settings.config.pretrain.networks:
             start, needs = self.path / network / "pretrain", partial(self.pretrain, network)
 
@@ -146,7 +148,7 @@ class Pipeline:
                 self._initial(model, start),
             )
             if model.is_supernet:
-                save_variables(self.path / network / VARIABLES, variables)
+                save_supernet(self.path / network, model.spec, variables)
             else:
                 source = self._sources["train"]
                 categories = [
@@ -268,12 +270,10 @@ class Pipeline:
         """From fresh variables to those training starts from; None for the fresh ones."""
         if not str(start):
             return None
-        folder = _weights(start)
-        given = load_variables(folder)
 
         def initial(fresh):
-            filled, unfilled = fill(model, fresh, given)
-            print(f"starts from {folder}; not filled: {', '.join(unfilled) or 'nothing'}")
+            filled, unfilled = fill(model, fresh, *load_weights(start))
+            print(f"starts from {start}; not filled: {', '.join(unfilled) or 'nothing'}")
             return filled
 
         return initial
@@ -301,10 +301,12 @@ class Pipeline:
         return {**seconds, "total": round(sum(seconds.values()), 1)}
 
 
-def _weights(start):
-    """The folder of weights: `start` itself or its `variables`."""
-    folder = pathlib.Path(start)
-    return folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
+def _save(folder, model, variables):
+    """Weights for the next step to start from."""
+    if model.is_supernet:
+        save_supernet(folder, model.spec, variables)
+    else:
+        save_variables(folder / VARIABLES, variables)
 
 
 def _found(arch, score, evaluated):

@@ -22,6 +22,8 @@ from crnas_jax.validation import check_values, naming
 
 # The trained networks of a run.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
+# Those that are compared on the test split.
+COMPARED = ("baseline", "searched")
 # Which recipe trains each.
 RECIPE_OF = dict(
     zip(NETWORKS, ("stage_train", "operation_train", *["detector_train"] * 2), strict=True)
@@ -101,6 +103,16 @@ class Settings:
                 data.folder, data.val, "other classes than train", "give both the same folders"
             )
         return sources
+
+    def require_pretraining(self, network: str) -> None:
+        """Raises UserError unless the config has the network pre-trained."""
+        if network not in self.config.pretrain.networks:
+            raise UserError(
+                "config",
+                "pretrain.networks",
+                f"{network} is not in it",
+                f"set --config.pretrain.networks=\"('{network}',)\" for this and all later steps",
+            )
 
     def stage_supernet(self) -> SupernetSpec:
         """All allocations of the grid, one dilation."""

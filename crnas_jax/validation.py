@@ -6,16 +6,38 @@ import math
 from crnas_jax.errors import UserError
 
 _RECIPES = ("stage_train", "operation_train", "detector_train", "pretrain")
-_AT_LEAST_1 = (
+# Whole numbers, or tuples of them.
+_COUNTS = (
     *("data.short", "data.long", "data.max_objects"),
     *("data.synthetic.size", "data.synthetic.train", "data.synthetic.val", "data.synthetic.test"),
-    *("detector.pyramid_channels", "detector.head_channels", "detector.canonical_size"),
+    *("detector.pyramid_channels", "detector.head_channels"),
     *("detector.rpn_samples", "detector.roi_samples", "detector.nms_candidates"),
-    *("detector.anchor_sizes", "detector.pre_nms", "detector.post_nms", "widths"),
+    *("detector.pre_nms", "detector.post_nms", "widths", "supernet.widths"),
+    *("supernet.dilations", "supernet.grids"),
     *("search.keep", "search.chunk", "search.batch_size", "search.calibration_images"),
-    *("bootstrap", "pretrain.data.size", "supernet.widths", "supernet.dilations"),
+    *("bootstrap", "pretrain.data.size", "pretrain.data.synthetic.size"),
+    *("pretrain.data.synthetic.train", "pretrain.data.synthetic.val"),
+    *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("batch_size", "accumulate")),
+    *(f"{recipe}.log_every" for recipe in _RECIPES),
 )
-_AT_LEAST_0 = ("seed", "devices", "budget", "search.batches", "pretrain.label_smoothing")
+_COUNTS_OR_0 = (
+    *("seed", "devices", "budget", "search.batches"),
+    *(f"{recipe}.warmup_steps" for recipe in _RECIPES),
+)
+_ABOVE_0 = (
+    *("detector.anchor_sizes", "detector.canonical_size"),
+    *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("epochs", "rate_per_image")),
+)
+_AT_LEAST_0 = (
+    "pretrain.label_smoothing",
+    *(f"{recipe}.momentum" for recipe in _RECIPES),
+    *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("weight_decay", "clip")),
+    *(f"{recipe}.checkpoint_seconds" for recipe in _RECIPES),
+)
+_BELOW_1 = (
+    "pretrain.label_smoothing",
+    *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("momentum", "drops")),
+)
 _LENGTHS = {
     "widths": 4,
     "supernet.widths": 4,
@@ -24,8 +46,7 @@ _LENGTHS = {
     "detector.pre_nms": 2,
     "detector.post_nms": 2,
 }
-_OF_RECIPE_AT_LEAST_1 = ("batch_size", "accumulate", "log_every")
-_OF_RECIPE_AT_LEAST_0 = ("weight_decay", "clip", "warmup_steps", "checkpoint_seconds")
+_INTEGER_LIMIT = 2**31
 
 
 def check_values(config, choices: dict[str, tuple]) -> None:
@@ -45,41 +66,40 @@ def check_values(config, choices: dict[str, tuple]) -> None:
         value = get(field)
         if not isinstance(value, tuple | list) or len(value) != length:
             raise _error(field, f"{value!r}", f"give {length} entries")
-    for field in _AT_LEAST_1:
-        _require_least(field, get(field), 1)
-    for field in _AT_LEAST_0:
-        _require_least(field, get(field), 0)
+    for fields, kind, fits in (
+        (_COUNTS, "whole number of at least 1", lambda v: _whole(v) and v >= 1),
+        (_COUNTS_OR_0, "whole number of at least 0", lambda v: _whole(v) and v >= 0),
+        (_ABOVE_0, "number above 0", lambda v: _real(v) and v > 0),
+        (_AT_LEAST_0, "number of at least 0", lambda v: _real(v) and v >= 0),
+        (_BELOW_1, "number below 1", lambda v: _real(v) and v < 1),
+    ):
+        for field in fields:
+            if not all(map(fits, _entries(get(field)))):
+                raise _error(field, f"{get(field)!r}", f"give a {kind}")
+    for stage, grid in enumerate(get("supernet.grids")):
+        if not isinstance(grid, tuple | list):
+            raise _error(f"supernet.grids[{stage}]", f"{grid!r}", "give depths, as (1, 2, 3)")
     for recipe in _RECIPES:
-        _check_recipe(recipe, get)
+        drops = get(f"{recipe}.drops")
+        if list(drops) != sorted(set(drops)) or any(drop <= 0 for drop in drops):
+            raise _error(f"{recipe}.drops", f"{drops}", "give ascending fractions of the run")
     if get("data.long") < get("data.short"):
         raise _error("data.long", "less than data.short", "give the longer side's bound")
-    if get("pretrain.label_smoothing") >= 1:
-        raise _error("pretrain.label_smoothing", "not below 1", "use 0.1")
 
 
-def _check_recipe(recipe, get):
-    for field in _OF_RECIPE_AT_LEAST_1:
-        _require_least(f"{recipe}.{field}", get(f"{recipe}.{field}"), 1)
-    for field in _OF_RECIPE_AT_LEAST_0:
-        _require_least(f"{recipe}.{field}", get(f"{recipe}.{field}"), 0)
-    for field in ("epochs", "rate_per_image"):
-        value = get(f"{recipe}.{field}")
-        if not 0 < value < math.inf:
-            raise _error(f"{recipe}.{field}", f"{value}", "use a number above 0")
-    if not 0 <= get(f"{recipe}.momentum") < 1:
-        raise _error(f"{recipe}.momentum", "not in 0..1", "use 0.9")
-    drops = tuple(get(f"{recipe}.drops"))
-    if list(drops) != sorted(set(drops)) or any(not 0 < drop < 1 for drop in drops):
-        raise _error(
-            f"{recipe}.drops", f"{drops}", "give ascending fractions of the run, between 0 and 1"
-        )
+def _entries(value):
+    """The numbers in a value, however deep in tuples."""
+    if isinstance(value, tuple | list):
+        return [number for entry in value for number in _entries(entry)]
+    return [value]
 
 
-def _require_least(field, value, least):
-    for one in value if isinstance(value, tuple | list) else (value,):
-        # A comparison that NaN fails.
-        if not (isinstance(one, int | float) and least <= one < math.inf):
-            raise _error(field, f"{value!r}", f"use at least {least}")
+def _whole(value):
+    return type(value) is int and abs(value) < _INTEGER_LIMIT
+
+
+def _real(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 class _Fields:

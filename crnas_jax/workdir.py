@@ -8,9 +8,11 @@ import pathlib
 import time
 from collections.abc import Callable
 
+from crnas_jax import interruption
 from crnas_jax.errors import UserError
 
 FORMAT = 1
+_ANOTHER = "restore it, or choose another --workdir"
 
 
 class Workdir:
@@ -46,17 +48,26 @@ class Workdir:
         try:
             # The kernel drops the lock when the process ends, however it ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
             self.release()
+            busy = isinstance(error, BlockingIOError)
             raise UserError(
                 self.path,
                 "--workdir",
-                "another process is working in it",
+                "another process is working in it" if busy else f"no lock: {error.strerror}",
                 "wait for it, or choose another --workdir",
             ) from error
         if not file.exists():
+            if (self.path / "journal.jsonl").exists() or any(self.path.glob("*/result.json")):
+                self.release()
+                raise UserError(
+                    file,
+                    "file",
+                    "missing beside results",
+                    "restore it, or choose another --workdir",
+                )
             write_json(file, {"format": FORMAT, "hash": config_hash, "config": fields})
-        elif read_json(file).get("hash") != config_hash:
+        elif not _is_of(file, config_hash):
             self.release()
             raise UserError(
                 file,
@@ -76,7 +87,9 @@ class Workdir:
         path = self.path / step / "result.json"
         return read_json(path) if path.exists() else None
 
-    def step(self, name: str, run: Callable[[], dict], needs: Callable[[], object] = dict) -> dict:
+    def step(
+        self, name: str, run: Callable[[], dict], needs: Callable[[], object] | None = None
+    ) -> dict:
         """The result of a step; runs `needs` and then `run` unless it is finished.
 
         `seconds` in the result are those of `run`, over all invocations that ended by themselves
@@ -85,7 +98,9 @@ class Workdir:
         finished = self.finished(name)
         if finished is not None:
             return finished
-        needs()
+        if needs is not None:
+            needs()
+        interruption.stop_if_requested(f"{name} is not begun")
         spent_file = self.path / name / "spent.json"
         spent = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
         began = time.monotonic()
@@ -101,18 +116,33 @@ class Workdir:
         return result
 
 
+def _is_of(file, config_hash):
+    fields = read_json(file, _ANOTHER)
+    return isinstance(fields, dict) and fields.get("hash") == config_hash
+
+
 def write_json(path: pathlib.Path, value) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            path, "file", error.strerror or str(error), "name a file that can be written"
+        ) from error
 
 
-def read_json(path: pathlib.Path):
+def read_json(path: pathlib.Path, remedy: str = "remove it; its step is then done again"):
     """Reads what `write_json` wrote.
 
     Raises:
@@ -121,9 +151,7 @@ def read_json(path: pathlib.Path):
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            path, "json", str(error), "remove the file; its step is then done again"
-        ) from error
+        raise UserError(path, "json", str(error), remedy) from error
 
 
 def digest(*parts: str | bytes) -> str:

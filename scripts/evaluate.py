@@ -6,8 +6,9 @@ python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --networ
 from absl import flags
 
 from crnas_jax import command
+from crnas_jax.settings import COMPARED
 
-_NETWORK = flags.DEFINE_enum("network", "searched", ["searched", "baseline"], "Which of the two.")
+_NETWORK = flags.DEFINE_enum("network", "searched", COMPARED, "Which of the two.")
 
 
 if __name__ == "__main__":

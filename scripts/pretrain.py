@@ -9,14 +9,18 @@ python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=run
 from absl import flags
 
 from crnas_jax import command
+from crnas_jax.settings import NETWORKS
 
 _NETWORK = flags.DEFINE_enum(
     "network",
     "stage_supernet",
-    ["stage_supernet", "operation_supernet", "baseline", "searched"],
+    NETWORKS,
     "Which network.",
 )
 
 
 if __name__ == "__main__":
-    command.launch(lambda pipeline: print(pipeline.pretrain(_NETWORK.value)))
+    command.launch(
+        lambda pipeline: print(pipeline.pretrain(_NETWORK.value)),
+        check=lambda settings: settings.require_pretraining(_NETWORK.value),
+    )

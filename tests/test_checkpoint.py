@@ -80,3 +80,41 @@ def test_whatever_is_missing_of_a_checkpoint_an_earlier_one_is_taken(tmp_path):
             checkpoints.save(50, _state(50))
         with Checkpoints(folder) as checkpoints:
             assert int(checkpoints.restore_latest(_state(0))["step"]) == 50
+
+
+def test_changed_bytes_are_found(tmp_path):
+    """A flipped bit would load as another number."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, _state(step))
+    files = [path for path in (tmp_path / "20").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
+
+
+def test_no_checkpoint_that_loads_is_refused_and_left_alone(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, _state(10))
+    for path in (tmp_path / "10").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="none of steps"):
+        checkpoints.restore_latest(_state(0))
+    assert (tmp_path / "10").is_dir()
+
+
+def test_a_fault_of_the_machine_is_none_of_the_checkpoint(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(24, "Too many open files")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, _state(10))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._checkpointer, "load", fail)
+            with pytest.raises(OSError, match="Too many"):
+                checkpoints.restore_latest(_state(0))
+        assert int(checkpoints.restore_latest(_state(0))["step"]) == 10

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from conftest import run_commands
 
+from crnas_jax.checkpoint import save_variables
+from crnas_jax.workdir import Workdir
+
 SPLITS = ("train", "val", "test")
 
 
@@ -74,6 +77,15 @@ def _share_file(folder):
 
 def _no_boxes(coco):
     coco["annotations"] = []
+
+
+def _cut_jpeg(folder):
+    """A photograph copied in part: decoders fill the rest with grey."""
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
+    whole = cv2.imencode(".jpg", pixels)[1].tobytes()
+    (folder / "images" / "train1.jpg").write_bytes(whole[: len(whole) // 2])
+    path = folder / "train.json"
+    path.write_text(path.read_text().replace("train1.png", "train1.jpg"))
 
 
 STRICT = "--config.data.strict=True"
@@ -200,6 +212,39 @@ CASES = {
         ["--config.initial.baseline={folder}/weights"],
         "weights: checkpoint: does not load",
     ),
+    "grids of numbers": (None, ["--config.supernet.grids=(1,2,3,4)"], r"grids\[0\]: 1; give"),
+    "grids of text": (
+        None,
+        ["--config.supernet.grids=(('a',),(1,),(1,),(1,))"],
+        r"supernet\.grids: .*whole number",
+    ),
+    "half a block": (
+        None,
+        ["--config.supernet.grids=((1.5,2),(1,),(1,),(1,))"],
+        r"supernet\.grids: .*whole number",
+    ),
+    "half a channel": (
+        None,
+        ["--config.supernet.widths=(8.5,8,8,8)"],
+        r"supernet\.widths: .*whole",
+    ),
+    "half a dilation": (None, ["--config.supernet.dilations=(1.5,2)"], "dilations: .*whole"),
+    "half a proposal": (None, ["--config.detector.pre_nms=(30.5,20)"], "pre_nms: .*whole"),
+    "drops of text": (None, ["--config.stage_train.drops=('a',)"], r"stage_train\.drops: "),
+    "seed too large": (None, ["--config.seed=99999999999999999999"], "seed: 9+; give a whole"),
+    "rate not finite": (None, ["--config.stage_train.rate_per_image=inf"], "rate_per_image: inf"),
+    "a JPEG cut short": (_cut_jpeg, [], r"train1\.jpg: image: missing or broken"),
+    "category name twice": (
+        _json(lambda c: c["categories"].append({"id": 6, "name": "cell"})),
+        [],
+        r"categories\[1\]\.name: 'cell' comes twice",
+    ),
+    "area beyond any image": (_set("annotations", "area", 1e11), [], r"annotations\[1\]\.area"),
+    "weights without a backbone": (
+        lambda folder: save_variables(folder / "weights", {"params": {"a": np.zeros(2)}}),
+        ["--config.initial.baseline={folder}/weights"],
+        "weights: checkpoint: holds no backbone",
+    ),
     "unknown field": (None, ["--config.serch.keep=3"], "unknown field: .*serch"),
     "unknown nested field": (None, ["--config.search.kep=3"], 'Did you mean "keep"'),
     "wrong type": (None, ["--config.seed=x"], "config.seed=x"),
@@ -211,7 +256,7 @@ CASES = {
         ["--config.budget=3"],
         "no allocation costs 3 blocks; nearest: 4, 5",
     ),
-    "negative budget": (None, ["--config.budget=-1"], "budget: -1; use at least 0"),
+    "negative budget": (None, ["--config.budget=-1"], "budget: -1; give a whole number"),
     "grid out of order": (
         None,
         ["--config.supernet.grids=((2,1),(1,),(1,),(1,))"],
@@ -231,7 +276,7 @@ CASES = {
         "stage_train.schedule: 'cosin'",
     ),
     "unknown precision": (None, ["--config.precision=float16"], "precision: 'float16' is unknown"),
-    "no epochs": (None, ["--config.detector_train.epochs=0"], "detector_train.epochs: 0"),
+    "no epochs": (None, ["--config.detector_train.epochs=0"], "detector_train.epochs: 0.0"),
     "drops": (None, ["--config.stage_train.drops=(0.9,0.5)"], "stage_train.drops"),
     "batch of none": (None, ["--config.search.batch_size=0"], "search.batch_size: 0"),
     "keep of none": (None, ["--config.search.keep=0"], "search.keep: 0"),
@@ -328,3 +373,52 @@ def test_a_good_folder_is_not_refused(tmp_path):
         for split in SPLITS
     }
     require_consistent(sources)
+
+
+def _tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
+    """A locked folder, another config's, one whose config is gone or spoilt, and no folder at all."""
+    locked, other, lost, spoilt = (
+        tmp_path / name for name in ("locked", "other", "lost", "spoilt")
+    )
+    held = Workdir(locked)
+    held.claim({}, "hash")
+    for folder in (other, spoilt):
+        one = Workdir(folder)
+        one.claim({}, "hash")
+        one.release()
+    (spoilt / "config.json").write_text("[]")
+    (lost / "baseline").mkdir(parents=True)
+    (lost / "baseline" / "result.json").write_text("{}")
+    (tmp_path / "file").write_text("mine")
+    expected = {
+        locked: "another process is working in it",
+        other: "another config",
+        lost: "config.json: file: missing beside results",
+        spoilt: "another config",
+        tmp_path / "file": "--workdir",
+        "": "--workdir: empty",
+    }
+    before = _tree(tmp_path)
+    commands = [
+        ["scripts/run_crnas.py", "--config=configs/quickstart.py", f"--workdir={folder}"]
+        for folder in expected
+    ]
+    commands.append(
+        ["scripts/pretrain.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'new'}"]
+    )
+    messages = [
+        *expected.values(),
+        r"quickstart.py: pretrain.networks: stage_supernet is not in it",
+    ]
+    for outcome, message in zip(run_commands(commands), messages, strict=True):
+        assert outcome["status"] == 2, outcome["stderr"]
+        (line,) = outcome["stderr"].strip().splitlines()
+        assert re.search(message, line), line
+    held.release()
+    assert {path: text for path, text in _tree(tmp_path).items() if path.name != ".lock"} == {
+        path: text for path, text in before.items() if path.name != ".lock"
+    }

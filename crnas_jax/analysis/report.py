@@ -5,9 +5,7 @@ import math
 
 import jax
 
-from crnas_jax.settings import Settings
-
-_COMPARED = ("baseline", "searched")
+from crnas_jax.settings import COMPARED, Settings
 
 
 def plan(settings: Settings, sources: dict, workdir) -> str:
@@ -69,7 +67,7 @@ def parameters(name: str, shapes) -> str:
 def table(result: dict) -> str:
     """`result.json` as a table."""
     lines = [f"{'':10}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"]
-    for network in _COMPARED:
+    for network in COMPARED:
         row = result[network]
         metrics = "".join(f"{100 * (row[name] or 0):8.1f}" for name in ("AP", "AP50", "AP75"))
         depths = str(row["arch"]["depths"])

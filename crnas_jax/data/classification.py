@@ -3,18 +3,18 @@
 import hashlib
 import pathlib
 
-import cv2
 import numpy as np
 
+from crnas_jax.data import images
 from crnas_jax.data.synthetic import CLASS_NAMES, draw_shape, texture
 from crnas_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _COLOURS = {"red": (200, 60, 60), "green": (60, 180, 60), "blue": (60, 60, 200)}
 
 
 class FolderSource:
-    """Random access to `folder/<class>/<image>`; classes are the subfolders in order of name.
+    """Random access to `folder/<class>/<image>`; classes are the subfolders with images in them,
+    in order of name.
 
     Attributes:
       class_names: of the labels 0..C-1.
@@ -31,12 +31,14 @@ class FolderSource:
         folder = pathlib.Path(folder)
         if not folder.is_dir():
             raise UserError(folder, "folder", "missing", "give a folder with one folder per class")
-        self.class_names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        files = {
+            path.name: [file for file in sorted(path.iterdir()) if images.is_image(file)]
+            for path in sorted(folder.iterdir())
+            if path.is_dir()
+        }
+        self.class_names = [name for name, inside in files.items() if inside]
         self._files = [
-            (path, label)
-            for label, name in enumerate(self.class_names)
-            for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES
+            (path, label) for label, name in enumerate(self.class_names) for path in files[name]
         ]
         if not self._files:
             raise UserError(
@@ -52,10 +54,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict:
         """`image` uint8 [H, W, 3] RGB, `image_id`, `label` (0-based)."""
         path, label = self._files[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise UserError(path, "image", "missing or broken", "restore or remove the file")
-        return {"image": image, "image_id": np.int64(index), "label": label}
+        return {"image": images.read(path), "image_id": np.int64(index), "label": label}
 
 
 class SyntheticClassification:

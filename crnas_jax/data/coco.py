@@ -7,14 +7,13 @@ import pathlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
-import PIL.Image
 
+from crnas_jax.data import images
 from crnas_jax.errors import UserError
 
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+# COCO's metrics leave larger objects out of account.
+_LARGEST_AREA = 1e10
 
 
 class CocoSource:
@@ -97,6 +96,8 @@ class CocoSource:
         for where, category in self._entries("categories"):
             if not isinstance(category.get("name"), str):
                 raise self._fault(f"{where}.name", "missing, or no text", "name the class")
+            if category["name"] in names.values():
+                raise self._fault(f"{where}.name", f"{category['name']!r} comes twice", "rename it")
             names[category["id"]] = category["name"]
         if not names:
             raise self._fault("categories", "there are none", "list the classes")
@@ -104,7 +105,7 @@ class CocoSource:
         self.class_names = [names[category] for category in self.category_ids]
 
     def _read_images(self):
-        images = []
+        entries = []
         for where, image in self._entries("images"):
             for side in ("height", "width"):
                 self._integer(where, image, side, least=1)
@@ -119,16 +120,16 @@ class CocoSource:
                     f"{name[:80]!r} leads out of {self._folder}",
                     "give a path inside the folder of images",
                 )
-            images.append(image)
-        if not images:
+            entries.append(image)
+        if not entries:
             raise self._fault("images", "there are none", "give at least one image")
-        images.sort(key=lambda image: image["id"])
-        self.image_ids = np.array([image["id"] for image in images], np.int64)
-        sizes = [(image["height"], image["width"]) for image in images]
+        entries.sort(key=lambda image: image["id"])
+        self.image_ids = np.array([image["id"] for image in entries], np.int64)
+        sizes = [(image["height"], image["width"]) for image in entries]
         if max(map(max, sizes)) >= 2**31:
             raise self._fault("images", "a height or width is beyond any image", "mend it")
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-        self.names = [str(self._folder / image["file_name"]) for image in images]
+        self.names = [str(self._folder / image["file_name"]) for image in entries]
 
     def _read_objects(self):
         label_of = {category: label for label, category in enumerate(self.category_ids, 1)}
@@ -146,8 +147,8 @@ class CocoSource:
             x, y, width, height = self._numbers(where, annotation, "bbox", 4)
             area, crowd = annotation.get("area", width * height), annotation.get("iscrowd", 0)
             (area,) = self._numbers(where, {"area": [area]}, "area", 1)
-            if area < 0:
-                raise self._fault(f"{where}.area", f"{area}", "give pixels, at least 0")
+            if not 0 <= area < _LARGEST_AREA:
+                raise self._fault(f"{where}.area", f"{area}", "give the object's area in pixels")
             if crowd not in (0, 1):
                 raise self._fault(f"{where}.iscrowd", f"{crowd!r}", "give 0 or 1")
             rows, columns = size_of[image]
@@ -192,16 +193,10 @@ class CocoSource:
                 pass
 
     def _check_image(self, index):
-        path = self.names[index]
-        try:
-            with PIL.Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-        except Exception as error:  # Pillow's readers raise whatever a broken file provokes
-            raise _unreadable(path) from error
-        expected = self.sizes[index].tolist()
-        if [height, width] != expected and not (turned and [width, height] == expected):
-            raise self._other_size(path, height, width)
+        path, expected = self.names[index], tuple(self.sizes[index].tolist())
+        found = images.sizes(path)
+        if found is not None and expected not in found:
+            raise self._other_size(path, *found[0])
 
     def _other_size(self, path, height, width):
         return UserError(
@@ -227,19 +222,13 @@ class CocoSource:
         path, expected = self.names[index], tuple(self.sizes[index].tolist())
         # Boxes may have been drawn on the image as stored or as its EXIF tag turns it: the size in
         # the annotation file tells. Where both have that size, as stored, which is COCO's way.
-        image = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is not None and image.shape[:2] != expected:
-            image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise _unreadable(path)
+        image = images.read(path, turn=False)
+        if image.shape[:2] != expected:
+            image = images.read(path)
         if image.shape[:2] != expected:
             raise self._other_size(path, *image.shape[:2])
         image_id = self.image_ids[index]
         return {"image": image, **objects_record(image_id, self._objects[int(image_id)])}
-
-
-def _unreadable(path):
-    return UserError(path, "image", "missing or broken", "restore the file or remove its entry")
 
 
 def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crnas_jax import interruption
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import ClassificationRows
 from crnas_jax.models.build import Classifier
@@ -37,7 +38,6 @@ def accuracy(
     def hits(variables, batch, choice):
         path = classifier.path(variables, choice)
         logits = classifier.apply(path, batch, choice, bn)["logits"]
-        # Rank of the label: of equal logits the lower class first, as top_k has it.
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
         counted = batch["weight"] > 0
         return jnp.stack([(best[:, :k].any(1) & counted).sum() for k in (1, 5)])
@@ -50,5 +50,6 @@ def accuracy(
         loader.batches(source, plan, ClassificationRows(size, augment=False))
     ):
         total += np.asarray(run(variables, put_batch(mesh, batch), choice_of(index)))
+        interruption.stop_if_requested("the evaluation is done again from its beginning")
     top1, top5 = total / len(source)
     return {"top1": float(top1), "top5": float(top5)}

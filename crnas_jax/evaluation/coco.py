@@ -175,5 +175,6 @@ def paired_bootstrap(
     for _ in range(replicates):
         weights = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
         draws.append(weighted_ap(tables[1], weights) - weighted_ap(tables[0], weights))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    draws = [draw for draw in draws if np.isfinite(draw)] or [-1.0, 1.0]  # nothing is known
+    low, high = np.percentile(draws, [2.5, 97.5])
     return difference, (min(float(low), difference), max(float(high), difference))

@@ -5,12 +5,11 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-import cv2
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from crnas_jax.data.classification import IMAGE_SUFFIXES
+from crnas_jax.data import images as image_files
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import compact
@@ -69,17 +68,17 @@ class Predictor:
         """Detections in every image, in their order.
 
         Args:
-          images: file names, or uint8 arrays, [H, W, 3] RGB, [H, W] grey, or [H, W, 1 or 4]; of
-            any sizes. None at all gives an empty list.
-          score: least score of a detection.
+          images: file names, Pillow images, or uint8 arrays, [H, W, 3] RGB, [H, W] grey, or
+            [H, W, 1 or 4]; of any sizes. None at all gives an empty list.
+          score: least score of a detection; the detector itself drops those below its own
+            threshold (0.05 unless trained otherwise).
           batch_size: most images in a call; read as they are needed.
 
         Raises:
           UserError: a file is missing or broken, or an array is no image.
         """
-        if isinstance(images, str | os.PathLike) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        ):
+        single = isinstance(images, str | os.PathLike) or hasattr(images, "convert")
+        if single or getattr(images, "ndim", 4) < 4:
             raise UserError("predict", "images", "one image", "give a list of images")
         found: dict[int, Prediction] = {}
         waiting = {False: [], True: []}  # by orientation: each has a canvas of its own
@@ -139,17 +138,14 @@ _NO_OBJECTS = {
 
 
 def read_image(image) -> np.ndarray:
-    """A file (turned as its EXIF tag says) or an array as uint8 [H, W, 3] RGB.
+    """A file (turned as its EXIF tag says), an array or a Pillow image as uint8 [H, W, 3] RGB.
 
     Raises:
       UserError: the file is missing or broken, or the array is no image.
     """
     if isinstance(image, str | os.PathLike):
-        pixels = cv2.imread(os.fspath(image), cv2.IMREAD_COLOR_RGB)
-        if pixels is None:
-            raise UserError(image, "image", "missing or broken", "give an image file")
-        return pixels
-    pixels = np.asarray(image)
+        return image_files.read(image)
+    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
@@ -200,9 +196,11 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
       UserError: there is no such file or folder.
     """
+    if not str(path):
+        raise UserError("command line", "--images", "empty", "give image files or folders")
     path = pathlib.Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(path, "--images", "missing", "give image files or folders")
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in path.rglob("*") if image_files.is_image(file))

@@ -106,12 +106,24 @@ class SupernetSpec:
         return {"branch": branch, "ops": np.array(padded, np.int32)}
 
 
-def bank_places(spec: SupernetSpec, stage: int, first: bool) -> np.ndarray:
-    """The place (0-based) in its stage of every row of a bank, operations not counted."""
-    if first:
-        return np.zeros(spec.bank_rows(stage, first), int)
-    grid = (spec.places[stage],) if spec.stage_sharing == "prefix" else spec.grids[stage]
-    return np.concatenate([np.arange(1, depth) for depth in grid])
+def bank_keys(spec: SupernetSpec, stage: int, first: bool, module: str) -> list[tuple]:
+    """What every row of a bank is: (depth of its branch, place in the stage, dilation).
+
+    The depth is None where branches share blocks, the dilation None where dilations share this
+    module.
+    """
+    owned = spec.owns_kernels and module in OPERATION_MODULES
+    dilations = spec.dilations if owned else (None,)
+    if spec.stage_sharing == "prefix":
+        branches = [(None, spec.places[stage])]
+    else:
+        branches = [(depth, depth) for depth in spec.grids[stage]]
+    return [
+        (branch, place, dilation)
+        for branch, depth in branches
+        for place in ([0] if first else range(1, depth))
+        for dilation in dilations
+    ]
 
 
 def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:

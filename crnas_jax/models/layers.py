@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from crnas_jax.ops.convolution import ConvSpec, switched_conv
 
@@ -20,7 +20,7 @@ _STD = (0.229, 0.224, 0.225)
 
 
 def preprocess(
-    image: Int[Array, "batch height width 3"], image_size: Int[Array, "batch 2"], dtype
+    image: UInt8[Array, "batch height width 3"], image_size: Int[Array, "batch 2"], dtype
 ) -> Float[Array, "batch height width 3"]:
     """RGB uint8 to ImageNet-normalised `dtype`; 0 on the canvas beside the image."""
     x = (image.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)

@@ -18,7 +18,7 @@ class Block(nn.Module):
       stride: of the block.
       project: whether the shortcut is a 1x1 convolution.
       dilations: candidates of `conv2`.
-      in_control_flow: see `layers.ConvSpec`.
+      in_control_flow: see `ops.convolution.ConvSpec`.
     """
 
     family: str

@@ -5,39 +5,49 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
-from crnas_jax.models import banks
+from crnas_jax.models.banks import SupernetSpec, bank_keys
 from crnas_jax.models.build import Model
 
 
-def fill(model: Model, variables: PyTree, source: PyTree) -> tuple[PyTree, list[str]]:
+def fill(
+    model: Model, variables: PyTree, source: PyTree, source_spec: SupernetSpec | None = None
+) -> tuple[PyTree, list[str]]:
     """Puts what `source` has into `variables` wherever name and shape agree.
 
-    A supernet takes another supernet's banks, or a stand-alone network's blocks: block 3 of stage 2
-    goes into every row of that stage's banks that stands at place 3, for every dilation.
+    A supernet takes a stand-alone network's blocks: block 3 of stage 2 goes into every row of that
+    stage's banks that stands at place 3, for every dilation. It takes another supernet's rows of
+    the same branch, place and dilation; what that shares between branches or dilations goes into
+    all of them.
 
     Args:
       model: whose variables are filled.
       variables: {"params", "batch_stats"}, of that model.
       source: the same of another network; what of it fits nowhere is not used.
+      source_spec: of a source with banks; without it they are not used.
 
     Returns:
       The filled variables (NumPy), and the names of what was not filled; where nothing below a
       name was, only that name.
 
     Raises:
-      UserError: no kernel of the backbone was filled.
+      UserError: no kernel of the backbone was filled, or the source is not finite.
     """
-    given = {_parts(path): np.asarray(leaf) for path, leaf in _leaves(jax.device_get(source))}
+    given = {
+        _parts(path): np.asarray(leaf)
+        for path, leaf in _leaves(jax.device_get(source))
+        if _parts(path)[0] in ("params", "batch_stats")
+    }
+    if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in given.values()):
+        raise UserError("initial weights", "values", "not all finite", "give other weights")
     filled, missing = [], {}
     for path, leaf in _leaves(jax.device_get(variables)):
-        parts = _parts(path)
-        leaf = np.array(leaf)
-        fits = parts in given and given[parts].shape == leaf.shape
-        missing[parts] = (0 if fits else 1, 1)
-        if fits:
-            leaf = given[parts]
-        elif model.is_supernet and parts[1:2] == ("backbone",) and parts[2].startswith("stage"):
-            missing[parts] = _fill_rows(model.spec, parts, leaf, given)
+        parts, leaf = _parts(path), np.array(leaf)
+        if model.is_supernet and _of_bank(parts):
+            missing[parts] = _fill_rows(model.spec, parts, leaf, given, source_spec)
+        else:
+            fits = parts in given and given[parts].shape == leaf.shape
+            missing[parts] = (0 if fits else 1, 1)
+            leaf = given[parts].astype(leaf.dtype) if fits else leaf
         filled.append(leaf)
     kernels = [
         counts for parts, counts in missing.items() if "backbone" in parts and "kernel" in parts
@@ -54,17 +64,27 @@ def _leaves(tree):
 
 
 def _parts(path):
-    return tuple(key.key for key in path)
+    return tuple(str(getattr(key, "key", key)) for key in path)
 
 
-def _fill_rows(spec, parts, bank, given):
+def _of_bank(parts):
+    return parts[1] == "backbone" and parts[2].startswith("stage")
+
+
+def _fill_rows(spec, parts, bank, given, source_spec):
     """Fills the rows of a bank in place; (rows not filled, rows)."""
-    collection, backbone, stage, kind, *rest = parts
-    places = banks.bank_places(spec, int(stage.removeprefix("stage")) - 1, kind == "first")
-    operations = len(bank) // len(places)
+    collection, backbone, stage_name, kind, module, *rest = parts
+    stage, first = int(stage_name.removeprefix("stage")) - 1, kind == "first"
+    rows = {}
+    if source_spec is not None and parts in given:
+        keys = bank_keys(source_spec, stage, first, module)
+        rows = dict(zip(keys, given[parts], strict=True))
     missing = 0
-    for row, place in enumerate(np.repeat(places, operations)):
-        block = given.get((collection, backbone, stage, f"block{place + 1}", *rest))
+    for row, (branch, place, dilation) in enumerate(bank_keys(spec, stage, first, module)):
+        block = given.get((collection, backbone, stage_name, f"block{place + 1}", module, *rest))
+        for key in ((branch, place, dilation), (branch, place, None)):
+            for exact_or_shared in (key, (None, *key[1:])):
+                block = rows.get(exact_or_shared) if block is None else block
         if block is not None and block.shape == bank.shape[1:]:
             bank[row] = block
         else:

@@ -44,12 +44,12 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                if row["format"] == FORMAT and row["config"] == self.key:
+                    self._scores[row["search"], tuple(row["code"])] = float(row["score"])
+            except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    self._path, f"line {number}", str(error), "remove the line"
+                    self._path, f"line {number}", f"no score: {error}", "remove the line"
                 ) from error
-            if row.get("format") == FORMAT and row.get("config") == self.key:
-                self._scores[row["search"], tuple(row["code"])] = float(row["score"])
 
     def __len__(self) -> int:
         return len(self._scores)

@@ -79,6 +79,8 @@ class PartialResults:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                     arrays = dict(content)
                 codes = [tuple(code) for code in arrays["codes"].tolist()]
+            except OSError:  # the machine's fault
+                raise
             except Exception:  # damaged in any way NumPy can stumble over
                 path.unlink(missing_ok=True)
                 continue

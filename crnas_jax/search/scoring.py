@@ -110,6 +110,7 @@ class SubnetScorer:
                     )
                 details = {"images": len(image_ids), "seed": self._options.seed}
                 self._journal.add(search, code, ap, **details, seconds=seconds)
+                interruption.stop_if_requested(f"{label}: what was found so far is kept")
             partial.clear()
         return [self._journal.get(search, code) for code in codes]
 

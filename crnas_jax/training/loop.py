@@ -105,7 +105,7 @@ def _first_state(trainer, checkpoints, initial):
 
 def _run(trainer, state, batches, options, steps, checkpoints, log, name):
     """Steps over all batches; the state after them."""
-    watch = _Watch(make_schedule(options.optimizer, options.batch_size, steps))
+    watch = _Watch(name, make_schedule(options.optimizer, options.batch_size, steps))
     saved_at = time.monotonic()
     for step, batch in enumerate(batches, int(state["step"]) + 1):
         choice = sample_choice(trainer.model, options.seed, step - 1)
@@ -117,7 +117,7 @@ def _run(trainer, state, batches, options, steps, checkpoints, log, name):
             log.metrics(step, watch.settle())
         due = time.monotonic() - saved_at > options.checkpoint_seconds
         if step == steps or stop or due:
-            watch.require_finite(step, state)
+            watch.require_finite(step, state, batch["image_id"])
             checkpoints.save(step, state)
             saved_at = time.monotonic()
         if stop and step < steps:
@@ -128,8 +128,8 @@ def _run(trainer, state, batches, options, steps, checkpoints, log, name):
 class _Watch:
     """Looks at every step's loss, a few steps late, and stops the run when one is not finite."""
 
-    def __init__(self, schedule):
-        self._schedule = schedule
+    def __init__(self, name, schedule):
+        self._name, self._schedule = name, schedule
         self._pending = collections.deque()
 
     def add(self, step, image_ids, metrics):
@@ -143,27 +143,28 @@ class _Watch:
             values = self._check(*self._pending.popleft())
         return values
 
-    def require_finite(self, step, state):
+    def require_finite(self, step, state, image_ids):
         """Raises UserError unless `state`, after `step`, may be saved."""
         if self._pending:
             self.settle()
         if not _all_finite({name: state[name] for name in ("params", "batch_stats")}):
-            self._fail(step, "a parameter or statistic is not finite", [])
+            self._fail(step, "a parameter or statistic is not finite", image_ids)
 
     def _check(self, step, image_ids, metrics):
         values = {name: float(value) for name, value in metrics.items()}
         if not all(map(math.isfinite, values.values())):
             problem = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
-            self._fail(step, problem, image_ids.tolist())
+            self._fail(step, problem, image_ids)
         return {**values, "learning_rate": float(self._schedule(step - 1))}
 
     def _fail(self, step, problem, image_ids):
         raise UserError(
-            "training",
+            self._name,
             f"step {step}",
-            f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, images {image_ids}",
-            "lower rate_per_image, lengthen warmup_steps or set clip; "
-            "the last checkpoint is intact",
+            f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, "
+            f"images {image_ids.tolist()}; the last checkpoint is intact",
+            "look at these images; or in another --workdir lower rate_per_image, lengthen "
+            "warmup_steps or set clip",
         )
 
 

@@ -1,5 +1,6 @@
 """SGD with momentum and weight decay, and its learning rate schedules."""
 
+import collections
 import dataclasses
 
 import optax
@@ -37,8 +38,9 @@ def make_schedule(options: OptimizerOptions, batch_size: int, steps: int) -> opt
     if options.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, steps)
     elif options.schedule == "step":
+        drops = collections.Counter(round(drop * steps) for drop in options.drops)
         main = optax.piecewise_constant_schedule(
-            peak, {round(drop * steps): 0.1 for drop in options.drops}
+            peak, {step: 0.1**number for step, number in drops.items()}
         )
     else:
         raise UserError(

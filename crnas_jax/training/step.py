@@ -4,7 +4,7 @@ A supernet's step has three jitted parts: take the sampled blocks out of the ban
 and update those alone, put them back into the donated banks. Measured on the paper's grid this is
 faster than one jit around all three, which copies banks. Gradient accumulation calls the middle
 part once for each part of the batch: in a loop inside one program the CPU's convolutions would be
-slow (see `layers`), and a call more costs nothing beside the part.
+slow (see `ops.convolution`), and a call more costs nothing beside the part.
 """
 
 import dataclasses

@@ -106,6 +106,8 @@ def test_twenty_kills_change_nothing(tmp_path, log):
         runs += 1
         cut = tmp_path / f"cut{runs}"
     print(f"killed {kills} times in {runs} runs: {dict(phases)}")
+    for phase in ("stage_search", "operation_search", "supernet", "searched", "baseline"):
+        assert any(phase in name for name in phases), f"no kill in {phase}: another CAMPAIGN_SEED"
     assert _start(cut, log).wait() == 0
     _check(cut, tmp_path / "whole")
 

@@ -7,7 +7,7 @@ from conftest import randomised, tiny_options
 
 from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.models.banks import SupernetSpec
+from crnas_jax.models.banks import SupernetSpec, bank_keys
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.transfer import fill
@@ -59,8 +59,8 @@ def test_a_supernet_starts_from_a_network(sharing):
     spec = SupernetSpec("resnet_basic", WIDTHS, SUPERNET.grids, (1, 2), sharing)
     model, given = _classifier(spec), _variables(_classifier(NETWORK), 1)
     filled, unfilled = fill(model, _variables(model, 0), given)
-    rows = {"branch": "2 of 4", "prefix": "2 of 4"}[sharing]  # place 3 of stage 3, two dilations
-    assert unfilled == [f"backbone/stage1/rest", f"backbone/stage3/rest ({rows} rows)"]  # noqa: F541
+    # Place 2 of stage 1, and place 3 of stage 3 with both dilations.
+    assert unfilled == ["backbone/stage1/rest", "backbone/stage3/rest (2 of 4 rows)"]
     for operations in ((0,) * 5, (1, 0, 1, 1, 0)):
         choice = spec.choice((1, 2, 1, 1), operations)
         path = jax.device_get(model.extract(filled, choice, (1, 2, 1, 1)))
@@ -75,11 +75,64 @@ def test_a_supernet_starts_from_a_network(sharing):
 def test_a_supernet_starts_from_a_supernet():
     given = _variables(_classifier(SUPERNET), 1)
     model = Detector(SUPERNET, tiny_options())
-    filled, unfilled = fill(model, _variables(model, 0), given)
+    filled, unfilled = fill(model, _variables(model, 0), given, SUPERNET)
     assert sorted(unfilled) == ["box_head", "fpn", "rpn"]
     jax.tree.map(
         np.testing.assert_array_equal, filled["params"]["backbone"], given["params"]["backbone"]
     )
+
+
+def _marked(spec):
+    """A supernet in which every kernel of stage 1 says whose it is."""
+    variables = _variables(_classifier(spec), 0)
+    for kind in ("first", "rest"):
+        for module in ("conv1", "conv2"):
+            kernel = variables["params"]["backbone"]["stage1"][kind][module]["kernel"]
+            for row, (depth, place, dilation) in enumerate(
+                bank_keys(spec, 0, kind == "first", module)
+            ):
+                kernel[row] = 100 * (depth or 0) + 10 * place + (dilation or 0)
+    return variables
+
+
+def _spec(grid, dilations=(1,), sharing="branch"):
+    return SupernetSpec("resnet_basic", WIDTHS, (grid, (1,), (1,), (1,)), dilations, sharing)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "module", "expected"),
+    [
+        # Banks of one size whose rows stand at other places: nothing is taken for another's.
+        (_spec((1, 5)), _spec((2, 4)), "conv1", None),
+        (_spec((1, 3, 4)), _spec((3, 5)), "conv1", [310, 320, None, None, None, None]),
+        # Dilations of their own start from the one kernel there is.
+        (_spec((1, 3)), _spec((3,), (1, 2)), "conv2", [310, 310, 320, 320]),
+        (_spec((3,), (1, 2)), _spec((3,), (2, 3)), "conv2", [312, None, 322, None]),
+        (_spec((3,), sharing="prefix"), _spec((2, 3)), "conv1", [10, 10, 20]),
+    ],
+)
+def test_rows_go_by_branch_place_and_dilation(source, target, module, expected):
+    model = _classifier(target)
+    own = _variables(model, 1)
+    filled, unfilled = fill(model, own, _marked(source), source)
+    rows = filled["params"]["backbone"]["stage1"]["rest"][module]["kernel"]
+    kept = own["params"]["backbone"]["stage1"]["rest"][module]["kernel"]
+    expected = [None] * len(rows) if expected is None else expected
+    assert len(rows) == len(expected)
+    for row, before, value in zip(rows, kept, expected, strict=True):
+        np.testing.assert_array_equal(row, before if value is None else value)
+    assert any("stage1" in name for name in unfilled) == (None in expected)
+
+
+def test_other_dtypes_and_numbers_that_are_none():
+    model = _classifier(NETWORK)
+    given = _variables(model, 1)
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), given)
+    filled, _ = fill(model, _variables(model, 0), half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(filled)} == {np.dtype("float32")}
+    given["params"]["head"]["bias"][0] = np.nan
+    with pytest.raises(UserError, match="not all finite"):
+        fill(model, _variables(model, 0), given)
 
 
 def test_weights_that_fit_nowhere_are_refused():

@@ -64,12 +64,14 @@ def test_eight_devices_and_two_take_the_steps_of_one(spec):
             assert greatest_difference(*scaled) < 1e-4
 
 
-def test_paths_do_not_depend_on_devices_or_batch():
+def test_paths_are_a_function_of_seed_and_step():
     model = Detector(SUPERNET, tiny_options())
     paths = [sample_choice(model, 3, step) for step in range(20)]
-    again = [sample_choice(model, 3, step) for step in range(20)]
-    assert greatest_difference(paths, again) == 0
+    assert greatest_difference(paths[7], sample_choice(model, 3, 7)) == 0
     assert len({tuple(path["branch"]) for path in paths}) > 5
+    assert any(
+        (sample_choice(model, 4, step)["ops"] != paths[step]["ops"]).any() for step in (0, 1)
+    )
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
@@ -87,8 +89,9 @@ def test_bfloat16_follows_float32(spec):
     state, low = _steps(Detector(spec, tiny_options(), precision="bfloat16"), 3)
     np.testing.assert_allclose(low, losses, rtol=0.03)
     assert low != losses
-    for name in ("params", "batch_stats"):
-        assert {leaf.dtype for leaf in jax.tree.leaves(state[name])} == {jnp.dtype("float32")}
+    for name in ("params", "batch_stats", "opt_state"):
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(state[name]) if leaf.ndim}
+        assert dtypes == {jnp.dtype("float32")}
 
 
 def test_accumulation_over_equal_parts_is_the_plain_step():
@@ -115,6 +118,29 @@ def test_accumulation_weighs_parts_by_their_images():
     np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
     assert greatest_difference(alone["params"], padded["params"]) < 1e-6
     assert greatest_difference(alone["batch_stats"], padded["batch_stats"]) < 1e-5
+
+
+def test_accumulation_weighs_unequal_parts():
+    """Three images and one, statistics aside: the gradient is that of the four together."""
+    batch = _batch(8)
+    batch["weight"][:] = [1, 1, 1, 0, 1, 0, 0, 0]  # parts of even and odd rows: 3 and 1
+    model = Detector(TINY, tiny_options())
+    _, losses = _steps(model, 1, parts=2, batch=batch)
+    alone = []
+    for part in range(2):
+        half = {name: rows[part::2] for name, rows in batch.items()}
+        rate = OptimizerOptions().rate_per_image * 2  # a batch of half the size
+        alone.append(_steps(model, 1, batch=half, rate_per_image=rate, weight_decay=0.0))
+    assert losses[0] == pytest.approx((3 * alone[0][1][0] + alone[1][1][0]) / 4, rel=1e-5)
+    start = jax.device_get(_trainer(model).init()["params"])
+    mean = jax.tree.map(
+        lambda s, a, b: s + (3 * (a - s) + (b - s)) / 4,
+        start,
+        alone[0][0]["params"],
+        alone[1][0]["params"],
+    )
+    plain, _ = _steps(model, 1, parts=2, batch=batch, weight_decay=0.0)
+    assert greatest_difference(plain["params"], mean) < 1e-6
 
 
 def test_clipping_scales_the_gradient_of_the_path():
