@@ -10,7 +10,7 @@ quickstart: setup
 	$(BIN)/python scripts/run_crnas.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-full: setup
 	$(BIN)/python -m pytest -m campaign -s

@@ -1,5 +1,6 @@
 """What the benchmarks share: sizes, timing, and where results go."""
 
+import functools
 import json
 import os
 import pathlib
@@ -81,17 +82,11 @@ def medians(runs: dict, repeats: int) -> dict[str, float]:
 
 def report(name: str, result: dict) -> None:
     """Prints the result with the machine and writes it to `results/`, or to --output."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-    )
     device = jax.devices()[0]
     result = {
         "benchmark": name,
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "device": f"{device.platform} {device.device_kind}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -102,3 +97,11 @@ def report(name: str, result: dict) -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}_{device.platform}.json").write_text(text + "\n")
+
+
+def _commit():
+    """Of the checkout; "changed" when the code is not that commit's (results may be)."""
+    run = functools.partial(subprocess.run, capture_output=True, text=True, cwd=RESULTS.parents[1])
+    commit = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
+    changed = run(["git", "status", "--porcelain", "crnas_jax", "benchmarks/*.py"]).stdout
+    return commit + (", changed" if changed else "")

@@ -6,8 +6,10 @@
 The whole detector on the paper's grid (bottlenecks of half width, 307 blocks, own weights for each
 branch). Ratios and their targets (design): `compile` at most 3 and `step` at most 1.1 on an
 accelerator, 2.5 on the CPU, over ResNet-50's allocation as a static network; `activation memory`
-(temporaries of the gradient step) at most 1.25 of the static deepest network of the grid. The
-persistent compilation cache is not used. A step's time is that of the three parts together.
+(temporaries of the gradient step) at most 1.25 of the static deepest network of the grid, without
+and with `remat` on both sides. (The supernet's scan always recomputes normalisation and ReLU, see
+`SuperStage`; that is not `remat`.) The persistent compilation cache is not used. A step's time is
+that of the three parts together.
 """
 
 import pathlib

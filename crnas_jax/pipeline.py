@@ -136,7 +136,7 @@ class Pipeline:
         if network in settings.config.pretrain.networks:
             start, needs = self.path / network / "pretrain", partial(self.pretrain, network)
 
-        def run():
+        def run(_=None):
             print(report.parameters(network, model.shapes["params"]), flush=True)
             variables = train(
                 model,
@@ -165,8 +165,7 @@ class Pipeline:
         """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
         space, budget = self.settings.stage_space, self.settings.budget
 
-        def run():
-            detector = self.train("stage_supernet")
+        def run(detector):
             scorer = self._scorer("stage_supernet", detector, self.settings.config.search.bn)
 
             def choice(depths, _):
@@ -178,14 +177,14 @@ class Pipeline:
             depths, best = stage_search(space, budget, score)
             return _found(self._arch(depths), best, space.count(budget))
 
-        return self._workdir.step("stage_search", run, lambda: self.train("stage_supernet"))
+        return self._workdir.step("stage_search", run, partial(self.train, "stage_supernet"))
 
     def search_operations(self) -> dict:
         """Greedy search of the dilations; the same fields as `search_stage`."""
 
-        def run():
-            detector, depths = self.train("operation_supernet"), self._depths()
-            seed, keep = self.settings.config.seed, self.settings.config.search.keep
+        def run(detector):
+            depths, seed = self._depths(), self.settings.config.seed
+            keep = self.settings.config.search.keep
             space = self.settings.operation_space(depths)
             # A completion lives for one mini-batch, so statistics are the mini-batch's.
             scorer = self._scorer("operation_supernet", detector, "batch")
@@ -201,7 +200,8 @@ class Pipeline:
             dilations = tuple(space.dilations[operation] for operation in code)
             return _found(self._arch(depths, dilations), best, space.evaluations(keep))
 
-        return self._workdir.step("operation_search", run, lambda: self.train("operation_supernet"))
+        supernet = partial(self.train, "operation_supernet")
+        return self._workdir.step("operation_search", run, supernet)
 
     def evaluate(self, network: str) -> dict:
         """Test metrics of `baseline` or `searched`; detections are kept in `detections.json`."""

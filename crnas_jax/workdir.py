@@ -88,9 +88,9 @@ class Workdir:
         return read_json(path) if path.exists() else None
 
     def step(
-        self, name: str, run: Callable[[], dict], needs: Callable[[], object] | None = None
+        self, name: str, run: Callable[..., dict], needs: Callable[[], object] | None = None
     ) -> dict:
-        """The result of a step; runs `needs` and then `run` unless it is finished.
+        """The result of a step; calls `run` unless it is finished, with what `needs` returned.
 
         `seconds` in the result are those of `run`, over all invocations that ended by themselves
         or were asked to stop (what a killed one spent is not known).
@@ -98,14 +98,13 @@ class Workdir:
         finished = self.finished(name)
         if finished is not None:
             return finished
-        if needs is not None:
-            needs()
+        given = () if needs is None else (needs(),)
         interruption.stop_if_requested(f"{name} is not begun")
         spent_file = self.path / name / "spent.json"
         spent = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
         began = time.monotonic()
         try:
-            result = run()
+            result = run(*given)
         except Exception:
             write_json(spent_file, {"seconds": spent + time.monotonic() - began})
             raise

@@ -380,10 +380,9 @@ def _tree(folder):
 
 
 def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
-    """A locked folder, another config's, one whose config is gone or spoilt, and no folder at all."""
-    locked, other, lost, spoilt = (
-        tmp_path / name for name in ("locked", "other", "lost", "spoilt")
-    )
+    """A locked folder, another config's, one whose config is gone or spoilt, and no folder."""
+    names = ("locked", "other", "lost", "spoilt")
+    locked, other, lost, spoilt = (tmp_path / name for name in names)
     held = Workdir(locked)
     held.claim({}, "hash")
     for folder in (other, spoilt):

@@ -55,13 +55,13 @@ def test_a_step_runs_once_and_adds_up_its_time(tmp_path):
     spent = tmp_path / "one" / "spent.json"
     spent.write_text(json.dumps({"seconds": 100.0}))
 
-    def run():
-        calls.append("run")
+    def run(given):
+        calls.append(("run", given))
         return {"a": 1}
 
     for _ in range(2):
-        result = workdir.step("one", run, needs=lambda: calls.append("needs"))
-    assert calls == ["fail", "needs", "run"]
+        result = workdir.step("one", run, needs=lambda: calls.append("needs") or 5)
+    assert calls == ["fail", "needs", ("run", 5)]
     assert result["a"] == 1
     assert result["seconds"] >= 100
     assert not spent.exists()
