@@ -64,6 +64,20 @@ def compile_step(trainer, part, choice=None) -> dict[str, float]:
     return {"compile_seconds": time.perf_counter() - began, "temp_bytes": max(temporary)}
 
 
+def stepper(trainer, parts, choice=None):
+    """A function that takes one step and returns the state and metrics after it, and the list its
+    losses go to.
+    """
+    state, losses = [trainer.init()], []
+
+    def step():
+        state[0], metrics = trainer.step(state[0], parts, choice)
+        losses.append(metrics["loss"])
+        return state[0], metrics
+
+    return step, losses
+
+
 def medians(runs: dict, repeats: int) -> dict[str, float]:
     """Median seconds of each function, interleaved so that a noisy machine treats them alike.
 

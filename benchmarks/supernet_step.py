@@ -66,19 +66,11 @@ def main(_):
         ]
     }
 
-    states = {}
-
-    def step(name):
-        one = trainer(name, remat=False)
-        states[name] = one.init()
-
-        def run():
-            states[name], metrics = one.step(states[name], parts, networks[name][1])
-            return states[name], metrics
-
-        return run
-
-    seconds = common.medians({name: step(name) for name in ("supernet", "static")}, _REPEATS.value)
+    steps = {
+        name: common.stepper(trainer(name, remat=False), parts, networks[name][1])[0]
+        for name in ("supernet", "static")
+    }
+    seconds = common.medians(steps, _REPEATS.value)
 
     def memory(remat):
         return (

@@ -53,7 +53,7 @@ def main(_):
         mesh, parts = common.device_parts(batch, number)
         trainer = Trainer(Detector(arch, options, remat, precision), optimizer, mesh, seed=0)
         compiled[name] = common.compile_step(trainer, parts[0])
-        steps[name], losses[name] = _stepper(trainer, parts)
+        steps[name], losses[name] = common.stepper(trainer, parts)
     seconds = common.medians(steps, _REPEATS.value)
     for name, step in steps.items():
         while len(losses[name]) < 10:
@@ -82,18 +82,6 @@ def main(_):
             "compiled": compiled,
         },
     )
-
-
-def _stepper(trainer, parts):
-    """A function that takes one step, and the list its losses go to."""
-    state, losses = [trainer.init()], []
-
-    def step():
-        state[0], metrics = trainer.step(state[0], parts)
-        losses.append(metrics["loss"])
-        return metrics
-
-    return step, losses
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
+from crnas_jax.workdir import replacing
 
 _DIGEST = ".sha256"
 
@@ -33,9 +34,8 @@ class Checkpoints:
             return
         self._checkpointer.save(step, state)
         if jax.process_index() == 0:
-            digest = self._folder / f"{step}{_DIGEST}"
-            digest.with_suffix(".tmp").write_text(_content(self._folder / str(step)))
-            digest.with_suffix(".tmp").replace(digest)
+            with replacing(self._folder / f"{step}{_DIGEST}") as file:
+                file.write(_content(self._folder / str(step)).encode())
             for old in self._folder.glob(f"*{_DIGEST}"):
                 if not (self._folder / old.stem).exists():
                     old.unlink()

@@ -16,6 +16,7 @@ import jax
 from crnas_jax.analysis import report
 from crnas_jax.arch import Arch
 from crnas_jax.checkpoint import load_variables, save_variables
+from crnas_jax.data.coco import category_entries
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator, paired_bootstrap
@@ -100,15 +101,8 @@ class Pipeline:
             return sample_choice(model, settings.config.seed, index)
 
         def run():
-            variables = train(
-                model,
-                sources["train"],
-                settings.classification_rows,
-                settings.train_options("pretrain"),
-                self.path / name,
-                name,
-                self._initial(model, settings.config.initial[network]),
-            )
+            rows, start = settings.classification_rows, settings.config.initial[network]
+            variables = self._fit(model, sources["train"], rows, "pretrain", name, start)
             _save(self.path / name, model, variables)
             found = accuracy(
                 model,
@@ -138,23 +132,12 @@ class Pipeline:
 
         def run(_=None):
             print(report.parameters(network, model.shapes["params"]), flush=True)
-            variables = train(
-                model,
-                self._sources["train"],
-                settings.detection_rows,
-                settings.train_options(RECIPE_OF[network]),
-                self.path / network,
-                network,
-                self._initial(model, start),
-            )
+            source, rows = self._sources["train"], settings.detection_rows
+            variables = self._fit(model, source, rows, RECIPE_OF[network], network, start)
             if model.is_supernet:
                 save_supernet(self.path / network, model.spec, variables)
             else:
-                source = self._sources["train"]
-                categories = [
-                    {"id": category, "name": name}
-                    for category, name in zip(source.category_ids, source.class_names, strict=True)
-                ]
+                categories = category_entries(source.category_ids, source.class_names)
                 save_detector(self.path / network, model, variables, settings.size, categories)
             return {}
 
@@ -265,6 +248,11 @@ class Pipeline:
     def _variables(self, network, model):
         """What `train` exported."""
         return load_variables(self.path / network / VARIABLES, model.shapes)
+
+    def _fit(self, model, source, row, recipe, name, start):
+        """`train` in the step's folder, which has its name, from the weights `start` means."""
+        options, initial = self.settings.train_options(recipe), self._initial(model, start)
+        return train(model, source, row, options, self.path / name, name, initial)
 
     def _initial(self, model: Model, start: str | pathlib.Path) -> Callable | None:
         """From fresh variables to those training starts from; None for the fresh ones."""

@@ -1,7 +1,6 @@
 """From a ConfigDict to the frozen options that inner code takes."""
 
 import dataclasses
-import hashlib
 import json
 
 from crnas_jax import cost, zoo
@@ -19,6 +18,7 @@ from crnas_jax.training.loop import TrainOptions
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
 from crnas_jax.validation import check_values, naming
+from crnas_jax.workdir import digest
 
 # The trained networks of a run.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
@@ -42,8 +42,7 @@ class Settings:
     @property
     def hash(self) -> str:
         """Of all fields that can change a result."""
-        text = json.dumps(_results_only(self.config.to_dict()), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(json.dumps(_results_only(self.config.to_dict()), sort_keys=True))
 
     @property
     def size(self) -> ImageSize:

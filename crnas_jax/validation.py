@@ -1,6 +1,7 @@
 """What the values of a config must be, field by field."""
 
 import contextlib
+import functools
 import math
 
 from crnas_jax.errors import UserError
@@ -56,7 +57,7 @@ def check_values(config, choices: dict[str, tuple]) -> None:
       config: a ConfigDict with the fields of `configs/base.py`.
       choices: by field, the values it may have (each of them, where it is a tuple).
     """
-    get = _Fields(config)
+    get = functools.partial(_value, config)
     for field, allowed in choices.items():
         value = get(field)
         for one in value if isinstance(value, tuple | list) else (value,):
@@ -102,19 +103,13 @@ def _real(value):
     return type(value) in (int, float) and math.isfinite(value)
 
 
-class _Fields:
-    """Values of a config by their dotted names."""
-
-    def __init__(self, config):
-        self._config = config
-
-    def __call__(self, field):
-        value = self._config
-        for name in field.split("."):
-            if name not in value:
-                raise _error(field, "missing", "start from the config of configs/base.py")
-            value = value[name]
-        return value
+def _value(config, field):
+    """The value of a field by its dotted name."""
+    for name in field.split("."):
+        if name not in config:
+            raise _error(field, "missing", "start from the config of configs/base.py")
+        config = config[name]
+    return config
 
 
 def _error(field, problem, remedy):

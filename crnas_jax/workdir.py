@@ -1,12 +1,14 @@
 """The working folder of a run: whose it is, and which steps of the procedure are finished."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from crnas_jax import interruption
 from crnas_jax.errors import UserError
@@ -37,7 +39,14 @@ class Workdir:
           UserError: another process works here, the folder is another config's, or it cannot be
             written.
         """
-        file = self.path / "config.json"
+        self._take_lock()
+        try:
+            self._require_own(fields, config_hash)
+        except UserError:
+            self.release()
+            raise
+
+    def _take_lock(self):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a")
@@ -57,18 +66,14 @@ class Workdir:
                 "another process is working in it" if busy else f"no lock: {error.strerror}",
                 "wait for it, or choose another --workdir",
             ) from error
+
+    def _require_own(self, fields, config_hash):
+        file = self.path / "config.json"
         if not file.exists():
             if (self.path / "journal.jsonl").exists() or any(self.path.glob("*/result.json")):
-                self.release()
-                raise UserError(
-                    file,
-                    "file",
-                    "missing beside results",
-                    "restore it, or choose another --workdir",
-                )
+                raise UserError(file, "file", "missing beside results", _ANOTHER)
             write_json(file, {"format": FORMAT, "hash": config_hash, "config": fields})
         elif not _is_of(file, config_hash):
-            self.release()
             raise UserError(
                 file,
                 "config",
@@ -120,22 +125,37 @@ def _is_of(file, config_hash):
     return isinstance(fields, dict) and fields.get("hash") == config_hash
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path`, whole and on disk, when the block ends.
+
+    Where the block fails `path` stays as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_json(path: pathlib.Path, value) -> None:
     """Writes a file whole or not at all.
 
     Raises:
       UserError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    content = json.dumps(value, indent=1, allow_nan=False).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             path, "file", error.strerror or str(error), "name a file that can be written"
         ) from error

@@ -231,6 +231,14 @@ class CocoSource:
         return {"image": image, **objects_record(image_id, self._objects[int(image_id)])}
 
 
+def category_entries(category_ids: list[int], class_names: list[str]) -> list[dict]:
+    """COCO's list of categories, of the labels 1..C."""
+    return [
+        {"id": category, "name": name}
+        for category, name in zip(category_ids, class_names, strict=True)
+    ]
+
+
 def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:
     """Arrays from a list of (xyxy box, label, area, crowd)."""
     return {

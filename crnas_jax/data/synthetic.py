@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from crnas_jax.data.coco import objects_record
+from crnas_jax.data.coco import category_entries, objects_record
 
 CLASS_NAMES = ("disc", "square", "triangle")
 
@@ -79,10 +79,7 @@ class SyntheticSource:
                         "iscrowd": 0,
                     }
                 )
-        categories = [
-            {"id": i, "name": name}
-            for i, name in zip(self.category_ids, self.class_names, strict=True)
-        ]
+        categories = category_entries(self.category_ids, self.class_names)
         return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crnas_jax import interruption
-from crnas_jax.data import loader
 from crnas_jax.data.transforms import ClassificationRows
+from crnas_jax.evaluation.split import over_split
 from crnas_jax.models.build import Classifier
-from crnas_jax.training.mesh import make_mesh, put_batch, replicated
 
 
 def accuracy(
@@ -32,7 +30,6 @@ def accuracy(
       choice_of: from a mini-batch's number to the path to run on it.
       devices: how many to use; all when None.
     """
-    mesh = make_mesh(batch_size, devices)
     bn = "batch" if classifier.is_supernet else "running"
 
     def hits(variables, batch, choice):
@@ -42,14 +39,7 @@ def accuracy(
         counted = batch["weight"] > 0
         return jnp.stack([(best[:, :k].any(1) & counted).sum() for k in (1, 5)])
 
-    run = jax.jit(hits, out_shardings=replicated(mesh))
-    variables = jax.device_put(variables, replicated(mesh))
-    plan = loader.Plan(source.sizes, batch_size, seed=None)
-    total = np.zeros(2)
-    for index, batch in enumerate(
-        loader.batches(source, plan, ClassificationRows(size, augment=False))
-    ):
-        total += np.asarray(run(variables, put_batch(mesh, batch), choice_of(index)))
-        interruption.stop_if_requested("the evaluation is done again from its beginning")
-    top1, top5 = total / len(source)
+    rows = ClassificationRows(size, augment=False)
+    batches = over_split(hits, variables, source, rows, batch_size, devices, choice_of)
+    top1, top5 = np.sum([found for _, found in batches], axis=0) / len(source)
     return {"top1": float(top1), "top5": float(top5)}

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.data import images as image_files
+from crnas_jax.data.coco import category_entries, objects_record
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import compact
@@ -103,7 +104,7 @@ class Predictor:
         rows = []
         for index, image in images:
             portrait = image.shape[0] > image.shape[1]
-            record = {"image": image, "image_id": np.int64(index), **_NO_OBJECTS}
+            record = {"image": image, **objects_record(index, [])}
             row = self._row(record, portrait, rng)
             rows.append({**row, "weight": np.float32(1)})
         # To the next power of two, so that few programs serve any number of images.
@@ -127,14 +128,6 @@ class Predictor:
                 width=image.shape[1],
             )
         return results
-
-
-_NO_OBJECTS = {
-    "boxes": np.zeros((0, 4), np.float32),
-    "labels": np.zeros(0, np.int32),
-    "area": np.zeros(0, np.float32),
-    "crowd": np.zeros(0, bool),
-}
 
 
 def read_image(image) -> np.ndarray:
@@ -183,10 +176,7 @@ def to_coco(
                     "score": score,
                 }
             )
-    categories = [
-        {"id": category, "name": name}
-        for category, name in zip(category_ids, class_names, strict=True)
-    ]
+    categories = category_entries(category_ids, class_names)
     return {"images": images, "categories": categories, "annotations": annotations}
 
 

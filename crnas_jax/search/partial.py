@@ -4,13 +4,13 @@ A score needs the detections on all mini-batches. They are written as they come,
 that dies repeats no more than the chunk of subnets on the mini-batch in flight.
 """
 
-import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
 
 import numpy as np
+
+from crnas_jax.workdir import digest, replacing
 
 _FIELDS = ("image_id", "boxes", "scores", "labels")
 
@@ -24,7 +24,7 @@ class PartialResults:
 
     def __init__(self, folder: str | pathlib.Path, key: str):
         """Args: the folder; everything the contents depend on but code and mini-batch."""
-        self._folder = pathlib.Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._folder = pathlib.Path(folder) / digest(key)
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def add_detections(self, batch: int, codes: Sequence, found: Sequence[dict]) -> None:
@@ -64,14 +64,9 @@ class PartialResults:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, kind, codes, **arrays):
-        name = hashlib.sha256(repr((arrays.get("batch"), codes)).encode()).hexdigest()[:16]
-        path = self._folder / f"{kind}-{name}.npz"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        name = digest(repr((arrays.get("batch"), codes)))
+        with replacing(self._folder / f"{kind}-{name}.npz") as file:
             np.savez(file, codes=np.array(codes, np.int32), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
     def _read(self, kind):
         for path in sorted(self._folder.glob(f"{kind}-*.npz")):

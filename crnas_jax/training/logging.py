@@ -8,6 +8,8 @@ import time
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from crnas_jax.workdir import replacing
+
 
 class Progress:
     """A progress bar on a terminal; piped, a plain line at most every `line_seconds`."""
@@ -91,6 +93,5 @@ def _drop_after(path, step):
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write("".join(kept).encode())

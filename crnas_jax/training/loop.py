@@ -95,10 +95,12 @@ def train(
 
 def _first_state(trainer, checkpoints, initial):
     """The latest checkpoint's state, or one before the first step."""
+    restored = checkpoints.restore_latest(trainer.shapes)
+    if restored is not None:
+        return restored
     state = trainer.init()
-    restored = checkpoints.restore_latest(state)
-    if restored is not None or initial is None:
-        return state if restored is None else restored
+    if initial is None:
+        return state
     fresh = {name: state[name] for name in ("params", "batch_stats")}
     return {**state, **jax.device_put(initial(fresh), replicated(trainer.mesh))}
 

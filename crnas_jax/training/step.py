@@ -42,7 +42,15 @@ class Trainer:
 
     def init(self) -> PyTree:
         """The state before the first step."""
+        return self._create()
 
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """Shapes and shardings of the state; nothing is computed."""
+        return self._create.eval_shape()
+
+    @functools.cached_property
+    def _create(self):
         def create():
             variables = self.model.init(jax.random.key(self.seed))
             return {
@@ -52,7 +60,7 @@ class Trainer:
                 "step": jnp.int32(0),
             }
 
-        return jax.jit(create, out_shardings=replicated(self.mesh))()
+        return jax.jit(create, out_shardings=replicated(self.mesh))
 
     def step(
         self, state: PyTree, parts: Sequence[dict[str, Array]], choice=None
@@ -87,12 +95,12 @@ class Trainer:
         update = (self._update, (path, part, choice, None))
         if not self.model.is_supernet:
             return [update]
-        (banks, _), (blocks, _) = self._split(self._shapes), self._split(path)
+        (banks, _), (blocks, _) = self._split(self.shapes), self._split(path)
         return [(self._gather, (banks, choice)), update, (self._scatter, (banks, blocks, choice))]
 
     def path_shapes(self, choice=None) -> PyTree:
         """Shapes of the state of one path, on which the network runs; of a network, its state's."""
-        return jax.eval_shape(lambda state: self._take_path(state, choice), self._shapes)
+        return jax.eval_shape(lambda state: self._take_path(state, choice), self.shapes)
 
     def _take_path(self, state, choice):
         if not self.model.is_supernet:
@@ -107,18 +115,14 @@ class Trainer:
         blocks, whole = self._split(path)
         return self._merge(self._scatter(banks, blocks, choice), whole)
 
-    @functools.cached_property
-    def _shapes(self):
-        return jax.eval_shape(self.init)
-
     def _rows(self, choice):
         """Which rows of each leaf of the state the path uses (see `banks.rows`)."""
         names = ("params", "batch_stats")
-        where = {name: self.model.rows(self._shapes[name], choice) for name in names}
+        where = {name: self.model.rows(self.shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
-            self._shapes["opt_state"],
+            self.shapes["opt_state"],
             where["params"],
             transform_non_params=lambda _: WHOLE,
         )
