@@ -13,7 +13,9 @@ import time
 import jax
 import numpy as np
 
-from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.models.detectors import DetectorOptions
+from crnas_jax.models.roi_heads import BoxHeadOptions
+from crnas_jax.models.rpn import RPNOptions
 from crnas_jax.training.mesh import make_mesh, put_parts
 
 RESULTS = pathlib.Path(__file__).parent / "results"

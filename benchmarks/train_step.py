@@ -21,7 +21,7 @@ import common
 import jax
 from absl import app, flags
 
-from crnas_jax.arch import STANDARD_WIDTHS, Arch
+from crnas_jax.arch import Arch
 from crnas_jax.models.build import Detector
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer
@@ -45,7 +45,7 @@ VARIANTS = {
 def main(_):
     batch = common.random_batch(_BATCH.value, _HEIGHT.value, _WIDTH.value)
     options = common.detector_options(min(_HEIGHT.value, _WIDTH.value))
-    widths = common.HALF_WIDTHS if _WIDTHS.value == "half" else STANDARD_WIDTHS
+    widths = common.HALF_WIDTHS if _WIDTHS.value == "half" else ()
     arch = Arch("resnet_bottleneck", (3, 4, 6, 3), widths=widths)
     optimizer = make_optimizer(OptimizerOptions(warmup_steps=1), _BATCH.value, 1000)
     compiled, steps, losses = {}, {}, {}

@@ -13,25 +13,42 @@ def get_config() -> ConfigDict:
     config.devices = 0  # how many to use; 0 for all
     config.precision = "float32"  # of activations: "float32" or "bfloat16"; parameters are float32
     config.remat = False  # recompute backbone blocks in the backward pass: less memory, more time
-    config.baseline = "resnet50"  # of the zoo; its number of blocks is the budget
-    config.budget = 0  # total blocks; 0 for the baseline's
-    config.widths = (64, 128, 256, 512)  # of the networks that are trained in the end
+    config.baseline = "resnet50"  # of the zoo; its cost in blocks is the budget
+    config.budget = 0.0  # total cost in blocks; 0 for the baseline's
+    config.widths = ()  # per stage, of the networks that are trained in the end; () for the zoo's
+    config.network = "searched"  # what train_detector and evaluate mean: "searched" or "baseline"
 
     config.data = ConfigDict()
-    config.data.name = "coco"  # "coco" (folder with images and json) or "synthetic" (no files)
+    # "coco" (folder with images and json), "voc" (VOCdevkit) or "synthetic" (no files).
+    config.data.name = "coco"
     config.data.folder = "data/coco"  # holds the following
-    config.data.images = "images"  # folder of the images
+    config.data.images = "images"  # folder of the images; of "coco" alone
+    config.data.train_images = ""  # the same for one split; "" for `images`
+    config.data.val_images = ""
+    config.data.test_images = ""
+    # Of "coco" json files; of "voc" lists such as "VOC2007/trainval+VOC2012/trainval".
     config.data.train = "train.json"  # for weights
-    config.data.val = "val.json"  # for the searches
+    config.data.val = "val.json"  # for the searches; "" where nothing is searched
     config.data.test = "test.json"  # once, at the end
+    config.data.class_names = ()  # of "voc"; () for VOC's 20
     config.data.strict = False  # refuse boxes without size or out of their image; else left out
     config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
     config.data.short = 800  # shorter side after resizing, pixels
     config.data.long = 1333  # longer side at most
     config.data.max_objects = 100  # boxes per image a batch has room for
+    config.data.mask_size = 112  # cells per side of the masks a batch holds
     config.data.flip = True  # mirror half of the training images
 
     config.detector = ConfigDict()
+    # "faster_rcnn", "mask_rcnn", "cascade_rcnn" or "cascade_mask_rcnn".
+    config.detector.kind = "faster_rcnn"
+    config.detector.neck = "fpn"  # or "nas_fpn"
+    config.detector.stacks = 7  # pyramids on top of each other in NAS-FPN
+    config.detector.lowest_level = 3  # of NAS-FPN's five levels: p3..p7, or 2 for p2..p6
+    config.detector.mask_channels = 256  # of the mask head
+    # What of the backbone is not trained: 0 nothing, 1 the stem, 2 up to c2, .. 5 all of it.
+    config.detector.freeze_at = 0
+    config.detector.freeze_norm = False  # keep the backbone's batch normalisation as it starts
     config.detector.pyramid_channels = 256
     config.detector.head_channels = 1024
     config.detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, p2..p6
@@ -44,14 +61,10 @@ def get_config() -> ConfigDict:
     config.detector.nms_candidates = 1000  # detections entering suppression at test time
 
     config.supernet = ConfigDict()
-    # Of the supernet; the paper halves them. Equal to `widths`: a full-width supernet.
-    config.supernet.widths = (32, 64, 128, 256)
-    config.supernet.grids = (  # candidate depths per stage
-        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
-        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
-        (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
-        (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
-    )
+    # Of the supernet; () for the paper's: half of the network's, of MobileNetV2 all. Equal to
+    # `widths`: a full-width supernet, which can start from a standard network's weights.
+    config.supernet.widths = ()
+    config.supernet.grids = ()  # candidate depths per searched stage; () for the paper's
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
     # "branch": each depth owns its blocks; "prefix": a branch is the first blocks of the deepest.
     config.supernet.stage_sharing = "branch"

@@ -1,4 +1,4 @@
-"""`Arch`: the value that names one backbone, and its codes and JSON form."""
+"""`Arch`: the value that names one backbone, its codes and JSON form, and the shapes of blocks."""
 
 import dataclasses
 import json
@@ -6,8 +6,95 @@ import json
 from crnas_jax.errors import UserError
 
 FORMAT = 1
-FAMILIES = ("resnet_basic", "resnet_bottleneck")
-STANDARD_WIDTHS = (64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the networks of a family have in common.
+
+    Attributes:
+      block: kind of its blocks: `basic`, `bottleneck` or `inverted` (residual).
+      widths: per stage, of the standard network.
+      strides: of the first block of each stage; the stem comes before (stride 4, of
+        MobileNetV2 2).
+      levels: the stages (0-based) that end with c2..c5.
+      fixed: the stages that always have one block; the depth of the others is searched.
+      expansion: output channels of a stage over its width.
+      inner: channels of the 3x3 convolutions over the width (not of `inverted` blocks).
+      groups: of the centre convolution of a bottleneck.
+      stem: channels of the stem over the first width.
+      tail: channels of a last 1x1 convolution over the last width; 0 for none.
+    """
+
+    block: str
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    levels: tuple[int, ...] = (0, 1, 2, 3)
+    fixed: tuple[int, ...] = ()
+    expansion: int = 1
+    inner: int = 1
+    groups: int = 1
+    stem: int = 1
+    tail: int = 0
+
+    @property
+    def searched(self) -> tuple[int, ...]:
+        """The stages whose depth is chosen."""
+        return tuple(stage for stage in range(len(self.widths)) if stage not in self.fixed)
+
+
+FAMILIES = {
+    "resnet_basic": Family("basic"),
+    "resnet_bottleneck": Family("bottleneck", expansion=4),
+    # ResNeXt (arXiv 1611.05431): at a width of 64, 32 groups of 4 channels.
+    "resnext_32x4d": Family("bottleneck", expansion=4, inner=2, groups=32),
+    # MobileNetV2 (arXiv 1801.04381, table 2): seven sequences of inverted residuals, of which the
+    # first and the last have one block, then a 1x1 convolution.
+    "mobilenet_v2": Family(
+        "inverted",
+        widths=(16, 24, 32, 64, 96, 160, 320),
+        strides=(1, 2, 2, 2, 1, 2, 1),
+        levels=(1, 2, 4, 6),
+        fixed=(0, 6),
+        stem=2,
+        tail=4,
+    ),
+}
+_INVERTED_EXPANSION = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """One block.
+
+    Attributes:
+      kind: `basic` (3x3, 3x3), `bottleneck` (1x1, 3x3, 1x1) or `inverted` (1x1, depthwise 3x3,
+        1x1; the first 1x1 is left out where it would not expand).
+      in_channels: of the input.
+      inner_channels: between its convolutions.
+      out_channels: of the output.
+      stride: of the block; on its first 3x3 convolution.
+      groups: of the centre convolution.
+    """
+
+    kind: str
+    in_channels: int
+    inner_channels: int
+    out_channels: int
+    stride: int
+    groups: int
+
+    @property
+    def projects(self) -> bool:
+        """Whether a 1x1 convolution stands on the shortcut."""
+        return self.kind != "inverted" and (
+            self.stride > 1 or self.in_channels != self.out_channels
+        )
+
+    @property
+    def expands(self) -> bool:
+        """Whether an inverted residual begins with a 1x1 convolution."""
+        return self.inner_channels != self.in_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +102,14 @@ class Arch:
     """One backbone: how many blocks each stage has and how each block is dilated.
 
     Attributes:
-      family: `resnet_basic` (two 3x3 convolutions a block) or `resnet_bottleneck` (1x1, 3x3, 1x1).
-      depths: blocks per stage, for the stages with stride 4, 8, 16 and 32 (the paper's stage code).
+      family: of `FAMILIES`.
+      depths: blocks in each searched stage: of ResNet and ResNeXt the four with stride 4, 8, 16 and
+        32, of MobileNetV2 m1..m5 (the middle of the paper's stage code).
       dilations: dilation of the searched 3x3 convolution of every block, in network order;
         all ones when left out.
-      widths: channels of the 3x3 convolutions per stage; a bottleneck puts out four times as many.
-        The stem has `widths[0]` channels.
+      widths: of every stage; the family's when left out. ResNet: channels of the 3x3 convolutions,
+        a bottleneck puts out four times as many. ResNeXt: half of them. MobileNetV2: output
+        channels of the seven stages.
 
     Raises:
       UserError: a field does not describe a network.
@@ -29,51 +118,105 @@ class Arch:
     family: str
     depths: tuple[int, ...]
     dilations: tuple[int, ...] = ()
-    widths: tuple[int, ...] = STANDARD_WIDTHS
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.family, str) or self.family not in FAMILIES:
+            raise UserError(
+                "arch", "family", f"{self.family!r} is unknown", f"use one of {tuple(FAMILIES)}"
+            )
         for name in ("depths", "dilations", "widths"):
             object.__setattr__(self, name, _positive_integers(name, getattr(self, name)))
-        if not self.dilations:
-            object.__setattr__(self, "dilations", (1,) * sum(self.depths))
-        if self.family not in FAMILIES:
-            raise UserError(
-                "arch", "family", f"{self.family!r} is unknown", f"use one of {FAMILIES}"
-            )
-        if len(self.depths) != 4 or len(self.widths) != 4:
+        traits = FAMILIES[self.family]
+        if not self.widths:
+            object.__setattr__(self, "widths", traits.widths)
+        for name, number in (("depths", len(traits.searched)), ("widths", len(traits.widths))):
+            if len(getattr(self, name)) != number:
+                raise UserError(
+                    "arch", name, f"{getattr(self, name)}", f"give {number} for {self.family}"
+                )
+        if any(traits.inner * width % traits.groups for width in self.widths):
             raise UserError(
                 "arch",
-                "depths",
-                f"{self.depths} and widths {self.widths}",
-                "give one number for each of 4 stages",
+                "widths",
+                f"{self.widths} do not divide into {traits.groups} groups",
+                f"give multiples of {traits.groups // traits.inner}",
             )
-        if len(self.dilations) != sum(self.depths):
+        if not self.dilations:
+            object.__setattr__(self, "dilations", (1,) * self.blocks)
+        if len(self.dilations) != self.blocks:
             raise UserError(
                 "arch",
                 "dilations",
-                f"{len(self.dilations)} entries for {sum(self.depths)} blocks",
+                f"{len(self.dilations)} entries for {self.blocks} blocks",
                 "give one dilation for each block",
             )
 
     @property
-    def expansion(self) -> int:
-        """Output channels of a block over its width."""
-        return 4 if self.family == "resnet_bottleneck" else 1
+    def traits(self) -> Family:
+        """What the family fixes."""
+        return FAMILIES[self.family]
+
+    @property
+    def stage_depths(self) -> tuple[int, ...]:
+        """Blocks in every stage, fixed ones included."""
+        depths = iter(self.depths)
+        stages = range(len(self.traits.widths))
+        return tuple(1 if stage in self.traits.fixed else next(depths) for stage in stages)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return sum(self.stage_depths)
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels before the first block."""
+        return self.traits.stem * self.widths[0]
+
+    @property
+    def tail_channels(self) -> int:
+        """Channels of the last 1x1 convolution; 0 where there is none."""
+        return self.traits.tail * self.widths[-1]
 
     @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of c2..c5."""
-        return tuple(self.expansion * width for width in self.widths)
+        channels = [self.traits.expansion * self.widths[stage] for stage in self.traits.levels]
+        return (*channels[:-1], self.tail_channels or channels[-1])
+
+    def block(self, stage: int, first: bool) -> BlockShape:
+        """The first or a later block of a stage (0-based)."""
+        traits = self.traits
+        outer = traits.expansion * self.widths[stage]
+        before = traits.expansion * self.widths[stage - 1] if stage else self.stem_channels
+        before = before if first else outer
+        if traits.block == "inverted":
+            factor = 1 if stage == 0 else _INVERTED_EXPANSION
+            inner = groups = factor * before
+        else:
+            inner, groups = traits.inner * self.widths[stage], traits.groups
+        stride = traits.strides[stage] if first else 1
+        return BlockShape(traits.block, before, inner, outer, stride, groups)
+
+    @property
+    def stage_code(self) -> tuple[int, ...]:
+        """The paper's stage code; MobileNetV2's counts stem and tail too (ten entries)."""
+        return (1, *self.stage_depths, 1, 1) if self.traits.tail else self.depths
 
     @property
     def operation_code(self) -> tuple[int, ...]:
-        """The paper's 0-based operation code: 0, 1, 2 stand for dilation 1, 2, 3."""
-        return tuple(dilation - 1 for dilation in self.dilations)
+        """The paper's 0-based operation code: 0, 1, 2 stand for dilation 1, 2, 3.
+
+        MobileNetV2's has an entry for every unit of its stage code; those without a block are 0.
+        """
+        code = tuple(dilation - 1 for dilation in self.dilations)
+        return (0, *code, 0, 0) if self.traits.tail else code
 
     def stage_dilations(self) -> tuple[tuple[int, ...], ...]:
         """The dilations cut into stages."""
         rest, stages = self.dilations, []
-        for depth in self.depths:
+        for depth in self.stage_depths:
             stages.append(rest[:depth])
             rest = rest[depth:]
         return tuple(stages)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import typing
 
 from jaxtyping import PyTree
 
@@ -13,7 +14,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import Predictor
 from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import PRECISIONS, Detector
-from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.models.detectors import DetectorOptions
 from crnas_jax.workdir import read_json, write_json
 
 FORMAT = 1
@@ -93,8 +94,7 @@ def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None
         fields = read_json(file, "train the supernet again")
         try:
             fields = {name: value for name, value in fields.items() if name != "format"}
-            grids = tuple(tuple(grid) for grid in fields.pop("grids"))
-            spec = _options(SupernetSpec, {**fields, "grids": grids})
+            spec = _options(SupernetSpec, fields)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(file, "fields", str(error), "train the supernet again") from error
     return load_variables(folder), spec
@@ -115,12 +115,9 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
         fields = json.loads(file.read_text())
         if fields["format"] != FORMAT:
             raise ValueError(f"format {fields['format']}, this version reads {FORMAT}")
-        options = dict(fields["options"])
-        rpn = _options(RPNOptions, options.pop("rpn"))
-        box = _options(BoxHeadOptions, options.pop("box"))
         detector = Detector(
             Arch.from_json(json.dumps(fields["arch"])),
-            _options(DetectorOptions, {**options, "rpn": rpn, "box": box}),
+            _options(DetectorOptions, fields["options"]),
             precision=fields["precision"],
         )
         size = ImageSize(**fields["size"])
@@ -143,11 +140,13 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
     return Predictor(detector, variables, size, category_ids, class_names)
 
 
-def _options(kind, fields):
-    """An options dataclass from its JSON form: lists become tuples again."""
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+def _options(kind, value):
+    """A value of an options dataclass's field, or the dataclass itself, from its JSON form."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _options(hints[name], field) for name, field in value.items()})
+    arguments = typing.get_args(kind)
+    if isinstance(value, list):  # a tuple: tuple[X, ...], tuple[X, Y]
+        return tuple(_options(arguments[0], entry) for entry in value)
+    optional = [one for one in arguments if dataclasses.is_dataclass(one)]
+    return _options(optional[0], value) if optional and value is not None else value

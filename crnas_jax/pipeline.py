@@ -6,7 +6,6 @@ network and the baseline trained under one recipe -> both evaluated on the test 
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ from crnas_jax.data.coco import category_entries
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.coco import CocoEvaluator, paired_bootstrap
-from crnas_jax.evaluation.detect import detect
+from crnas_jax.evaluation.detect import detect, metrics
 from crnas_jax.export import (
     VARIABLES,
     load_weights,
@@ -147,6 +146,7 @@ class Pipeline:
     def search_stage(self) -> dict:
         """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
         space, budget = self.settings.stage_space, self.settings.budget
+        self._require_val()
 
         def run(detector):
             scorer = self._scorer("stage_supernet", detector, self.settings.config.search.bn)
@@ -164,6 +164,7 @@ class Pipeline:
 
     def search_operations(self) -> dict:
         """Greedy search of the dilations; the same fields as `search_stage`."""
+        self._require_val()
 
         def run(detector):
             depths, seed = self._depths(), self.settings.config.seed
@@ -200,14 +201,12 @@ class Pipeline:
                 self.settings.devices,
             )
             write_json(self.path / network / "detections.json", found)
-            result = CocoEvaluator(test.coco).evaluate(found)
             cost = self.settings.cost(detector.spec, self.classes)
             return {
                 "arch": json.loads(detector.spec.to_json()),
                 "flops": cost.flops,
                 "params": cost.params,
-                **{name: _or_none(value) for name, value in result.metrics.items()},
-                "per_class": {name: _or_none(value) for name, value in result.per_class.items()},
+                **metrics(test, found, detector.options.mask is not None),
             }
 
         return self._workdir.step(f"{network}/test", run)
@@ -227,6 +226,11 @@ class Pipeline:
         }
         write_json(self.path / "result.json", result)
         return result
+
+    def _require_val(self):
+        if "val" not in self._sources:
+            problem = "empty, and a search scores on that split"
+            raise UserError("config", "data.val", problem, "name one, or train a network alone")
 
     def _difference(self):
         evaluator = CocoEvaluator(self._sources["test"].coco)
@@ -299,10 +303,6 @@ def _save(folder, model, variables):
 
 def _found(arch, score, evaluated):
     return {"arch": json.loads(arch.to_json()), "score": score, "evaluated": evaluated}
-
-
-def _or_none(value):
-    return value if math.isfinite(value) else None
 
 
 def _only_result(fields):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from crnas_jax.arch import FAMILIES
 from crnas_jax.errors import UserError
 
 PAPER_GRIDS = (
@@ -14,6 +15,9 @@ PAPER_GRIDS = (
     (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
     (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
 )
+_MOBILENET_GRIDS = (*[tuple(range(1, 6))] * 2, tuple(range(3, 8)), *[tuple(range(2, 7))] * 2)
+# The paper's weights; they are not the ratios of the true FLOPs of a block.
+_MOBILENET_COSTS = (1.5, 1.0, 1.0, 0.75, 1.25)
 PAPER_DILATIONS = (1, 2, 3)
 
 
@@ -44,6 +48,22 @@ class StageSpace:
             raise UserError(
                 "stage space", "block_costs", f"{self.block_costs}", "give one for each stage"
             )
+
+    @classmethod
+    def of(cls, family: str, grids: tuple[tuple[int, ...], ...] = ()) -> "StageSpace":
+        """The paper's space of a family (section 3.2), or other grids with its costs.
+
+        Raises:
+          UserError: not one grid for each searched stage.
+        """
+        inverted = FAMILIES[family].block == "inverted"
+        grids = grids or (_MOBILENET_GRIDS if inverted else PAPER_GRIDS)
+        stages = len(FAMILIES[family].searched)
+        if len(grids) != stages:
+            raise UserError(
+                "stage space", "grids", f"there are {len(grids)}", f"give {stages} for {family}"
+            )
+        return cls(grids, _MOBILENET_COSTS if inverted else (1.0,) * stages)
 
     def cost(self, depths) -> float:
         """Cost of an allocation, in blocks."""
@@ -114,7 +134,7 @@ class OperationSpace:
     """Candidate dilations for each block of a network with fixed depths.
 
     Attributes:
-      depths: blocks per stage.
+      depths: blocks per stage, those of fixed depth included (`Arch.stage_depths`).
       dilations: the candidates, the same for every block. A code holds indices into them.
     """
 

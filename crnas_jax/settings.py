@@ -8,10 +8,14 @@ from crnas_jax.arch import Arch
 from crnas_jax.data import build as data_build
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.models.backbone import Frozen
 from crnas_jax.models.banks import KERNEL_SHARING, STAGE_SHARING, SupernetSpec
 from crnas_jax.models.build import PRECISIONS, Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.models.detectors import NECKS, DetectorOptions, NeckOptions
+from crnas_jax.models.mask_head import MaskHeadOptions
+from crnas_jax.models.roi_heads import CASCADE_STAGES, BoxHeadOptions, BoxStage
+from crnas_jax.models.rpn import RPNOptions
 from crnas_jax.search.scoring import BN_RULES, ScoreOptions
 from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.loop import TrainOptions
@@ -28,6 +32,7 @@ COMPARED = ("baseline", "searched")
 RECIPE_OF = dict(
     zip(NETWORKS, ("stage_train", "operation_train", *["detector_train"] * 2), strict=True)
 )
+DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 # Fields that change how a run is executed, not what comes out of it; wherever they stand. What the
 # data folder holds is in the sources' digests.
 _EXECUTION = ("devices", "folder", "remat", "checkpoint_seconds", "log_every", "chunk")
@@ -46,8 +51,15 @@ class Settings:
 
     @property
     def size(self) -> ImageSize:
-        """Resizing rule."""
-        return ImageSize(self.config.data.short, self.config.data.long)
+        """Resizing rule; canvases are whole cells of the neck's coarsest level."""
+        neck = self.config.detector.neck
+        multiple = 2 ** (self.config.detector.lowest_level + 4) if neck == "nas_fpn" else 32
+        return ImageSize(self.config.data.short, self.config.data.long, multiple)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector has a mask head."""
+        return "mask" in self.config.detector.kind
 
     @property
     def devices(self) -> int | None:
@@ -56,13 +68,15 @@ class Settings:
 
     @property
     def baseline(self) -> Arch:
-        """The network to be reallocated, at the config's widths."""
-        return dataclasses.replace(zoo.get(self.config.baseline), widths=tuple(self.config.widths))
+        """The network to be reallocated, at the config's widths where it names some."""
+        arch, widths = zoo.get(self.config.baseline), tuple(self.config.widths)
+        return dataclasses.replace(arch, widths=widths or arch.widths)
 
     @property
-    def budget(self) -> int:
-        """Blocks in all."""
-        return self.config.budget or sum(self.baseline.depths)
+    def budget(self) -> float:
+        """Cost in blocks."""
+        space = StageSpace.of(self.baseline.family)
+        return self.config.budget or space.cost(self.baseline.depths)
 
     @property
     def stage_space(self) -> StageSpace:
@@ -71,21 +85,28 @@ class Settings:
         Raises:
           UserError: none costs the budget.
         """
-        space = StageSpace(tuple(map(tuple, self.config.supernet.grids)))
+        grids = tuple(map(tuple, self.config.supernet.grids))
+        space = StageSpace.of(self.baseline.family, grids)
         space.require(self.budget)
         return space
 
     def operation_space(self, depths) -> OperationSpace:
         """Operation codes of a network with these depths."""
-        return OperationSpace(tuple(depths), tuple(self.config.supernet.dilations))
+        stages = Arch(self.baseline.family, tuple(depths)).stage_depths
+        return OperationSpace(stages, tuple(self.config.supernet.dilations))
 
     def sources(self) -> dict:
-        """The splits of the detection data by name.
+        """The splits of the detection data by name; `val` is left out where it is not named.
 
         Raises:
           UserError: the files are faulty, or the splits do not belong together.
         """
-        sources = {split: data_build.source(self.config.data, split) for split in data_build.SPLITS}
+        data = self.config.data
+        sources = {
+            split: data_build.source(data, split, self.has_masks)
+            for split in data_build.SPLITS
+            if split != "val" or data.val or data.name == "synthetic"
+        }
         data_build.require_consistent(sources)
         return sources
 
@@ -115,17 +136,19 @@ class Settings:
 
     def stage_supernet(self) -> SupernetSpec:
         """All allocations of the grid, one dilation."""
-        return self._supernet(self.config.supernet.grids, (1,))
+        return self._supernet(self.stage_space.grids, (1,))
 
     def operation_supernet(self, depths) -> SupernetSpec:
         """One allocation, all dilations."""
         return self._supernet([(depth,) for depth in depths], self.config.supernet.dilations)
 
     def _supernet(self, grids, dilations):
-        fields = self.config.supernet
+        fields, baseline = self.config.supernet, self.baseline
+        # The paper halves ResNet and ResNeXt; MobileNetV2 keeps its widths.
+        share = 1 if baseline.traits.block == "inverted" else 2
         return SupernetSpec(
-            self.baseline.family,
-            tuple(fields.widths),
+            baseline.family,
+            tuple(fields.widths) or tuple(width // share for width in baseline.widths),
             tuple(tuple(grid) for grid in grids),
             tuple(dilations),
             fields.stage_sharing,
@@ -135,6 +158,7 @@ class Settings:
     def detector(self, spec: Arch | SupernetSpec, classes: int) -> Detector:
         """The detector with this backbone."""
         fields = self.config.detector
+        cascade = fields.kind.startswith("cascade")
         rpn = RPNOptions(
             anchor_sizes=tuple(fields.anchor_sizes),
             samples=fields.rpn_samples,
@@ -142,14 +166,21 @@ class Settings:
             post_nms=tuple(fields.post_nms),
         )
         box = BoxHeadOptions(
+            stages=CASCADE_STAGES if cascade else (BoxStage(),),
+            class_agnostic=cascade,
+            loss_beta=1.0 if cascade else BoxHeadOptions.loss_beta,
             head_channels=fields.head_channels,
             aligned=fields.roi_aligned,
             canonical_size=fields.canonical_size,
             samples=fields.roi_samples,
             nms_candidates=fields.nms_candidates,
         )
-        options = DetectorOptions(classes, fields.pyramid_channels, rpn, box)
-        return Detector(spec, options, self.config.remat, self.config.precision)
+        mask = MaskHeadOptions(fields.mask_channels) if self.has_masks else None
+        level = fields.lowest_level if fields.neck == "nas_fpn" else NeckOptions.lowest_level
+        neck = NeckOptions(fields.neck, fields.stacks, level)
+        options = DetectorOptions(classes, fields.pyramid_channels, rpn, box, mask, neck)
+        frozen = Frozen(fields.freeze_at, fields.freeze_norm)
+        return Detector(spec, options, self.config.remat, self.config.precision, frozen)
 
     def classifier(self, spec: Arch | SupernetSpec, classes: int) -> Classifier:
         """The classifier with this backbone."""
@@ -159,7 +190,9 @@ class Settings:
     @property
     def detection_rows(self) -> DetectionRows:
         """Training rows of detection."""
-        return DetectionRows(self.size, self.config.data.max_objects, self.config.data.flip)
+        data = self.config.data
+        mask_size = data.mask_size if self.has_masks else 0
+        return DetectionRows(self.size, data.max_objects, data.flip, mask_size)
 
     @property
     def classification_rows(self) -> ClassificationRows:
@@ -206,26 +239,43 @@ class Settings:
     def cost(self, arch: Arch, classes: int) -> cost.Cost:
         """Of the whole detector with this backbone on the landscape canvas, at test time."""
         fields = self.config.detector
-        parts = cost.faster_rcnn(
-            arch,
-            self.size.canvas(portrait=False),
-            classes,
-            rois=fields.post_nms[1],
-            pyramid_channels=fields.pyramid_channels,
-            head_channels=fields.head_channels,
+        return cost.total(
+            cost.parts(
+                arch,
+                self.size.canvas(portrait=False),
+                fields.kind,
+                fields.neck,
+                classes,
+                rois=fields.post_nms[1],
+                pyramid_channels=fields.pyramid_channels,
+                head_channels=fields.head_channels,
+                mask_channels=fields.mask_channels,
+                lowest_level=fields.lowest_level,
+                stacks=fields.stacks,
+            )
         )
-        return sum(parts.values(), cost.Cost())
 
     def validate(self) -> None:
         """Raises UserError for a config that cannot run; nothing is read or written."""
+        traits = zoo.get(self.config.baseline).traits
         check_values(
             self.config,
             {
                 "search.bn": BN_RULES,
+                "network": COMPARED,
+                "detector.kind": DETECTORS,
+                "detector.neck": NECKS,
                 "precision": tuple(PRECISIONS),
                 "pretrain.networks": NETWORKS,
                 "supernet.stage_sharing": STAGE_SHARING,
                 "supernet.kernel_sharing": KERNEL_SHARING,
+                "detector.freeze_at": tuple(range(6)),
+                "detector.lowest_level": (2, 3),
+            },
+            {
+                "widths": len(traits.widths),
+                "supernet.widths": len(traits.widths),
+                "supernet.grids": len(traits.searched),
             },
         )
         recipes = [*dict.fromkeys(RECIPE_OF.values())]

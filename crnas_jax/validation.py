@@ -11,7 +11,8 @@ _RECIPES = ("stage_train", "operation_train", "detector_train", "pretrain")
 _COUNTS = (
     *("data.short", "data.long", "data.max_objects"),
     *("data.synthetic.size", "data.synthetic.train", "data.synthetic.val", "data.synthetic.test"),
-    *("detector.pyramid_channels", "detector.head_channels"),
+    *("data.mask_size", "detector.pyramid_channels", "detector.head_channels"),
+    *("detector.mask_channels", "detector.stacks"),
     *("detector.rpn_samples", "detector.roi_samples", "detector.nms_candidates"),
     *("detector.pre_nms", "detector.post_nms", "widths", "supernet.widths"),
     *("supernet.dilations", "supernet.grids"),
@@ -22,7 +23,7 @@ _COUNTS = (
     *(f"{recipe}.log_every" for recipe in _RECIPES),
 )
 _COUNTS_OR_0 = (
-    *("seed", "devices", "budget", "search.batches"),
+    *("seed", "devices", "search.batches"),
     *(f"{recipe}.warmup_steps" for recipe in _RECIPES),
 )
 _ABOVE_0 = (
@@ -30,6 +31,7 @@ _ABOVE_0 = (
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("epochs", "rate_per_image")),
 )
 _AT_LEAST_0 = (
+    "budget",
     "pretrain.label_smoothing",
     *(f"{recipe}.momentum" for recipe in _RECIPES),
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("weight_decay", "clip")),
@@ -40,9 +42,6 @@ _BELOW_1 = (
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("momentum", "drops")),
 )
 _LENGTHS = {
-    "widths": 4,
-    "supernet.widths": 4,
-    "supernet.grids": 4,
     "detector.anchor_sizes": 5,
     "detector.pre_nms": 2,
     "detector.post_nms": 2,
@@ -50,12 +49,13 @@ _LENGTHS = {
 _INTEGER_LIMIT = 2**31
 
 
-def check_values(config, choices: dict[str, tuple]) -> None:
+def check_values(config, choices: dict[str, tuple], lengths: dict[str, int]) -> None:
     """Raises UserError for the first value out of its range.
 
     Args:
       config: a ConfigDict with the fields of `configs/base.py`.
       choices: by field, the values it may have (each of them, where it is a tuple).
+      lengths: by field, how many entries it has if it is not empty.
     """
     get = functools.partial(_value, config)
     for field, allowed in choices.items():
@@ -63,9 +63,10 @@ def check_values(config, choices: dict[str, tuple]) -> None:
         for one in value if isinstance(value, tuple | list) else (value,):
             if one not in allowed:
                 raise _error(field, f"{one!r} is unknown", f"use {_either(allowed)}")
-    for field, length in _LENGTHS.items():
+    for field, length in (_LENGTHS | lengths).items():
         value = get(field)
-        if not isinstance(value, tuple | list) or len(value) != length:
+        allowed = (0, length) if field in lengths else (length,)
+        if not isinstance(value, tuple | list) or len(value) not in allowed:
             raise _error(field, f"{value!r}", f"give {length} entries")
     for fields, kind, fits in (
         (_COUNTS, "whole number of at least 1", lambda v: _whole(v) and v >= 1),

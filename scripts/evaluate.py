@@ -8,8 +8,12 @@ from absl import flags
 from crnas_jax import command
 from crnas_jax.settings import COMPARED
 
-_NETWORK = flags.DEFINE_enum("network", "searched", COMPARED, "Which of the two.")
+_NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
+
+
+def main(pipeline):
+    print(pipeline.evaluate(_NETWORK.value or pipeline.settings.config.network))
 
 
 if __name__ == "__main__":
-    command.launch(lambda pipeline: print(pipeline.evaluate(_NETWORK.value)))
+    command.launch(main)

@@ -26,7 +26,9 @@ from crnas_jax.command import use_compilation_cache  # noqa: E402
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 use_compilation_cache()
 
-from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions  # noqa: E402
+from crnas_jax.models.detectors import DetectorOptions  # noqa: E402
+from crnas_jax.models.roi_heads import BoxHeadOptions  # noqa: E402
+from crnas_jax.models.rpn import RPNOptions  # noqa: E402
 
 
 def tiny_options(classes: int = 3) -> DetectorOptions:

@@ -18,26 +18,38 @@ def plan(settings: Settings, sources: dict, workdir) -> str:
     """
     classes = len(sources["train"].class_names)
     cost = settings.cost(settings.baseline, classes)
-    space, budget, baseline = settings.stage_space, settings.budget, settings.baseline
-    operations = settings.operation_space(baseline.depths).evaluations(settings.config.search.keep)
+    size = f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters"
+    baseline = settings.baseline
     sizes = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
     devices = jax.devices()[: settings.devices]
     rows = [
         f"data        {sizes} images; {classes} classes",
-        f"baseline    {settings.config.baseline} {baseline.depths}: "
-        f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters",
-        f"budget      {budget} blocks: {space.count(budget)} allocations, "
-        f"then {operations} partial operation codes",
-        "steps       stage supernet, stage search, operation supernet, operation search, "
-        "searched network, baseline, test",
+        f"baseline    {settings.config.baseline} {baseline.depths}, "
+        f"{settings.config.detector.kind}: {size}",
+        *(_searches(settings) if "val" in sources else ()),
         f"devices     {', '.join(str(device) for device in devices)}; {settings.config.precision}",
         f"workdir     {workdir}",
     ]
     return "\n".join(rows + [f"note        {note}" for note in _notes(settings, sources)])
 
 
+def _searches(settings):
+    space, budget = settings.stage_space, settings.budget
+    operations = settings.operation_space(settings.baseline.depths)
+    yield (
+        f"budget      {budget:g} blocks: {space.count(budget)} allocations, "
+        f"then {operations.evaluations(settings.config.search.keep)} partial operation codes"
+    )
+    yield (
+        "steps       stage supernet, stage search, operation supernet, operation search, "
+        "searched network, baseline, test"
+    )
+
+
 def _notes(settings, sources):
-    if settings.budget != sum(settings.baseline.depths):
+    if settings.config.budget and settings.config.budget != settings.stage_space.cost(
+        settings.baseline.depths
+    ):
         yield "the budget is not the baseline's: the two will differ in FLOPs"
     skipped = sum(source.skipped for source in sources.values())
     if skipped:

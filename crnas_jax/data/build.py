@@ -7,30 +7,41 @@ from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.duplicates import shared_image
 from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.data.voc import VocSource
 from crnas_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
-def source(data, split: str):
+def source(data, split: str, with_masks: bool = False):
     """The split of a data set.
 
     Args:
       data: the `data` part of a config (see `configs/base.py`).
       split: `train`, `val` (for the searches) or `test`.
+      with_masks: the objects' masks too; COCO's layout alone has them.
 
     Raises:
       UserError: the config or the files are faulty.
     """
     if split not in SPLITS:
         raise UserError("data", "split", f"{split!r} is unknown", f"use one of {SPLITS}")
+    if data.name == "coco":
+        folder = pathlib.Path(data.folder)
+        images = data[f"{split}_images"] or data.images
+        annotations = folder / getattr(data, split)
+        return CocoSource(folder / images, annotations, data.strict, with_masks)
+    if with_masks:
+        raise UserError("config", "data.name", f"{data.name!r} has no masks", "use 'coco'")
     if data.name == "synthetic":
         number = getattr(data.synthetic, split)
         return SyntheticSource(number, data.synthetic.size, seed=SPLITS.index(split))
-    if data.name == "coco":
-        folder = pathlib.Path(data.folder)
-        return CocoSource(folder / data.images, folder / getattr(data, split), data.strict)
-    raise UserError("config", "data.name", f"{data.name!r} is unknown", "use 'coco' or 'synthetic'")
+    if data.name == "voc":
+        names = tuple(data.class_names) or None
+        return VocSource(data.folder, getattr(data, split), names, data.strict)
+    raise UserError(
+        "config", "data.name", f"{data.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"
+    )
 
 
 def classification_source(data, split: str):
@@ -69,7 +80,8 @@ def require_consistent(sources: Mapping) -> None:
             raise UserError(
                 "data", split, "other categories than train", "give all splits the same"
             )
-        if all(annotation.get("iscrowd") for annotation in one.coco["annotations"]):
+        annotations = one.coco["annotations"]
+        if all(entry.get("iscrowd") or entry.get("difficult") for entry in annotations):
             raise UserError("data", split, "no object in it", "label at least one image")
         for name in one.names:
             if owner.setdefault(name, split) != split:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from crnas_jax.data import images
+from crnas_jax.data import images, masks
 from crnas_jax.errors import UserError
 
 # COCO's metrics leave larger objects out of account.
@@ -32,8 +32,15 @@ class CocoSource:
       cut: boxes that reach out of their image by more than a pixel; the part inside is used.
     """
 
+    # Fields of an annotation that mark what is no ground truth in training.
+    _set_apart = ("iscrowd",)
+
     def __init__(
-        self, images: str | pathlib.Path, annotations: str | pathlib.Path, strict: bool = False
+        self,
+        images: str | pathlib.Path,
+        annotations: str | pathlib.Path,
+        strict: bool = False,
+        with_masks: bool = False,
     ):
         """Reads the annotation file; images are read one by one later.
 
@@ -41,23 +48,14 @@ class CocoSource:
           images: folder of the images.
           annotations: json file of the split.
           strict: refuse what `skipped` and `cut` would count.
+          with_masks: give the objects' masks too; an object without one is refused.
 
         Raises:
           UserError: the file is missing, is no json, or lacks what COCO asks for.
         """
-        self._folder, self._file, self._strict = (
-            pathlib.Path(images),
-            pathlib.Path(annotations),
-            strict,
-        )
-        try:
-            content = self._file.read_bytes()
-            self.coco = json.loads(content)
-        except OSError as error:
-            raise self._fault("file", error.strerror or "unreadable") from error
-        except (ValueError, RecursionError) as error:
-            raise self._fault("json", str(error)) from error
-        self.digest = hashlib.sha256(content).hexdigest()
+        self._folder, self._file = pathlib.Path(images), pathlib.Path(annotations)
+        self._strict, self._with_masks = strict, with_masks
+        self.coco, self.digest = self._load()
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
                 raise self._fault(field, "missing, or no list")
@@ -65,6 +63,16 @@ class CocoSource:
         self._read_images()
         self.skipped = self.cut = 0
         self._objects = self._read_objects()
+
+    def _load(self):
+        """Content of the annotation file, and its digest."""
+        try:
+            content = self._file.read_bytes()
+            return json.loads(content), hashlib.sha256(content).hexdigest()
+        except OSError as error:
+            raise self._fault("file", error.strerror or "unreadable") from error
+        except (ValueError, RecursionError) as error:
+            raise self._fault("json", str(error)) from error
 
     def _fault(self, field, problem, remedy="give a COCO annotation file"):
         return UserError(self._file, field, problem, remedy)
@@ -145,12 +153,16 @@ class CocoSource:
             if image not in size_of:
                 raise self._fault(where, f"image_id {image} is not an image", "add the image")
             x, y, width, height = self._numbers(where, annotation, "bbox", 4)
-            area, crowd = annotation.get("area", width * height), annotation.get("iscrowd", 0)
+            area = annotation.get("area", width * height)
             (area,) = self._numbers(where, {"area": [area]}, "area", 1)
             if not 0 <= area < _LARGEST_AREA:
                 raise self._fault(f"{where}.area", f"{area}", "give the object's area in pixels")
-            if crowd not in (0, 1):
-                raise self._fault(f"{where}.iscrowd", f"{crowd!r}", "give 0 or 1")
+            crowd = False
+            for field in self._set_apart:
+                flag = annotation.get(field, 0)
+                if flag not in (0, 1):
+                    raise self._fault(f"{where}.{field}", f"{flag!r}", "give 0 or 1")
+                crowd = crowd or bool(flag)
             rows, columns = size_of[image]
             box = (max(x, 0.0), max(y, 0.0), min(x + width, columns), min(y + height, rows))
             empty = not (width > 0 and height > 0 and box[2] > box[0] and box[3] > box[1])
@@ -163,11 +175,18 @@ class CocoSource:
                     + f" its image of {columns} x {rows} pixels",
                     "mend it, or set data.strict=False to leave it out",
                 )
+            mask = annotation.get("segmentation")
+            if self._with_masks and not empty and not masks.is_mask(mask):
+                raise self._fault(
+                    f"{where}.segmentation",
+                    f"{str(mask)[:40]} is no mask",
+                    "give polygons or a run-length code, or use a detector without masks",
+                )
             self.skipped += empty
             self.cut += out and not empty
             if not empty:
                 kept.append(annotation)
-                objects[image].append((box, label_of[category], area, bool(crowd)))
+                objects[image].append((box, label_of[category], area, crowd, mask))
         self.coco = {**self.coco, "annotations": kept}
         return objects
 
@@ -214,7 +233,8 @@ class CocoSource:
 
         Returns:
           `image` uint8 [H, W, 3] RGB, `image_id`, `boxes` float32 [n, 4] xyxy in its pixels,
-          `labels` int32 [n], `area` float32 [n], `crowd` bool [n].
+          `labels` int32 [n], `area` float32 [n], `crowd` bool [n]; with masks also
+          `segmentations`, a list of n polygon lists or run-length codes.
 
         Raises:
           UserError: the image is missing, broken or of another size than the file says.
@@ -228,7 +248,11 @@ class CocoSource:
         if image.shape[:2] != expected:
             raise self._other_size(path, *image.shape[:2])
         image_id = self.image_ids[index]
-        return {"image": image, **objects_record(image_id, self._objects[int(image_id)])}
+        objects = self._objects[int(image_id)]
+        record = {"image": image, **objects_record(image_id, objects)}
+        if self._with_masks:
+            record["segmentations"] = [mask for *_, mask in objects]
+        return record
 
 
 def category_entries(category_ids: list[int], class_names: list[str]) -> list[dict]:
@@ -240,11 +264,11 @@ def category_entries(category_ids: list[int], class_names: list[str]) -> list[di
 
 
 def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:
-    """Arrays from a list of (xyxy box, label, area, crowd)."""
+    """Arrays from a list of (xyxy box, label, area, crowd, ...)."""
     return {
         "image_id": np.int64(image_id),
-        "boxes": np.array([box for box, _, _, _ in objects], np.float32).reshape(-1, 4),
-        "labels": np.array([label for _, label, _, _ in objects], np.int32),
-        "area": np.array([area for _, _, area, _ in objects], np.float32),
-        "crowd": np.array([crowd for _, _, _, crowd in objects], bool),
+        "boxes": np.array([box for box, *_ in objects], np.float32).reshape(-1, 4),
+        "labels": np.array([label for _, label, *_ in objects], np.int32),
+        "area": np.array([area for _, _, area, *_ in objects], np.float32),
+        "crowd": np.array([crowd for _, _, _, crowd, *_ in objects], bool),
     }

@@ -5,20 +5,27 @@ import dataclasses
 import cv2
 import numpy as np
 
-# Canvas sides are multiples of the coarsest backbone stride.
-_MULTIPLE = 32
+from crnas_jax.data import masks
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """The shorter side becomes `short` pixels, unless the longer would exceed `long`."""
+    """The shorter side becomes `short` pixels, unless the longer would exceed `long`.
+
+    Attributes:
+      short: see above.
+      long: see above.
+      multiple: canvas sides are multiples of it: the coarsest stride of backbone and neck.
+    """
 
     short: int
     long: int
+    multiple: int = 32
 
     def canvas(self, portrait: bool) -> tuple[int, int]:
         """(height, width) that hold every image of the orientation."""
-        short, long = (-(-side // _MULTIPLE) * _MULTIPLE for side in (self.short, self.long))
+        sides = (self.short, self.long)
+        short, long = (-(-side // self.multiple) * self.multiple for side in sides)
         return (long, short) if portrait else (short, long)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
@@ -36,11 +43,13 @@ class DetectionRows:
       size: resizing rule.
       max_objects: N of the contract; of more, N are drawn, crowds last.
       flip: mirror half of the images left to right.
+      mask_size: M of the contract's `masks`; 0 for none.
     """
 
     size: ImageSize
     max_objects: int = 1
     flip: bool = False
+    mask_size: int = 0
 
     def __call__(
         self, record: dict, portrait: bool, rng: np.random.Generator
@@ -78,7 +87,7 @@ class DetectionRows:
             out[: len(kept)] = values[kept]
             return out
 
-        return {
+        row = {
             "image": canvas,
             "image_size": np.array([height, width], np.int32),
             "original_size": original,
@@ -90,6 +99,18 @@ class DetectionRows:
             "valid": padded(np.ones(number, bool), bool),
             "crowd": padded(record["crowd"], bool),
         }
+        if self.mask_size:
+            row["masks"] = self._masks(record, kept, flip)
+        return row
+
+    def _masks(self, record, kept, flip):
+        """Crops of the kept objects; a crowd's stays empty, since it is no ground truth."""
+        crops = np.zeros((self.max_objects, self.mask_size, self.mask_size), np.uint8)
+        for place, index in enumerate(kept):
+            if not record["crowd"][index]:
+                segmentation, box = record["segmentations"][index], record["boxes"][index]
+                crops[place] = masks.crop(segmentation, box, self.mask_size)
+        return crops[:, :, ::-1] if flip else crops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""COCO metrics by pycocotools, AP per class, and a paired bootstrap of two detectors."""
+"""COCO metrics of boxes and masks by pycocotools, AP per class, a paired bootstrap of detectors."""
 
 import contextlib
 import copy
@@ -7,6 +7,8 @@ import io
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from crnas_jax.data import masks
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -17,26 +19,35 @@ def compact(
     """The real detections of one batch, in the pixels of the original images.
 
     Args:
-      detections: `boxes` [B, n, 4] in canvas pixels, `scores`, `labels`, `valid` [B, n].
+      detections: `boxes` [B, n, 4] in canvas pixels, `scores`, `labels`, `valid` [B, n], and
+        `masks` [B, n, M, M] of a detector that has them.
       batch: the contract's batch they belong to; padding images are left out.
 
     Returns:
-      `image_id` int64 [k], `boxes` float32 [k, 4] xyxy, `scores` [k], `labels` [k].
+      `image_id` int64 [k], `boxes` float32 [k, 4] xyxy, `scores` [k], `labels` [k]; with masks also
+      `masks` [k, M, M] and `image_size` [k, 2], the originals' height and width.
     """
     real = np.asarray(detections["valid"]) & (batch["weight"] > 0)[:, None]
     boxes = np.asarray(detections["boxes"]) / batch["scale"][:, None, [1, 0, 1, 0]]
     image, _ = np.nonzero(real)
-    return {
+    found = {
         "image_id": batch["image_id"][image],
         "boxes": boxes[real],
         "scores": np.asarray(detections["scores"])[real],
         "labels": np.asarray(detections["labels"])[real],
     }
+    if "masks" in detections:
+        found["masks"] = np.asarray(detections["masks"])[real]
+        found["image_size"] = batch["original_size"][image]
+    return found
 
 
 def to_results(found: dict[str, np.ndarray], category_ids: list[int]) -> list[dict]:
-    """Compact detections in COCO's result format; `category_ids` are those of the labels 1..C."""
-    return [
+    """Compact detections in COCO's result format; `category_ids` are those of the labels 1..C.
+
+    Masks are pasted on the original image, cut at a probability of 0.5 and run-length coded.
+    """
+    results = [
         {
             "image_id": image,
             "category_id": category_ids[label - 1],
@@ -48,6 +59,11 @@ def to_results(found: dict[str, np.ndarray], category_ids: list[int]) -> list[di
             strict=True,
         )
     ]
+    if "masks" in found:
+        instances = zip(*(found[name] for name in ("masks", "boxes", "image_size")), strict=True)
+        for result, (mask, box, size) in zip(results, instances, strict=True):
+            result["segmentation"] = masks.encode(masks.paste(mask, box, *size.tolist()) >= 0.5)
+    return results
 
 
 class CocoEvaluator:
@@ -72,16 +88,27 @@ class CocoEvaluator:
             self._truth.cats[category]["name"] for category in sorted(self._truth.cats)
         ]
 
-    def evaluate(self, results: list[dict], image_ids=None) -> "CocoResult":
-        """The metrics of `results` (see `to_results`) on `image_ids`, all images when None."""
+    def evaluate(self, results: list[dict], image_ids=None, iou_type: str = "bbox") -> "CocoResult":
+        """The metrics of `results` (see `to_results`).
+
+        Args:
+          results: in COCO's format.
+          image_ids: which images to count; all when None.
+          iou_type: `bbox`, or `segm` for those of masks.
+        """
         with contextlib.redirect_stdout(io.StringIO()):
+            results = copy.deepcopy(results)
+            if iou_type == "segm":
+                for result in results:
+                    # Else pycocotools would take the box's area for the object's.
+                    result.pop("bbox", None)
             if results:
-                detections = self._truth.loadRes(copy.deepcopy(results))
+                detections = self._truth.loadRes(results)
             else:
                 detections = COCO()
                 detections.dataset = {**self._truth.dataset, "annotations": []}
                 detections.createIndex()
-            run = COCOeval(self._truth, detections, "bbox")
+            run = COCOeval(self._truth, detections, iou_type)
             if image_ids is not None:
                 run.params.imgIds = sorted(int(image) for image in image_ids)
             run.evaluate()

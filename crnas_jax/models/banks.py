@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from crnas_jax.arch import Arch
+from crnas_jax.arch import FAMILIES, Arch
 from crnas_jax.errors import UserError
 from crnas_jax.search_space import OperationSpace, StageSpace
 
@@ -37,8 +37,8 @@ class SupernetSpec:
 
     Attributes:
       family: of `Arch`.
-      widths: of `Arch`, of the supernet itself (the paper halves the target network's).
-      grids: candidate depths for each stage; a single one each for an operation supernet.
+      widths: of `Arch`, of the supernet itself (the paper halves those of ResNet and ResNeXt).
+      grids: candidate depths for each searched stage; a single one each for an operation supernet.
       dilations: candidates for each block; a single one for a stage supernet.
       stage_sharing: `branch` or `prefix`.
       kernel_sharing: `own` or `shared`.
@@ -65,14 +65,29 @@ class SupernetSpec:
                 )
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """Places for blocks in each stage: its greatest depth."""
-        return tuple(max(grid) for grid in self.grids)
-
-    @property
     def deepest(self) -> Arch:
         """The architecture that fills every place."""
-        return Arch(self.family, self.places, widths=self.widths)
+        return self.arch(max(grid) for grid in self.grids)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Places for blocks in each stage, fixed ones included: its greatest depth."""
+        return self.deepest.stage_depths
+
+    def arch(self, depths, operations=None) -> Arch:
+        """The stand-alone architecture of a path, at the supernet's widths."""
+        dilations = tuple(self.dilations[operation] for operation in operations or ())
+        return Arch(self.family, tuple(depths), dilations, self.widths)
+
+    def grid(self, stage: int) -> tuple[int, ...]:
+        """Candidate depths of any stage; a fixed one has the depth 1."""
+        searched = FAMILIES[self.family].searched
+        return self.grids[searched.index(stage)] if stage in searched else (1,)
+
+    def branch(self, choice: dict[str, Array], stage: int) -> Array:
+        """Index into `grid(stage)` of a path."""
+        searched = FAMILIES[self.family].searched
+        return choice["branch"][searched.index(stage)] if stage in searched else jnp.int32(0)
 
     @property
     def owns_kernels(self) -> bool:
@@ -81,26 +96,27 @@ class SupernetSpec:
 
     def bank_rows(self, stage: int, first: bool) -> int:
         """Rows of the bank of a stage's first or later blocks, operations not counted."""
-        grid = self.grids[stage]
+        grid = self.grid(stage)
         if self.stage_sharing == "prefix":
             return 1 if first else max(grid) - 1
         return len(grid) if first else sum(grid) - len(grid)
 
     def choice(self, depths, operations=None) -> dict[str, np.ndarray]:
-        """The path of one subnet: `branch` int32 [4] and `ops` int32 [places in all].
+        """The path of one subnet: `branch` int32 [searched stages], `ops` int32 [places in all].
 
         Args:
-          depths: blocks per stage, on the grids.
+          depths: blocks per searched stage, on the grids.
           operations: an index into `dilations` for every block of the subnet; zeros when None.
 
         Raises:
           UserError: not a path of this supernet.
         """
-        branch = StageSpace(self.grids).branch(depths)
-        operations = [0] * sum(depths) if operations is None else operations
-        operations = OperationSpace(tuple(depths), self.dilations).validate(operations).tolist()
+        branch = StageSpace.of(self.family, self.grids).branch(depths)
+        all_depths = self.arch(depths).stage_depths
+        operations = [0] * sum(all_depths) if operations is None else operations
+        operations = OperationSpace(all_depths, self.dilations).validate(operations).tolist()
         padded = []
-        for depth, places in zip(depths, self.places, strict=True):
+        for depth, places in zip(all_depths, self.places, strict=True):
             padded += operations[:depth] + [0] * (places - depth)
             operations = operations[depth:]
         return {"branch": branch, "ops": np.array(padded, np.int32)}
@@ -117,7 +133,7 @@ def bank_keys(spec: SupernetSpec, stage: int, first: bool, module: str) -> list[
     if spec.stage_sharing == "prefix":
         branches = [(None, spec.places[stage])]
     else:
-        branches = [(depth, depth) for depth in spec.grids[stage]]
+        branches = [(depth, depth) for depth in spec.grid(stage)]
     return [
         (branch, place, dilation)
         for branch, depth in branches
@@ -130,7 +146,7 @@ def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tup
     """Whether each place of a stage holds a block of the path, and its operation, each [places]."""
     start = sum(spec.places[:stage])
     places = spec.places[stage]
-    depth = jnp.asarray(spec.grids[stage])[choice["branch"][stage]]
+    depth = jnp.asarray(spec.grid(stage))[spec.branch(choice, stage)]
     return jnp.arange(places) < depth, choice["ops"][start : start + places]
 
 
@@ -148,13 +164,13 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
             return WHOLE
         stage = int(stage_name.removeprefix("stage")) - 1
         active, operations = stage_codes(spec, choice, stage)
-        branch = choice["branch"][stage]
+        branch = spec.branch(choice, stage)
         if kind == "first":
             active, operations = active[:1], operations[:1]
             index = branch[None] if spec.stage_sharing == "branch" else jnp.zeros(1, jnp.int32)
         else:
             active, operations = active[1:], operations[1:]
-            grid = np.asarray(spec.grids[stage])
+            grid = np.asarray(spec.grid(stage))
             starts = jnp.asarray(np.cumsum(grid - 1) - (grid - 1))
             start = starts[branch] if spec.stage_sharing == "branch" else 0
             index = start + jnp.arange(spec.places[stage] - 1)
@@ -190,14 +206,14 @@ def extract(spec: SupernetSpec, backbone: PyTree, choice: dict[str, Array], dept
       spec: of the supernet.
       backbone: `params` or `batch_stats` of the supernet's backbone: banks.
       choice: the path.
-      depths: its blocks per stage.
+      depths: its blocks per searched stage.
 
     Returns:
       The same with `stage1/block1` .. `stage4/blockN` in place of banks.
     """
     path = gather(backbone, rows(spec, backbone, choice))
     network = {name: tree for name, tree in path.items() if not name.startswith("stage")}
-    for stage, depth in enumerate(depths):
+    for stage, depth in enumerate(spec.arch(depths).stage_depths):
         kinds = path[f"stage{stage + 1}"]
         blocks = {"block1": jax.tree.map(lambda leaf: leaf[0], kinds["first"])}
         for index in range(1, depth):

@@ -9,10 +9,10 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.arch import Arch
 from crnas_jax.models import banks
+from crnas_jax.models.backbone import Backbone, Frozen
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
-from crnas_jax.models.detectors import DetectorOptions, FasterRCNN
+from crnas_jax.models.detectors import RCNN, DetectorOptions
 from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN, preprocess
-from crnas_jax.models.resnet import ResNet
 from crnas_jax.models.supernet import Supernet, init_banks
 
 # Statistics a model may be run with: the stored ones, or those of the mini-batch.
@@ -30,6 +30,7 @@ class Model:
       options: what stands on the backbone.
       remat: recompute backbone blocks in the backward pass instead of keeping what is inside them.
       precision: of the activations, one of `PRECISIONS`.
+      frozen: what of the backbone is not trained.
 
     Of a supernet, `init` returns banks, and `losses`, `apply` and `moments` take the variables of
     one path, which `path` takes out of the banks.
@@ -39,6 +40,7 @@ class Model:
     options: DetectorOptions | ClassifierOptions
     remat: bool = False
     precision: str = "float32"
+    frozen: Frozen = Frozen()
 
     # The Flax module of (backbone, options, dtype); set by the two kinds of models below.
     module_class: ClassVar[type]
@@ -51,13 +53,14 @@ class Model:
     @property
     def module(self):
         """The Flax module."""
-        backbone = Supernet if self.is_supernet else ResNet
+        backbone = Supernet if self.is_supernet else Backbone
         dtype = PRECISIONS[self.precision]
-        return self.module_class(backbone(self.spec, self.remat), self.options, dtype)
+        backbone = backbone(self.spec, self.remat, self.frozen)
+        return self.module_class(backbone, self.options, dtype)
 
     def init(self, key: Array) -> PyTree:
         """Freshly drawn variables."""
-        choice = self.spec.choice(self.spec.places) if self.is_supernet else None
+        choice = self.spec.choice(self.spec.deepest.depths) if self.is_supernet else None
         path_key, bank_key, loss_key = jax.random.split(key, 3)
         keys = jax.random.split(loss_key, 1)
         variables = self.module.init(
@@ -98,6 +101,19 @@ class Model:
             "batch_stats"
         ]
 
+    def trained(self, updates: PyTree) -> PyTree:
+        """Updates of parameters, zero for those of the backbone that are frozen."""
+        if self.frozen == Frozen():
+            return updates
+        arch = self.spec.deepest if self.is_supernet else self.spec
+
+        def update(path, leaf):
+            names = tuple(key.key for key in path)
+            return jnp.zeros_like(leaf) if self.frozen.holds(arch, names) else leaf
+
+        backbone = jax.tree_util.tree_map_with_path(update, updates["backbone"])
+        return {**updates, "backbone": backbone}
+
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""
         where = jax.tree.map(lambda leaf: banks.WHOLE, tree)
@@ -121,9 +137,9 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Detector(Model):
-    """Faster R-CNN with a feature pyramid."""
+    """Faster, Mask or Cascade R-CNN, as its options say."""
 
-    module_class: ClassVar[type] = FasterRCNN
+    module_class: ClassVar[type] = RCNN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +158,7 @@ def example_batch(size: int = 64, number: int = 1) -> dict[str, Array]:
         "labels": jnp.zeros((number, 1), jnp.int32),
         "valid": jnp.zeros((number, 1), bool),
         "crowd": jnp.zeros((number, 1), bool),
+        "masks": jnp.zeros((number, 1, 8, 8), jnp.uint8),
         "label": jnp.zeros(number, jnp.int32),
         "weight": jnp.ones(number),
     }

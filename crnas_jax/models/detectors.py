@@ -1,4 +1,8 @@
-"""Faster R-CNN with a feature pyramid (arXiv 1506.01497, 1612.03144), all shapes static."""
+"""Faster, Mask and Cascade R-CNN with a feature pyramid, all shapes static.
+
+arXiv 1506.01497, 1703.06870, 1712.00726, 1612.03144: backbone, neck, RPN, one box head or a cascade
+of three, and to each a mask head where masks are wanted.
+"""
 
 import dataclasses
 
@@ -8,11 +12,40 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from crnas_jax.models import roi_heads, rpn
+from crnas_jax.errors import UserError
+from crnas_jax.models import mask_head, roi_heads, rpn
 from crnas_jax.models.fpn import FPN
 from crnas_jax.models.layers import BNMode, preprocess
+from crnas_jax.models.mask_head import MaskHeadOptions
+from crnas_jax.models.nas_fpn import NASFPN
 from crnas_jax.models.roi_heads import BoxHeadOptions
 from crnas_jax.models.rpn import RPNOptions
+
+NECKS = ("fpn", "nas_fpn")
+
+
+@dataclasses.dataclass(frozen=True)
+class NeckOptions:
+    """Settings of the neck.
+
+    Attributes:
+      kind: `fpn` or `nas_fpn`.
+      stacks: pyramids on top of each other in NAS-FPN.
+      lowest_level: of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6, which FPN always has.
+    """
+
+    kind: str = "fpn"
+    stacks: int = 7
+    lowest_level: int = 2
+
+    def __post_init__(self):
+        if self.kind not in NECKS:
+            raise UserError("detector", "neck", f"{self.kind!r} is unknown", f"use one of {NECKS}")
+        allowed = (2, 3) if self.kind == "nas_fpn" else (2,)
+        if self.lowest_level not in allowed:
+            raise UserError(
+                "detector", "lowest_level", f"{self.lowest_level}", f"{self.kind} has {allowed}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +54,36 @@ class DetectorOptions:
 
     Attributes:
       classes: number of object classes.
-      pyramid_channels: of the FPN and the RPN.
+      pyramid_channels: of the neck and the RPN.
       rpn: see `RPNOptions`.
-      box: see `BoxHeadOptions`.
+      box: see `BoxHeadOptions`; several stages make a Cascade R-CNN.
+      mask: see `MaskHeadOptions`; None for boxes alone.
+      neck: see `NeckOptions`.
     """
 
     classes: int
     pyramid_channels: int = 256
     rpn: RPNOptions = RPNOptions()
     box: BoxHeadOptions = BoxHeadOptions()
+    mask: MaskHeadOptions | None = None
+    neck: NeckOptions = NeckOptions()
+
+    def __post_init__(self):
+        if len(self.box.stages) > 1 and not self.box.class_agnostic:
+            raise UserError(
+                "detector",
+                "class_agnostic",
+                "False with a cascade",
+                "stages refine boxes whose class is not known yet: set it to True",
+            )
 
 
-class FasterRCNN(nn.Module):
-    """Backbone, FPN, RPN and box head. The backbone is a `ResNet` or a `Supernet`.
+class RCNN(nn.Module):
+    """Backbone, neck, RPN and heads. The backbone is a `Backbone` or a `Supernet`.
 
     Methods take a batch as design contract has it (`image`, `image_size`, `boxes`, `labels`,
-    `valid`, `crowd`, `weight`) and the path `choice` (None for a stand-alone network).
-    Activations are computed in `dtype`; what leaves the heads is float32.
+    `valid`, `crowd`, `weight`, with a mask head `masks`) and the path `choice` (None for a
+    stand-alone network). Activations are computed in `dtype`; what leaves the heads is float32.
     """
 
     backbone: nn.Module
@@ -45,22 +91,53 @@ class FasterRCNN(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        self.fpn = FPN(self.options.pyramid_channels)
-        self.rpn = rpn.RPNHead(self.options.pyramid_channels)
-        self.box_head = roi_heads.BoxHead(self.options.classes, self.options.box.head_channels)
+        options, stages = self.options, len(self.options.box.stages)
+        width, head = options.pyramid_channels, options.box
+        if options.neck.kind == "nas_fpn":
+            self.nas_fpn = NASFPN(width, options.neck.stacks, options.neck.lowest_level)
+        else:
+            self.fpn = FPN(width)
+        self.rpn = rpn.RPNHead(width)
+        # The names of the heads: `box_head`, or `box_head1` .. `box_head3` of a cascade.
+        names = [""] if stages == 1 else [f"{stage + 1}" for stage in range(stages)]
+        self.box_heads = [
+            roi_heads.BoxHead(
+                options.classes, head.head_channels, head.class_agnostic, name=f"box_head{name}"
+            )
+            for name in names
+        ]
+        self.mask_heads = [
+            mask_head.MaskHead(options.classes, options.mask, name=f"mask_head{name}")
+            for name in (names if options.mask else [])
+        ]
 
     def __call__(self, batch: dict[str, Array], choice, mode: BNMode) -> dict[str, Array]:
-        """Detections; see `roi_heads.postprocess`."""
+        """Detections (see `roi_heads.postprocess`), with a mask head `masks` [batch, detections,
+        M, M] too: probabilities over the detection's box.
+        """
         pyramid, outputs, anchors, canvas = self._dense(batch, choice, mode)
-        size = batch["image_size"]
+        size, options = batch["image_size"], self.options.box
         rois, valid = rpn.proposals(outputs, anchors, size, self.options.rpn, training=False)
-        head = self.box_head(roi_heads.pool(pyramid, rois, canvas, self.options.box))
-        return roi_heads.postprocess(head, rois, valid, size, self.options.box)
+        logits = 0.0
+        for stage, head in zip(options.stages, self.box_heads, strict=True):
+            own_logits, deltas = head(self._pool(pyramid, rois, canvas, options.bins))
+            logits += own_logits / len(options.stages)
+            if stage is not options.stages[-1]:
+                rois = roi_heads.refine(deltas, rois, size, stage)
+        found = roi_heads.postprocess((logits, deltas), rois, valid, size, options)
+        if self.options.mask:
+            pooled = self._pool(pyramid, found["boxes"], canvas, self.options.mask.bins)
+            parts = [
+                mask_head.probabilities(head(pooled), found["labels"]) for head in self.mask_heads
+            ]
+            found["masks"] = jnp.where(found["valid"][..., None, None], sum(parts) / len(parts), 0)
+        return found
 
     def losses(
         self, batch: dict[str, Array], choice, mode: BNMode, keys: Key[Array, " batch"]
     ) -> dict[str, Float[Array, ""]]:
-        """The four losses. Crowds are no ground truth; images of weight 0 count for nothing.
+        """Losses of RPN and heads, weighted as they are to be summed. Crowds are no ground truth;
+        images of weight 0 count for nothing.
 
         A batch may bring its own proposals, as in Fast R-CNN (arXiv 1504.08083): `proposals`
         [B, n, 4] and `proposals_valid` [B, n]; RoIs are then sampled from those.
@@ -76,35 +153,60 @@ class FasterRCNN(nn.Module):
         objectness, rpn_box = rpn.rpn_losses(
             rpn_keys, outputs, anchors, batch["boxes"], truth_valid, image_valid, self.options.rpn
         )
+        found = {"loss_objectness": objectness, "loss_rpn_box": rpn_box}
         if "proposals" in batch:
-            proposals, valid = batch["proposals"], batch["proposals_valid"]
+            rois, valid = batch["proposals"], batch["proposals_valid"]
         else:
-            proposals, valid = rpn.proposals(
+            rois, valid = rpn.proposals(
                 outputs, anchors, batch["image_size"], self.options.rpn, training=True
             )
-        rois, labels, targets, sampled = roi_heads.sample_rois(
-            roi_keys,
-            proposals,
-            valid,
+        options = self.options.box
+        for index, stage in enumerate(options.stages):
+            name = f"{index + 1}" if len(options.stages) > 1 else ""
+            if index:
+                roi_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(roi_keys)
+            truth = (batch["boxes"], batch["labels"], truth_valid)
+            samples = roi_heads.sample_rois(roi_keys, rois, valid, *truth, stage, options)
+            pooled = self._pool(pyramid, samples["rois"], canvas, options.bins)
+            logits, deltas = self.box_heads[index](pooled)
+            counted = samples["valid"] & image_valid[:, None]
+            classification, box = roi_heads.box_losses((logits, deltas), samples, counted, options)
+            found[f"loss_classifier{name}"] = stage.loss_weight * classification
+            found[f"loss_box{name}"] = stage.loss_weight * box
+            if self.options.mask:
+                loss = self._mask_loss(pyramid, canvas, batch, samples, counted, index)
+                found[f"loss_mask{name}"] = stage.loss_weight * loss
+            if stage is not options.stages[-1]:
+                # The next stage adds the ground truth itself.
+                rois = roi_heads.refine(deltas, samples["rois"], batch["image_size"], stage)
+                valid = samples["valid"] & ~samples["is_truth"]
+        return found
+
+    def _mask_loss(self, pyramid, canvas, batch, samples, counted, stage):
+        # Positives come first.
+        most = self.options.box.most_positives
+        samples = {name: values[:, :most] for name, values in samples.items()}
+        pooled = self._pool(pyramid, samples["rois"], canvas, self.options.mask.bins)
+        return mask_head.mask_loss(
+            self.mask_heads[stage](pooled),
+            samples,
+            counted[:, :most],
+            batch["masks"],
             batch["boxes"],
-            batch["labels"],
-            truth_valid,
-            self.options.box,
+            self.options.box.aligned,
         )
-        head = self.box_head(roi_heads.pool(pyramid, rois, canvas, self.options.box))
-        classification, box = roi_heads.box_losses(
-            head, labels, targets, sampled & image_valid[:, None]
-        )
-        return {
-            "loss_objectness": objectness,
-            "loss_rpn_box": rpn_box,
-            "loss_classifier": classification,
-            "loss_box": box,
-        }
+
+    def _pool(self, pyramid, rois, canvas, bins):
+        level = self.options.neck.lowest_level
+        return roi_heads.pool(pyramid, rois, canvas, self.options.box, bins, level)
 
     def _dense(self, batch, choice, mode):
         canvas = batch["image"].shape[1:3]
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        pyramid = self.fpn(self.backbone(x, choice, mode, batch["weight"]))
+        features = self.backbone(x, choice, mode, batch["weight"])
+        if self.options.neck.kind == "nas_fpn":
+            pyramid = self.nas_fpn(features, mode, batch["weight"])
+        else:
+            pyramid = self.fpn(features)
         outputs = self.rpn(pyramid)
         return pyramid, outputs, rpn.level_anchors(canvas, pyramid, self.options.rpn), canvas

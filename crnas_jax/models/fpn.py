@@ -25,7 +25,7 @@ class FPN(nn.Module):
                 self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}"
             )(features[level])
             if top is not None:
-                lateral += _nearest(top, lateral.shape[1:3])
+                lateral += nearest(top, lateral.shape[1:3])
             top = lateral
             output = Conv(
                 self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}"
@@ -35,7 +35,7 @@ class FPN(nn.Module):
         return (*p2_to_p5, p2_to_p5[-1][:, ::2, ::2])
 
 
-def _nearest(x, size):
+def nearest(x, size):
     """Nearest resizing to `size` (height, width); doubling, the usual case, is a broadcast."""
     batch, height, width, channels = x.shape
     if size == (2 * height, 2 * width):

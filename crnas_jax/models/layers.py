@@ -130,6 +130,37 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - used_mean * factor)).astype(x.dtype)
 
 
+def conv_bn(
+    x: Float[Array, "batch height width channels"],
+    features: int,
+    size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    mode: BNMode,
+    weight: Float[Array, " batch"],
+    name: str = "",
+    prefix: str = "",
+    dilations: tuple[int, ...] = (1,),
+    operation: Int[Array, ""] | int = 0,
+    in_control_flow: bool = False,
+):
+    """A convolution and its batch normalisation, submodules of the module that is being called.
+
+    They are named `<prefix>conv<name>` and `<prefix>bn<name>`; see `Conv` for the rest.
+    """
+    conv = Conv(
+        features,
+        size,
+        stride,
+        dilations,
+        groups,
+        in_control_flow=in_control_flow,
+        name=f"{prefix}conv{name}",
+    )
+    return BatchNorm(name=f"{prefix}bn{name}")(conv(x, operation), mode, weight)
+
+
 def _moments(x, weight):
     """Mean and biased variance of each channel over the images of weight above 0, float32."""
     weight = (weight > 0).astype(jnp.float32)

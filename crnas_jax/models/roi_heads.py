@@ -1,4 +1,9 @@
-"""The box head of Faster R-CNN on a feature pyramid, torchvision's variant."""
+"""The box heads of Faster and Cascade R-CNN on a feature pyramid.
+
+Faster R-CNN (arXiv 1506.01497) in torchvision's variant has one stage; Cascade R-CNN (arXiv
+1712.00726) in mmdetection's has three, each of which samples anew among the boxes that the stage
+before it has refined.
+"""
 
 import dataclasses
 
@@ -9,8 +14,29 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from crnas_jax.ops import box_coder, boxes, losses, matcher, nms, roi_align, sampler
 
-_CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _MIN_SIDE = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxStage:
+    """One box head of a detector.
+
+    Attributes:
+      foreground_iou: proposals from this IoU on are positive, others negative.
+      coder_weights: factors of the box deltas.
+      loss_weight: factor of its losses, masks included.
+    """
+
+    foreground_iou: float = 0.5
+    coder_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    loss_weight: float = 1.0
+
+
+CASCADE_STAGES = (
+    BoxStage(),
+    BoxStage(0.6, (20.0, 20.0, 10.0, 10.0), 0.5),
+    BoxStage(0.7, (30.0, 30.0, 15.0, 15.0), 0.25),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,25 +44,29 @@ class BoxHeadOptions:
     """Settings of the box head; the defaults are torchvision's.
 
     Attributes:
+      stages: one of Faster R-CNN, `CASCADE_STAGES` of Cascade R-CNN.
+      class_agnostic: one box for all classes (Cascade R-CNN), otherwise one for each.
+      loss_beta: where the box loss turns from quadratic to linear (Cascade R-CNN: 1).
       head_channels: of the two dense layers.
       bins: side of the pooled RoI.
       aligned: Detectron2's half-cell shift in RoIAlign.
       canonical_size: an RoI of this side, in pixels, is read from p4.
-      foreground_iou: proposals from this IoU on are positive, others negative.
       samples: RoIs drawn per image for the loss.
       positive_fraction: greatest share of positives among them.
       score_threshold: detections must score more.
       nms_iou: of the suppression within a class.
-      nms_candidates: best-scoring (RoI, class) pairs that enter it. With 1000 RoIs and a
-        threshold of 0.05 there are rarely more, and 100 survivors need far fewer.
+      nms_candidates: best-scoring (RoI, class) pairs that enter it at once; more follow while there
+        are survivors missing, so the number changes speed and memory alone.
       detections: per image.
     """
 
+    stages: tuple[BoxStage, ...] = (BoxStage(),)
+    class_agnostic: bool = False
+    loss_beta: float = 1 / 9
     head_channels: int = 1024
     bins: int = 7
     aligned: bool = False
     canonical_size: float = 224.0
-    foreground_iou: float = 0.5
     samples: int = 512
     positive_fraction: float = 0.25
     score_threshold: float = 0.05
@@ -44,17 +74,24 @@ class BoxHeadOptions:
     nms_candidates: int = 1000
     detections: int = 100
 
+    @property
+    def most_positives(self) -> int:
+        """RoIs per image that can be positive; the sampler puts them first."""
+        return int(self.samples * self.positive_fraction)
+
 
 class BoxHead(nn.Module):
-    """Two dense layers, then class logits (0 is the background) and one box for each class."""
+    """Two dense layers, then class logits (0 is the background) and one box for each class, the
+    background's unused, or a single one."""
 
     classes: int
     channels: int
+    class_agnostic: bool = False
 
     @nn.compact
     def __call__(
         self, pooled: Float[Array, "rois bins bins channels"]
-    ) -> tuple[Float[Array, "rois classes"], Float[Array, "rois classes 4"]]:
+    ) -> tuple[Float[Array, "rois classes"], Float[Array, "rois boxes 4"]]:
         x = pooled.reshape(pooled.shape[0], -1)
         dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -65,19 +102,24 @@ class BoxHead(nn.Module):
         x = nn.relu(dense(x, self.channels, dense_init, "fc7"))
         number = self.classes + 1
         logits = dense(x, number, nn.initializers.normal(0.01), "class").astype(jnp.float32)
-        deltas = dense(x, 4 * number, nn.initializers.normal(0.001), "box").astype(jnp.float32)
-        return logits, deltas.reshape(-1, number, 4)
+        boxes = 1 if self.class_agnostic else number
+        deltas = dense(x, 4 * boxes, nn.initializers.normal(0.001), "box").astype(jnp.float32)
+        return logits, deltas.reshape(-1, boxes, 4)
 
 
 def pool(
-    pyramid, rois: Float[Array, "batch rois 4"], canvas: tuple[int, int], options: BoxHeadOptions
-):
-    """RoI features [batch * rois, bins, bins, channels] from p2..p5."""
+    pyramid,
+    rois: Float[Array, "batch rois 4"],
+    canvas: tuple[int, int],
+    options: BoxHeadOptions,
+    bins: int,
+    lowest_level: int = 2,
+) -> Float[Array, "all_rois bins bins channels"]:
+    """RoI features [batch * rois, bins, bins, channels] from the four finest levels."""
     maps = pyramid[:4]
-    levels = roi_align.roi_levels(rois, len(maps), options.canonical_size)
-    pooled = roi_align.multilevel_roi_align(
-        maps, rois, levels, canvas, options.bins, options.aligned
-    )
+    canonical = 4 - lowest_level
+    levels = roi_align.roi_levels(rois, len(maps), options.canonical_size, canonical)
+    pooled = roi_align.multilevel_roi_align(maps, rois, levels, canvas, bins, options.aligned)
     return pooled.reshape(-1, *pooled.shape[2:])
 
 
@@ -88,37 +130,61 @@ def sample_rois(
     truth: Float[Array, "batch truths 4"],
     labels: Int[Array, "batch truths"],
     truth_valid: Bool[Array, "batch truths"],
+    stage: BoxStage,
     options: BoxHeadOptions,
-):
-    """Draws the RoIs of the loss from the proposals and the ground truth itself.
+) -> dict[str, Array]:
+    """Draws the RoIs of a stage's loss from the proposals and the ground truth itself.
 
     Returns:
-      RoIs [batch, samples, 4], their labels (0 background) and box targets, and which are real.
+      `rois` [batch, samples, 4], positives first; their `labels` (0 background), box `targets`,
+      index of the ground truth `matched`; and `valid`, `is_truth`: which are real, and which are
+      boxes of the ground truth rather than proposals.
     """
 
     def image(key, proposals, proposal_valid, truth, labels, truth_valid):
         candidates = jnp.concatenate([proposals, truth])
         valid = jnp.concatenate([proposal_valid, truth_valid])
         overlap = boxes.iou(candidates, truth)
-        iou = options.foreground_iou
+        iou = stage.foreground_iou
         index, label = matcher.match(overlap, truth_valid, iou, iou, low_quality=False)
         label = jnp.where(valid, label, matcher.BETWEEN)
         drawn, sampled, positive = sampler.sample(
             key, label, options.samples, options.positive_fraction
         )
         rois, matched = candidates[drawn], index[drawn]
-        targets = box_coder.encode(truth[matched], rois, _CODER_WEIGHTS)
-        targets = jnp.where(positive[:, None], targets, 0)
-        return rois, jnp.where(positive, labels[matched], 0), targets, sampled
+        targets = box_coder.encode(truth[matched], rois, stage.coder_weights)
+        return {
+            "rois": rois,
+            "labels": jnp.where(positive, labels[matched], 0),
+            "targets": jnp.where(positive[:, None], targets, 0),
+            "matched": matched,
+            "valid": sampled,
+            "is_truth": drawn >= len(proposals),
+        }
 
     return jax.vmap(image)(keys, proposals, proposal_valid, truth, labels, truth_valid)
 
 
-def box_losses(outputs, labels, targets, sampled):
-    """Classification and box loss over all sampled RoIs of the batch."""
+def box_losses(outputs, samples: dict[str, Array], counted: Bool[Array, "batch samples"], options):
+    """Classification and box loss over the `counted` RoIs of the batch."""
     return losses.box_head_losses(
-        *outputs, labels.reshape(-1), targets.reshape(-1, 4), sampled.reshape(-1)
+        *outputs,
+        samples["labels"].reshape(-1),
+        samples["targets"].reshape(-1, 4),
+        counted.reshape(-1),
+        options.loss_beta,
     )
+
+
+def refine(
+    deltas: Float[Array, "all_rois 1 4"],
+    rois: Float[Array, "batch rois 4"],
+    image_size: Int[Array, "batch 2"],
+    stage: BoxStage,
+) -> Float[Array, "batch rois 4"]:
+    """The boxes that a class-agnostic stage makes of its RoIs; no gradient flows through them."""
+    decoded = box_coder.decode(deltas.reshape(rois.shape), rois, stage.coder_weights)
+    return jax.lax.stop_gradient(jax.vmap(boxes.clip)(decoded, image_size))
 
 
 def postprocess(
@@ -128,37 +194,36 @@ def postprocess(
     image_size: Int[Array, "batch 2"],
     options: BoxHeadOptions,
 ) -> dict[str, Array]:
-    """Detections: `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels`, `valid`."""
+    """Detections, best first: `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels`
+    (from 1), `valid`.
+
+    Args:
+      outputs: of the last stage, its logits the mean over all stages.
+      rois: of the last stage.
+      roi_valid: which are real.
+      image_size: (height, width) of each image on the canvas.
+      options: see `BoxHeadOptions`.
+    """
     logits, deltas = outputs
     batch, number = rois.shape[:2]
     scores = jax.nn.softmax(logits, -1)[:, 1:].reshape(batch, number, -1)
-    deltas = deltas[:, 1:].reshape(batch, number, -1, 4)
     classes = scores.shape[-1]
+    deltas = deltas if options.class_agnostic else deltas[:, 1:]
+    deltas = deltas.reshape(batch, number, -1, 4)
+    coder_weights = options.stages[-1].coder_weights
 
     def image(scores, deltas, rois, roi_valid, size):
+        def candidates(index):
+            own = deltas[index // classes, index % deltas.shape[1]]
+            decoded = box_coder.decode(own, rois[index // classes], coder_weights)
+            decoded = boxes.clip(decoded, size)
+            return decoded, boxes.larger_than(decoded, _MIN_SIDE), index % classes + 1
+
         scores = jnp.where(roi_valid[:, None], scores, 0.0).reshape(-1)
-        score, index = jax.lax.top_k(scores, min(options.nms_candidates, scores.shape[0]))
-        candidates = box_coder.decode(
-            deltas.reshape(-1, 4)[index], rois[index // classes], _CODER_WEIGHTS
+        scores = jnp.where(scores > options.score_threshold, scores, 0.0)
+        found, score, label = nms.best_survivors(
+            scores, candidates, options.nms_iou, options.nms_candidates, options.detections
         )
-        candidates = boxes.clip(candidates, size)
-        valid = (score > options.score_threshold) & boxes.larger_than(candidates, _MIN_SIDE)
-        label = index % classes + 1
-        keep = nms.nms(candidates, score, valid, options.nms_iou, label)
-        best, order = jax.lax.top_k(
-            jnp.where(keep, score, -1.0), min(options.detections, score.shape[0])
-        )
-        valid = best > 0
-        found = {
-            "boxes": jnp.where(valid[:, None], candidates[order], 0),
-            "scores": jnp.where(valid, best, 0),
-            "labels": jnp.where(valid, label[order], 0),
-            "valid": valid,
-        }
-        missing = options.detections - best.shape[0]
-        return {
-            name: jnp.pad(a, ((0, missing), *(((0, 0),) * (a.ndim - 1))))
-            for name, a in found.items()
-        }
+        return {"boxes": found, "scores": score, "labels": label, "valid": score > 0}
 
     return jax.vmap(image)(scores, deltas, rois, roi_valid, image_size)

@@ -11,42 +11,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
+from crnas_jax.models.backbone import Staged, block_class
 from crnas_jax.models.banks import OPERATION_MODULES, SupernetSpec, stage_codes
 from crnas_jax.models.layers import CONV_OUTPUT, BNMode
-from crnas_jax.models.resnet import Block, Stem, block_options
 
 
-class Supernet(nn.Module):
+class Supernet(Staged):
     """c2..c5 of the path whose blocks stand in the variables (see `gather`).
 
-    Attributes:
-      spec: what it holds.
-      remat: recompute blocks in the backward pass instead of keeping what is inside them.
+    `choice` is as `SupernetSpec.choice` makes it.
     """
 
     spec: SupernetSpec
-    remat: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch height width 3"],
-        choice: dict[str, Int[Array, " entries"]],
-        mode: BNMode,
-        weight: Float[Array, " batch"],
-    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Args as `ResNet`; `choice` as `SupernetSpec.choice` makes it."""
-        x = Stem(self.spec.widths[0], name="stem")(x, mode, weight)
-        features = []
-        for stage in range(4):
-            active, operations = stage_codes(self.spec, choice, stage)
-            x = SuperStage(self.spec, stage, self.remat, name=f"stage{stage + 1}")(
-                x, active, operations, mode, weight
-            )
-            features.append(x)
-        return tuple(features)
+    @property
+    def arch(self):
+        return self.spec.deepest
+
+    def make_stage(self, stage, name):
+        return SuperStage(self.spec, stage, self.remat, name=name)
+
+    def stage_operands(self, choice, stage):
+        return stage_codes(self.spec, choice, stage)
 
 
 class SuperStage(nn.Module):
@@ -58,7 +46,7 @@ class SuperStage(nn.Module):
 
     @nn.compact
     def __call__(self, x, active, operations, mode: BNMode, weight):
-        first, first_params, first_stats = self._stacked("first", 1, x)
+        first, first_params, first_stats = self._stacked("first", 1)
 
         def run(block, x, params, stats, operation):
             y, updated = block.apply(
@@ -80,7 +68,7 @@ class SuperStage(nn.Module):
         if self.spec.places[self.stage] == 1:
             return x
 
-        rest, rest_params, rest_stats = self._stacked("rest", self.spec.places[self.stage] - 1, x)
+        rest, rest_params, rest_stats = self._stacked("rest", self.spec.places[self.stage] - 1)
         # What a scan keeps for its backward pass the compiler cannot merge: of a block that is
         # every intermediate array, twice the memory of a network without control flow. Convolution
         # outputs are enough; normalisation and ReLU are recomputed from them at next to no cost.
@@ -108,13 +96,13 @@ class SuperStage(nn.Module):
         self._store(rest_stats, stats, mode)
         return x
 
-    def _stacked(self, kind, places, x):
+    def _stacked(self, kind, places):
         """The block module of this kind, its stacked parameters and statistics."""
-        options = block_options(self.spec.deepest, self.stage, first=kind == "first")
-        block = Block(**options, dilations=self.spec.dilations, in_control_flow=True, parent=None)
+        shape = self.spec.deepest.block(self.stage, first=kind == "first")
+        block = block_class(shape)(shape, self.spec.dilations, in_control_flow=True, parent=None)
 
         def init(key, places=places):
-            return _init_blocks(block, key, places, x.shape[-1])
+            return _init_blocks(block, key, places)
 
         params = self.param(kind, lambda key: init(key)["params"])
         stats = self.variable("batch_stats", kind, lambda: init(jax.random.key(0))["batch_stats"])
@@ -125,9 +113,9 @@ class SuperStage(nn.Module):
             variable.value = stats
 
 
-def _init_blocks(block, key, number, channels):
+def _init_blocks(block, key, number):
     """Variables of `number` independent blocks, stacked."""
-    x = jnp.zeros((1, 2, 2, channels))
+    x = jnp.zeros((1, 2, 2, block.shape.in_channels))
     mode = BNMode(use_batch=False, momentum=None)
     return jax.vmap(lambda key: block.init(key, x, 0, mode, jnp.ones(1)))(
         jax.random.split(key, number)
@@ -143,14 +131,13 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
       path_variables: `params` and `batch_stats` of `Supernet.init`, one path's.
     """
     banks = jax.tree.map(lambda leaf: leaf, path_variables)
-    for stage in range(4):
+    for stage in range(len(spec.places)):
         for kind in ("first", "rest"):
             name = f"stage{stage + 1}"
             if kind not in banks["params"][name]:
                 continue
-            options = block_options(spec.deepest, stage, first=kind == "first")
-            block = Block(**options, dilations=spec.dilations, parent=None)
-            channels = path_variables["params"][name][kind]["conv1"]["kernel"].shape[-2]
+            shape = spec.deepest.block(stage, first=kind == "first")
+            block = block_class(shape)(shape, spec.dilations, parent=None)
             number = spec.bank_rows(stage, first=kind == "first")
             operations = len(spec.dilations) if spec.owns_kernels else 1
             # One draw per (block, operation); modules no operation owns keep the first.
@@ -158,7 +145,6 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
                 block,
                 jax.random.fold_in(key, 2 * stage + (kind == "rest")),
                 number * operations,
-                channels,
             )
             for collection, modules in drawn.items():
                 for module, leaves in modules.items():

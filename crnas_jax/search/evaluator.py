@@ -91,9 +91,13 @@ class SubnetEvaluator:
                 choice = jax.tree.map(lambda leaf: leaf[index], choices)
                 path = self.detector.path(variables, choice)
                 if stats is None:
-                    return self.detector.apply(path, batch, choice, bn)
-                own = jax.tree.map(lambda leaf: leaf[index], stats)
-                return self.detector.apply({**path, "batch_stats": own}, batch, choice, "running")
+                    found = self.detector.apply(path, batch, choice, bn)
+                else:
+                    own = jax.tree.map(lambda leaf: leaf[index], stats)
+                    path = {**path, "batch_stats": own}
+                    found = self.detector.apply(path, batch, choice, "running")
+                # Subnets are ranked by their boxes: what is not put out is not computed.
+                return {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
 
             shapes = jax.eval_shape(one, 0)
             results = jax.tree.map(lambda s: jnp.zeros((self.chunk, *s.shape), s.dtype), shapes)

@@ -131,7 +131,7 @@ class Trainer:
     @functools.cached_property
     def _is_bank(self):
         """For each leaf of the state whether it is a bank; a static tree."""
-        choice = self.model.spec.choice(self.model.spec.places)
+        choice = self.model.spec.choice(self.model.spec.deepest.depths)
         rows = jax.eval_shape(lambda: self._rows(choice))
         return jax.tree.map(lambda index: index.ndim > 0, rows)
 
@@ -194,7 +194,7 @@ class Trainer:
         metrics = {"loss": sum(losses.values()), **losses}
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         new = {
-            "params": optax.apply_updates(state["params"], updates),
+            "params": optax.apply_updates(state["params"], self.model.trained(updates)),
             "batch_stats": state["batch_stats"],
             "opt_state": opt_state,
             "step": state["step"] + 1,
@@ -208,5 +208,6 @@ def sample_choice(model: Model, seed: int, step: int) -> dict[str, np.ndarray] |
         return None
     spec = model.spec
     rng = np.random.default_rng([seed, 3, step])
-    depths = StageSpace(spec.grids).sample(rng)
-    return spec.choice(depths, OperationSpace(depths, spec.dilations).sample(rng))
+    depths = StageSpace.of(spec.family, spec.grids).sample(rng)
+    operations = OperationSpace(spec.arch(depths).stage_depths, spec.dilations).sample(rng)
+    return spec.choice(depths, operations)

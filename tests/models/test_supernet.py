@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import greatest_difference, randomised, tiny_batch, tiny_options
 
-from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models import banks
 from crnas_jax.models.banks import SupernetSpec
@@ -19,6 +18,10 @@ from crnas_jax.training.step import Trainer, sample_choice
 WIDTHS = (8, 8, 16, 16)
 GRIDS = ((1, 2), (1,), (1, 3), (1, 2))
 DEPTHS, OPERATIONS = (2, 1, 3, 1), (0, 1, 2, 0, 2, 1, 2)
+# Of MobileNetV2 the first and the last stage have one block, which is searched too.
+MOBILE_WIDTHS = (4, 4, 8, 8, 8, 12, 16)
+MOBILE_GRIDS = ((1, 2), (1,), (1, 3), (1,), (1, 2))
+MOBILE_DEPTHS, MOBILE_OPERATIONS = (2, 1, 3, 1, 1), (2, 0, 1, 2, 0, 2, 1, 0, 1, 2)
 RULES = [("branch", "own"), ("prefix", "own"), ("branch", "shared"), ("prefix", "shared")]
 
 
@@ -37,8 +40,7 @@ def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
     """`step(detector)` maps (variables, choice) to (outputs, gradient, new statistics)."""
     detector = Detector(spec, tiny_options())
     choice = spec.choice(depths, operations)
-    dilations = tuple(spec.dilations[operation] for operation in operations)
-    alone = Detector(Arch(spec.family, depths, dilations, spec.widths), tiny_options())
+    alone = Detector(spec.arch(depths, operations), tiny_options())
     variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
 
     @jax.jit
@@ -103,11 +105,26 @@ def _detector_step(detector):
     return step
 
 
-@pytest.mark.parametrize("family", ["resnet_basic", "resnet_bottleneck"])
-@pytest.mark.parametrize("rules", RULES, ids="-".join)
+@pytest.mark.parametrize(
+    ("family", "rules"),
+    [
+        *(("resnet_basic", rules) for rules in RULES),
+        ("resnet_bottleneck", RULES[0]),
+        ("resnext_32x4d", RULES[0]),
+        ("resnext_32x4d", RULES[3]),
+        ("mobilenet_v2", RULES[0]),
+        ("mobilenet_v2", RULES[3]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 def test_path_equals_stand_alone_network(family, rules):
     """Features, gradients and updated statistics; stages and operations searched at once."""
-    spec = SupernetSpec(family, WIDTHS, GRIDS, (1, 2, 3), *rules)
+    if family == "mobilenet_v2":
+        spec = SupernetSpec(family, MOBILE_WIDTHS, MOBILE_GRIDS, (1, 2, 3), *rules)
+        _check_path_equals_network(spec, MOBILE_DEPTHS, MOBILE_OPERATIONS, _backbone_step)
+        return
+    widths = (16, 16, 32, 32) if family == "resnext_32x4d" else WIDTHS
+    spec = SupernetSpec(family, widths, GRIDS, (1, 2, 3), *rules)
     _check_path_equals_network(spec, DEPTHS, OPERATIONS, _backbone_step)
 
 

@@ -23,7 +23,9 @@ from crnas_jax.evaluation.detect import detect
 from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import BoxHeadOptions, DetectorOptions, RPNOptions
+from crnas_jax.models.detectors import DetectorOptions
+from crnas_jax.models.roi_heads import BoxHeadOptions
+from crnas_jax.models.rpn import RPNOptions
 from crnas_jax.training.loop import TrainOptions, train
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule

@@ -1,0 +1,253 @@
+"""Detection data in PASCAL VOC's layout: lists of images, and one XML file of objects per image."""
+
+import hashlib
+import math
+import pathlib
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+
+from crnas_jax.data.coco import CocoSource, category_entries
+from crnas_jax.errors import UserError
+
+CLASS_NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+class VocSource(CocoSource):
+    """Random access to one split; attributes and records as `CocoSource`.
+
+    Difficult objects are flagged `crowd` in the records, so that training does not take them for
+    ground truth; in `coco` they are `difficult`, for `crnas_jax.evaluation.voc`.
+
+    Attributes:
+      digest: of the lists and the XML files.
+    """
+
+    _set_apart = ("iscrowd", "difficult")
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        split: str,
+        class_names: Sequence[str] | None = None,
+        strict: bool = False,
+    ):
+        """Reads the lists and the XML files; images are read one by one later.
+
+        Args:
+          folder, split, class_names: as `voc_annotations`.
+          strict: refuse what `skipped` and `cut` would count.
+
+        Raises:
+          UserError: as `voc_annotations`; in `strict` mode, also a box with no size or out of its
+            image.
+        """
+        self._split, self._given_names = split, class_names
+        super().__init__(folder, pathlib.Path(folder) / split, strict)
+
+    def _load(self):
+        return voc_annotations(self._folder, self._split, self._given_names)
+
+    def _fault(self, field, problem, remedy="give a PASCAL VOC data set"):
+        # The entries were made here: what the user can mend is the XML file they come from.
+        entry = re.match(r"annotations\[(\d+)\]", field)
+        if not entry:
+            return UserError(self._file, field, problem, remedy)
+        images = [annotation["image_id"] for annotation in self.coco["annotations"]]
+        image = images[int(entry[1])]
+        number = images[: int(entry[1])].count(image)
+        xml = self.coco["images"][image - 1]["xml"]
+        return UserError(xml, f"object[{number}].bndbox", problem, remedy)
+
+    def _other_size(self, path, height, width):
+        xml = self.coco["images"][self.names.index(path)]["xml"]
+        problem = f"{path} has {height} x {width} pixels"
+        return UserError(xml, "size", problem, "mend height and width there")
+
+
+def voc_annotations(
+    folder: str | pathlib.Path, split: str, class_names: Sequence[str] | None = None
+) -> tuple[dict, str]:
+    """One split as COCO's dict, and its digest.
+
+    Images are numbered from 1 in the order of the lists; their `file_name` is relative to `folder`,
+    `xml` is the file their objects come from. VOC's boxes are 1-based pixels, both ends included: a
+    `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]. A difficult object has
+    `difficult` and `ignore` 1 and `iscrowd` 0.
+
+    Args:
+      folder: the VOCdevkit.
+      split: parts `<year>/<list>` joined by "+", such as "VOC2007/trainval+VOC2012/trainval".
+      class_names: of the categories 1..C; None for VOC's 20.
+
+    Returns:
+      The dict, and the SHA-256 of the lists and XML files.
+
+    Raises:
+      UserError: a list or an XML file is missing or broken, lacks something, has an unknown class
+        or comes twice; or the split has no image or no object.
+    """
+    class_names = list(CLASS_NAMES if class_names is None else class_names)
+    categories = category_entries(list(range(1, len(class_names) + 1)), class_names)
+    category_of = {name: number for number, name in enumerate(class_names, 1)}
+    coco = {"images": [], "annotations": [], "categories": categories}
+    digest, seen = hashlib.sha256(), set()
+    for part in split.split("+"):
+        year, _, name = part.rpartition("/")
+        if not year or not name:
+            raise UserError(
+                folder, "split", f"{part!r} is no <year>/<list>", "give such as VOC2007/trainval"
+            )
+        folder_of_year = pathlib.Path(folder) / year
+        for stem in _stems(folder_of_year / "ImageSets" / "Main" / f"{name}.txt", digest):
+            file = folder_of_year / "Annotations" / f"{stem}.xml"
+            root = _parse(file, _read(file, digest))
+            image, objects = _image(root), _objects(root, category_of)
+            image["file_name"] = f"{year}/JPEGImages/{image['file_name']}"
+            if image["file_name"] in seen:
+                problem = f"{image['file_name']} comes twice in {split}"
+                raise UserError(file, "filename", problem, "list each image once")
+            seen.add(image["file_name"])
+            coco["images"].append({"id": len(coco["images"]) + 1, **image})
+            coco["annotations"] += [
+                {"id": number, "image_id": len(coco["images"]), **entry}
+                for number, entry in enumerate(objects, len(coco["annotations"]) + 1)
+            ]
+    if not coco["annotations"]:
+        raise UserError(folder, split, "no object in it", "label at least one image")
+    return coco, digest.hexdigest()
+
+
+def _read(path, digest):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problem = error.strerror or "unreadable"
+        raise UserError(path, "file", problem, "restore it, or give another split") from error
+    # Of each file by itself, so that what moves from one file to the next is seen.
+    digest.update(hashlib.sha256(content).digest())
+    return content
+
+
+def _stems(path, digest):
+    """Names of the images of a list: its first column."""
+    try:
+        lines = _read(path, digest).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(path, "text", str(error), "give a text file in UTF-8") from error
+    stems = [line.split()[0] for line in lines if line.strip()]
+    if not stems:
+        raise UserError(path, "images", "there are none", "give at least one image")
+    for stem in stems:
+        _require_name(path, "images", stem)
+    return stems
+
+
+def _require_name(path, field, name):
+    """Names come out of files: they must not lead out of their folder."""
+    if any(character in name for character in "/\\\0") or name in ("", ".", ".."):
+        problem = f"{name[:80]!r} is no name of a file"
+        raise UserError(path, field, problem, "give it without folders")
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses document types: VOC has none, and the entities they declare can fill the memory."""
+
+    def doctype(self, name, public, system):
+        raise ValueError("it declares a document type")
+
+
+class _Node:
+    """An XML element that knows its file and place."""
+
+    def __init__(self, file, element, place=""):
+        self.file, self._element, self._place = file, element, place
+
+    def fault(self, tag, problem, remedy):
+        return UserError(self.file, self._place + tag, problem, remedy)
+
+    def has(self, tag):
+        return self._element.find(tag) is not None
+
+    def children(self, tag):
+        return [
+            _Node(self.file, element, f"{self._place}{tag}[{index}].")
+            for index, element in enumerate(self._element.findall(tag))
+        ]
+
+    def child(self, tag):
+        element = self._element.find(tag)
+        if element is None:
+            raise self.fault(tag, "missing", "give it")
+        return _Node(self.file, element, f"{self._place}{tag}.")
+
+    def text(self, tag):
+        text = (self._element.findtext(tag) or "").strip()
+        if not text:
+            raise self.fault(tag, "missing", "give it")
+        return text
+
+    def number(self, tag):
+        text = self.text(tag)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) < 1e9:
+            raise self.fault(tag, f"{text[:40]!r} is no such number", "give pixels")
+        return int(value) if value.is_integer() else value
+
+
+def _parse(file, content):
+    wanted = "give a PASCAL VOC annotation file"
+    try:
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UserError(file, "xml", str(error), wanted) from error
+    if root.tag != "annotation":
+        raise UserError(file, "xml", f"<{root.tag[:40]}> is no <annotation>", wanted)
+    return _Node(file, root)
+
+
+def _image(root):
+    """The entry of an image, without its id."""
+    name, size = root.text("filename"), root.child("size")
+    _require_name(root.file, "filename", name)
+    image = {"file_name": name, "xml": str(root.file)}
+    for side in ("height", "width"):
+        image[side] = size.number(side)
+        if type(image[side]) is not int or image[side] < 1:
+            raise size.fault(side, f"{image[side]}", "give a whole number of at least 1")
+    return image
+
+
+def _objects(root, category_of):
+    """Entries of the objects, without ids."""
+    objects = []
+    for entry in root.children("object"):
+        name = entry.text("name")
+        if name not in category_of:
+            problem = f"{name[:80]!r} is not a class"
+            raise entry.fault("name", problem, "mend it, or give the names of all classes")
+        difficult = entry.number("difficult") if entry.has("difficult") else 0
+        if difficult not in (0, 1):
+            raise entry.fault("difficult", f"{difficult}", "give 0 or 1")
+        # The object's own: the parts of a person have boxes too.
+        box = entry.child("bndbox")
+        x0, y0, x1, y1 = (box.number(tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        width, height = x1 - x0 + 1, y1 - y0 + 1
+        objects.append(
+            {
+                "category_id": category_of[name],
+                "bbox": [x0 - 1, y0 - 1, width, height],
+                "area": max(width, 0) * max(height, 0),
+                "iscrowd": 0,
+                "ignore": difficult,
+                "difficult": difficult,
+            }
+        )
+    return objects

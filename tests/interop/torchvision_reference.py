@@ -1,0 +1,260 @@
+"""torchvision's models with random weights and photograph-like responses, as a reference to meet.
+
+Pretrained weights are not to be had offline, so every model here draws its own: convolutions by
+fan-in, batch norms with statistics and affine parameters that all matter, and the predictors of the
+detectors scaled so that photographs give dozens of detections. Where torchvision's compiled
+operators cannot be loaded (the wheel wants CUDA), `nms` and `roi_align` are the ones below.
+"""
+
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+
+def nms(boxes, scores, threshold):
+    """Indices of the boxes that survive greedy suppression, by falling score."""
+    order = scores.argsort(descending=True, stable=True)
+    overlapping = (torchvision.ops.box_iou(boxes[order], boxes[order]) > threshold).numpy()
+    alive = np.ones(len(order), bool)
+    for index in range(len(order)):
+        if alive[index]:
+            alive[index + 1 :] &= ~overlapping[index, index + 1 :]
+    return order[torch.from_numpy(alive)]
+
+
+def _bin_weights(start, length, bins, samples, size):
+    """Weights [rois, bins, size] of the cells of one axis in each bin's mean, and their range.
+
+    Bilinear interpolation and the mean are separable, and so is the rule that a sample more than
+    one cell outside counts as zero while a nearer one is moved to the border.
+    """
+    count = torch.ceil(length / bins) if samples <= 0 else torch.full_like(length, samples)
+    steps = torch.arange(max(int(count.max()), 1))
+    place = torch.arange(bins)[:, None] + (steps + 0.5) / count.clamp(min=1)[:, None, None]
+    place = start[:, None, None] + place * (length / bins)[:, None, None]
+    inside = (place >= -1) & (place <= size) & (steps < count[:, None, None])
+    place = place.clamp(0, size - 1)
+    near = (1 - (place[..., None] - torch.arange(size)).abs()).clamp(min=0) * inside[..., None]
+    first, last = place.flatten(1).aminmax(dim=1)
+    cells = [slice(int(a), int(b) + 2) for a, b in zip(first, last, strict=True)]
+    return near.sum(2) / count.clamp(min=1)[:, None, None], cells
+
+
+def roi_align(features, rois, scale, height, width, samples, aligned):
+    """Mean of bilinear samples in each bin: features [B, C, H, W] to [rois, C, height, width]."""
+    if len(rois) == 0:
+        return features.new_zeros((0, features.shape[1], height, width))
+    start, end = (rois[:, 1:] * scale - 0.5 * aligned).split(2, dim=1)
+    length = end - start if aligned else (end - start).clamp(min=1)
+    rows, tall = _bin_weights(start[:, 1], length[:, 1], height, samples, features.shape[2])
+    columns, wide = _bin_weights(start[:, 0], length[:, 0], width, samples, features.shape[3])
+    return torch.stack(
+        [
+            rows[i, :, y] @ (features[image, :, y, x] @ columns[i, :, x].T)
+            for i, (image, y, x) in enumerate(zip(rois[:, 0].long(), tall, wide, strict=True))
+        ]
+    )
+
+
+def _compiled_operators_load() -> bool:
+    origin = pathlib.Path(importlib.util.find_spec("torchvision").origin)
+    try:
+        torch.ops.load_library(origin.with_name("_C.so"))
+    except OSError:
+        return False
+    return True
+
+
+_COMPILED = _compiled_operators_load()
+if not _COMPILED:
+    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+    for _schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
+        " SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+    ):
+        _OPERATORS.define(_schema)
+    _OPERATORS.impl("nms", nms, "CPU")
+    _OPERATORS.impl("roi_align", roi_align, "CompositeImplicitAutograd")
+
+import torchvision  # noqa: E402
+from torchvision.models.detection.image_list import ImageList  # noqa: E402
+
+if not _COMPILED:
+    # Its functions ask first whether the library was loaded; roi_align holds its own name for that.
+    torchvision.extension._has_ops = lambda: True
+    sys.modules["torchvision.ops.roi_align"]._has_ops = lambda: True
+
+
+def _last_norm(block):
+    """The batch norm that closes a residual branch, or None."""
+    if isinstance(block, torchvision.models.resnet.BasicBlock):
+        return block.bn2
+    if isinstance(block, torchvision.models.resnet.Bottleneck):
+        return block.bn3
+    if isinstance(block, torchvision.models.mobilenetv2.InvertedResidual) and block.use_res_connect:
+        return block.conv[-1]
+    return None
+
+
+def _randomise(model):
+    """Draw weights, biases and statistics that all matter and keep activations' size with depth."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+        elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            before_norm = module.bias is None
+            gain = "relu" if before_norm else "linear"
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity=gain)
+            if not before_norm:
+                module.bias.normal_(0, 0.1)
+    for block in model.modules():
+        if norm := _last_norm(block):
+            norm.weight.mul_(0.15)
+
+
+def classifier(name: str, seed: int) -> torch.nn.Module:
+    """A classifier of 1000 classes in eval mode: a ResNet, a ResNeXt or `mobilenet_v2`."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = getattr(torchvision.models, name)(weights=None).eval()
+        _randomise(model)
+    return model
+
+
+@torch.no_grad()
+def features(name: str, model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """Maps c2..c5 of normalised images [B, 3, H, W], strides 4, 8, 16 and 32."""
+    if name == "mobilenet_v2":
+        stages = [model.features[start:end] for start, end in ((0, 4), (4, 7), (7, 14), (14, 19))]
+    else:
+        images = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+        stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    maps = []
+    for stage in stages:
+        images = stage(images)
+        maps.append(images)
+    return maps
+
+
+def _scene(size=256):
+    """A stand-in for a normalised photograph [1, 3, size, size]: blobs of colour of all sizes."""
+    scene = torch.zeros(1, 3, size, size)
+    for cells in (2, 4, 8, 16, 32, 64, 128):
+        blobs = torch.randn(1, 3, cells, cells) * 2 / cells**0.5
+        scene += torch.nn.functional.interpolate(blobs, size=(size, size), mode="bilinear")
+    return scene
+
+
+def _standardise(predictor, rows, spread):
+    """Centre a linear layer's or 1x1 convolution's outputs on `rows` [n, C], with a deviation."""
+    response = rows @ predictor.weight.flatten(1).T
+    scale = spread / response.std(0)
+    predictor.weight.mul_(scale.reshape(-1, *[1] * (predictor.weight.ndim - 1)))
+    predictor.bias.copy_(-response.mean(0) * scale)
+
+
+def _scale_predictors(model):
+    """Spread the predictors' outputs over a scene's anchors and regions, most of them background.
+
+    Without it the part of a random network's response that all regions share decides the class.
+    The scene has no padding, so the pooling layers, which infer their scales from the first sizes
+    they see and keep them, find exactly 1/4 to 1/32.
+    """
+    images, head, heads = _scene(), model.rpn.head, model.roi_heads
+    sizes = [tuple(images.shape[2:])]
+    pyramid = model.backbone(images)
+    rows = torch.cat([head.conv(level)[0].flatten(1).T for level in pyramid.values()])
+    _standardise(head.cls_logits, rows, 1.5)
+    _standardise(head.bbox_pred, rows, 0.2)
+    proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
+
+    predictor = heads.box_predictor
+    rows = heads.box_head(heads.box_roi_pool(pyramid, proposals, sizes))
+    _standardise(predictor.cls_score, rows, 3.0)
+    _standardise(predictor.bbox_pred, rows, 1.0)
+    background, *classes = predictor.cls_score(rows).T
+    # One region in twenty is more likely to be some class than background.
+    predictor.cls_score.bias[0] += (torch.stack(classes).amax(0) - background).quantile(0.95)
+
+    if heads.has_mask():
+        masks = heads.mask_predictor
+        rows = heads.mask_head(heads.mask_roi_pool(pyramid, [proposals[0][:50]], sizes))
+        rows = masks.relu(masks.conv5_mask(rows)).permute(0, 2, 3, 1).flatten(0, 2)
+        _standardise(masks.mask_fcn_logits, rows, 2.0)
+
+
+def detector(name: str, seed: int, classes: int = 91) -> torch.nn.Module:
+    """`fasterrcnn_resnet50_fpn` or `maskrcnn_resnet50_fpn` in eval mode, which samples everything.
+
+    `classes` counts the background. Without pretrained weights torchvision builds it with
+    BatchNorm2d of eps 1e-5, not FrozenBatchNorm2d.
+    """
+    sampling = {
+        f"{part}_{option}": value
+        for part in ("rpn", "box")
+        for option, value in (("batch_size_per_image", 2**40), ("positive_fraction", 0.5))
+    }
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        build = getattr(torchvision.models.detection, name)
+        model = build(weights=None, weights_backbone=None, num_classes=classes, **sampling).eval()
+        _randomise(model)
+        _scale_predictors(model)
+    return model
+
+
+@torch.no_grad()
+def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[dict]:
+    """Detections of each image, best first, without torchvision's own resizing.
+
+    Args:
+        model: of `detector`.
+        images: normalised and padded, [B, 3, H, W].
+        sizes: the true (height, width) of each.
+
+    Returns:
+        For each image boxes [n, 4], labels [n] and scores [n]; of a mask model also `masks`
+        [n, 28, 28], probabilities inside the boxes.
+    """
+    pyramid = model.backbone(images)
+    proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
+    detections, _ = model.roi_heads(pyramid, proposals, sizes)
+    for detection in detections:
+        if "masks" in detection:
+            detection["masks"] = detection["masks"][:, 0]
+    return detections
+
+
+def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
+    return paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
+
+
+@torch.no_grad()
+def losses(
+    model: torch.nn.Module, images: torch.Tensor, sizes: list, targets: list, proposals: list
+) -> dict[str, float]:
+    """Training losses over all labelled anchors, all proposals and the ground truth.
+
+    Args:
+        model: of `detector`; its batch norms use their running statistics.
+        images: normalised and padded, [B, 3, H, W].
+        sizes: the true (height, width) of each.
+        targets: for each image boxes [G, 4], int64 labels [G] and, for a mask model, masks
+            [G, H, W] of zeros and ones.
+        proposals: for each image boxes [P, 4], in place of the RPN's; ground truth is appended.
+    """
+    pyramid = model.backbone(images)
+    model.train()
+    _, first = model.rpn(ImageList(images, sizes), pyramid, targets)
+    _, second = model.roi_heads(pyramid, proposals, sizes, targets)
+    model.eval()
+    return {name: float(loss) for name, loss in (first | second).items()}
