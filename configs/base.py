@@ -13,13 +13,15 @@ def get_config() -> ConfigDict:
     config.devices = 0  # how many to use; 0 for all
     config.precision = "float32"  # of activations: "float32" or "bfloat16"; parameters are float32
     config.remat = False  # recompute backbone blocks in the backward pass: less memory, more time
-    config.baseline = "resnet50"  # of the zoo; its cost in blocks is the budget
+    # Of the zoo, or a .json with an architecture; its cost in blocks is the budget.
+    config.baseline = "resnet50"
     config.budget = 0.0  # total cost in blocks; 0 for the baseline's
     config.widths = ()  # per stage, of the networks that are trained in the end; () for the zoo's
     config.network = "searched"  # what train_detector and evaluate mean: "searched" or "baseline"
 
     config.data = ConfigDict()
-    # "coco" (folder with images and json), "voc" (VOCdevkit) or "synthetic" (no files).
+    # "coco" (folder with images and json), "voc" (VOCdevkit), "synthetic" (no files) or "none" (for
+    # classification alone).
     config.data.name = "coco"
     config.data.folder = "data/coco"  # holds the following
     config.data.images = "images"  # folder of the images; of "coco" alone

@@ -68,7 +68,14 @@ class Pipeline:
 
     @property
     def classes(self) -> int:
-        """Number of object classes."""
+        """Number of object classes.
+
+        Raises:
+          UserError: there are no detection data.
+        """
+        if not self._sources:
+            problem = '"none", and detection needs images with boxes'
+            raise UserError("config", "data.name", problem, "name a data set")
         return len(self._sources["train"].class_names)
 
     def plan(self) -> str:

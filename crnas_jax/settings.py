@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 from crnas_jax import cost, zoo
 from crnas_jax.arch import Arch
@@ -21,8 +22,8 @@ from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.loop import TrainOptions
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
-from crnas_jax.validation import check_values, naming
-from crnas_jax.workdir import digest
+from crnas_jax.validation import check_lengths, check_values, naming
+from crnas_jax.workdir import digest, read_json
 
 # The trained networks of a run.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
@@ -46,8 +47,11 @@ class Settings:
 
     @property
     def hash(self) -> str:
-        """Of all fields that can change a result."""
-        return digest(json.dumps(_results_only(self.config.to_dict()), sort_keys=True))
+        """Of all fields that can change a result; of a file with an architecture, what it holds."""
+        fields = _results_only(self.config.to_dict())
+        if self.config.baseline.endswith(".json"):
+            fields["baseline"] = self._published.to_json()
+        return digest(json.dumps(fields, sort_keys=True))
 
     @property
     def size(self) -> ImageSize:
@@ -68,9 +72,23 @@ class Settings:
 
     @property
     def baseline(self) -> Arch:
-        """The network to be reallocated, at the config's widths where it names some."""
-        arch, widths = zoo.get(self.config.baseline), tuple(self.config.widths)
+        """The network to be reallocated, at the config's widths where it names some.
+
+        Raises:
+          UserError: the zoo does not know it, or its file holds no architecture.
+        """
+        arch, widths = self._published, tuple(self.config.widths)
         return dataclasses.replace(arch, widths=widths or arch.widths)
+
+    @property
+    def _published(self) -> Arch:
+        """Of the zoo, or of a file: an `Arch`, or the result of a search."""
+        name = self.config.baseline
+        if not name.endswith(".json"):
+            return zoo.get(name)
+        fields = read_json(pathlib.Path(name), "name a file of Arch.to_json(), or a result.json")
+        fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
+        return Arch.from_json(json.dumps(fields))
 
     @property
     def budget(self) -> float:
@@ -96,12 +114,15 @@ class Settings:
         return OperationSpace(stages, tuple(self.config.supernet.dilations))
 
     def sources(self) -> dict:
-        """The splits of the detection data by name; `val` is left out where it is not named.
+        """The splits of the detection data by name; without `val` where it is not named, none at
+        all where `data.name` is "none".
 
         Raises:
           UserError: the files are faulty, or the splits do not belong together.
         """
         data = self.config.data
+        if data.name == "none":
+            return {}
         sources = {
             split: data_build.source(data, split, self.has_masks)
             for split in data_build.SPLITS
@@ -257,7 +278,6 @@ class Settings:
 
     def validate(self) -> None:
         """Raises UserError for a config that cannot run; nothing is read or written."""
-        traits = zoo.get(self.config.baseline).traits
         check_values(
             self.config,
             {
@@ -272,12 +292,11 @@ class Settings:
                 "detector.freeze_at": tuple(range(6)),
                 "detector.lowest_level": (2, 3),
             },
-            {
-                "widths": len(traits.widths),
-                "supernet.widths": len(traits.widths),
-                "supernet.grids": len(traits.searched),
-            },
         )
+        traits = self._published.traits
+        stages = dict.fromkeys(("widths", "supernet.widths"), len(traits.widths))
+        stages["supernet.grids"] = len(traits.searched)
+        check_lengths(self.config, stages, or_none=True)
         recipes = [*dict.fromkeys(RECIPE_OF.values())]
         recipes += ["pretrain"] if self.config.pretrain.networks else []
         for recipe in recipes:

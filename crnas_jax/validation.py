@@ -49,13 +49,12 @@ _LENGTHS = {
 _INTEGER_LIMIT = 2**31
 
 
-def check_values(config, choices: dict[str, tuple], lengths: dict[str, int]) -> None:
+def check_values(config, choices: dict[str, tuple]) -> None:
     """Raises UserError for the first value out of its range.
 
     Args:
       config: a ConfigDict with the fields of `configs/base.py`.
       choices: by field, the values it may have (each of them, where it is a tuple).
-      lengths: by field, how many entries it has if it is not empty.
     """
     get = functools.partial(_value, config)
     for field, allowed in choices.items():
@@ -63,11 +62,7 @@ def check_values(config, choices: dict[str, tuple], lengths: dict[str, int]) -> 
         for one in value if isinstance(value, tuple | list) else (value,):
             if one not in allowed:
                 raise _error(field, f"{one!r} is unknown", f"use {_either(allowed)}")
-    for field, length in (_LENGTHS | lengths).items():
-        value = get(field)
-        allowed = (0, length) if field in lengths else (length,)
-        if not isinstance(value, tuple | list) or len(value) not in allowed:
-            raise _error(field, f"{value!r}", f"give {length} entries")
+    check_lengths(config, _LENGTHS)
     for fields, kind, fits in (
         (_COUNTS, "whole number of at least 1", lambda v: _whole(v) and v >= 1),
         (_COUNTS_OR_0, "whole number of at least 0", lambda v: _whole(v) and v >= 0),
@@ -87,6 +82,15 @@ def check_values(config, choices: dict[str, tuple], lengths: dict[str, int]) -> 
             raise _error(f"{recipe}.drops", f"{drops}", "give ascending fractions of the run")
     if get("data.long") < get("data.short"):
         raise _error("data.long", "less than data.short", "give the longer side's bound")
+
+
+def check_lengths(config, lengths: dict[str, int], or_none: bool = False) -> None:
+    """Raises UserError for the first tuple that has not so many entries, or with `or_none` none."""
+    for field, length in lengths.items():
+        value = _value(config, field)
+        allowed = (0, length) if or_none else (length,)
+        if not isinstance(value, tuple | list) or len(value) not in allowed:
+            raise _error(field, f"{value!r}", f"give {length} entries")
 
 
 def _entries(value):

@@ -256,7 +256,11 @@ CASES = {
         ["--config.budget=3"],
         "no allocation costs 3 blocks; nearest: 4, 5",
     ),
-    "negative budget": (None, ["--config.budget=-1"], "budget: -1; give a whole number"),
+    "negative budget": (
+        None,
+        ["--config.budget=-1"],
+        "budget: -1.0; give a number of at",
+    ),
     "grid out of order": (
         None,
         ["--config.supernet.grids=((2,1),(1,),(1,),(1,))"],

@@ -16,14 +16,14 @@ def plan(settings: Settings, sources: dict, workdir) -> str:
       sources: splits by name.
       workdir: of the run.
     """
-    classes = len(sources["train"].class_names)
+    classes = len(sources["train"].class_names) if sources else 80
     cost = settings.cost(settings.baseline, classes)
     size = f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters"
     baseline = settings.baseline
     sizes = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
     devices = jax.devices()[: settings.devices]
     rows = [
-        f"data        {sizes} images; {classes} classes",
+        *([f"data        {sizes} images; {classes} classes"] if sources else []),
         f"baseline    {settings.config.baseline} {baseline.depths}, "
         f"{settings.config.detector.kind}: {size}",
         *(_searches(settings) if "val" in sources else ()),
@@ -60,7 +60,7 @@ def _notes(settings, sources):
     cut = sum(source.cut for source in sources.values())
     if cut:
         yield f"{cut} boxes reach out of their image; training uses the part inside"
-    annotations = sources["train"].coco["annotations"]
+    annotations = sources["train"].coco["annotations"] if sources else []
     boxes = collections.Counter(annotation["image_id"] for annotation in annotations)
     crowded = sum(number > settings.config.data.max_objects for number in boxes.values())
     if crowded:

@@ -74,7 +74,7 @@ def require_consistent(sources: Mapping) -> None:
     Args:
       sources: by name of their split.
     """
-    owner, first = {}, next(iter(sources.values()))
+    owner, first = {}, next(iter(sources.values()), None)
     for split, one in sources.items():
         if (one.category_ids, one.class_names) != (first.category_ids, first.class_names):
             raise UserError(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from crnas_jax.arch import Arch
@@ -14,6 +15,7 @@ from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
 from crnas_jax.models.detectors import RCNN, DetectorOptions
 from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN, preprocess
 from crnas_jax.models.supernet import Supernet, init_banks
+from crnas_jax.search_space import OperationSpace, StageSpace
 
 # Statistics a model may be run with: the stored ones, or those of the mini-batch.
 BN_MODES = {"running": BN_RUNNING, "batch": BN_BATCH}
@@ -49,6 +51,11 @@ class Model:
     def is_supernet(self) -> bool:
         """Whether there is something to choose."""
         return isinstance(self.spec, banks.SupernetSpec)
+
+    @property
+    def has_banks(self) -> bool:
+        """Whether only a part of the parameters is at work in a step (see `banks`)."""
+        return self.is_supernet
 
     @property
     def module(self):
@@ -101,18 +108,26 @@ class Model:
             "batch_stats"
         ]
 
-    def trained(self, updates: PyTree) -> PyTree:
-        """Updates of parameters, zero for those of the backbone that are frozen."""
+    def moves(self, gradient: PyTree) -> PyTree | None:
+        """Which parameters a step with this gradient moves, bools; None for all of them."""
         if self.frozen == Frozen():
-            return updates
+            return None
         arch = self.spec.deepest if self.is_supernet else self.spec
 
-        def update(path, leaf):
-            names = tuple(key.key for key in path)
-            return jnp.zeros_like(leaf) if self.frozen.holds(arch, names) else leaf
+        def moves(path, _):
+            parts = tuple(key.key for key in path)
+            return parts[0] != "backbone" or not self.frozen.holds(arch, parts[1:])
 
-        backbone = jax.tree_util.tree_map_with_path(update, updates["backbone"])
-        return {**updates, "backbone": backbone}
+        return jax.tree_util.tree_map_with_path(moves, gradient)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        """A path of a supernet, uniform; None of a stand-alone network."""
+        if not self.is_supernet:
+            return None
+        spec = self.spec
+        depths = StageSpace.of(spec.family, spec.grids).sample(rng)
+        operations = OperationSpace(spec.arch(depths).stage_depths, spec.dilations).sample(rng)
+        return spec.choice(depths, operations)
 
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""

@@ -69,38 +69,35 @@ class NASFPN(nn.Module):
         while len(levels) < LEVELS:
             levels.append(_max_pool(levels[-1], 2))
         for stack in range(self.stacks):
-            nodes, outputs = list(levels), {}
+            nodes, outputs = list(enumerate(levels)), {}
             for index, cell in enumerate(CELLS):
-                node = _merge(cell, nodes, levels)
+                node = _merge(cell, nodes)
                 name = f"stack{stack + 1}_cell{index + 1}_"
                 node = conv_bn(
                     nn.relu(node), self.channels, 3, mode=mode, weight=weight, prefix=name
                 )
-                nodes.append(node)
+                nodes.append((cell.level, node))
                 outputs[cell.level] = node
             levels = [outputs[level] for level in range(LEVELS)]
         return tuple(levels)
 
 
-def _merge(cell, nodes, levels):
+def _merge(cell, nodes):
     """The two inputs at the cell's resolution, merged; the coarser one gates in an attention."""
-    sizes = [level.shape[1:3] for level in levels]
-    size = sizes[cell.level]
-    finer, coarser = sorted((nodes[i] for i in cell.inputs), key=lambda x: -x.shape[1])
-    finer, coarser = _resize(finer, size), _resize(coarser, size)
+    size = nodes[cell.level][1].shape[1:3]
+    inputs = sorted((nodes[index] for index in cell.inputs), key=lambda node: node[0])
+    finer, coarser = (_resize(x, cell.level - level, size) for level, x in inputs)
     if cell.attention:
         gate = jax.nn.sigmoid(coarser.max((1, 2), keepdims=True))
         merged = coarser + finer * gate
     else:
         merged = finer + coarser
-    return merged if cell.extra is None else merged + nodes[cell.extra]
+    return merged if cell.extra is None else merged + nodes[cell.extra][1]
 
 
-def _resize(x, size):
-    """Nearest up, maximum down."""
-    if x.shape[1] > size[0]:
-        return _max_pool(x, round(x.shape[1] / size[0]))
-    return nearest(x, size)
+def _resize(x, levels, size):
+    """Maximum down by so many levels, or nearest up to `size`."""
+    return _max_pool(x, 2**levels) if levels > 0 else nearest(x, size)
 
 
 def _max_pool(x, factor):

@@ -20,7 +20,6 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.models.banks import WHOLE, gather, scatter
 from crnas_jax.models.build import Model
-from crnas_jax.search_space import OperationSpace, StageSpace
 from crnas_jax.training.mesh import replicated
 
 
@@ -29,7 +28,7 @@ class Trainer:
     """Initialises and advances a training state {"params", "batch_stats", "opt_state", "step"}.
 
     Attributes:
-      model: what is trained.
+      model: what is trained: a `Model`, or a `search.foreign.Foreign`.
       optimizer: an optax chain whose state is elementwise in the parameters.
       mesh: the state is replicated over it, batches are split over its axis `data`.
       seed: of initialisation and of the draws of anchors and RoIs.
@@ -93,7 +92,7 @@ class Trainer:
         """
         path = self.path_shapes(choice)
         update = (self._update, (path, part, choice, None))
-        if not self.model.is_supernet:
+        if not self.model.has_banks:
             return [update]
         (banks, _), (blocks, _) = self._split(self.shapes), self._split(path)
         return [(self._gather, (banks, choice)), update, (self._scatter, (banks, blocks, choice))]
@@ -103,13 +102,13 @@ class Trainer:
         return jax.eval_shape(lambda state: self._take_path(state, choice), self.shapes)
 
     def _take_path(self, state, choice):
-        if not self.model.is_supernet:
+        if not self.model.has_banks:
             return state
         banks, whole = self._split(state)
         return self._merge(self._gather(banks, choice), whole)
 
     def _put_back(self, state, path, choice):
-        if not self.model.is_supernet:
+        if not self.model.has_banks:
             return path
         banks, _ = self._split(state)
         blocks, whole = self._split(path)
@@ -191,10 +190,21 @@ class Trainer:
         means = jax.tree.map(lambda leaf: leaf / sums["images"], sums)
         gradient, losses = means["gradient"], means["losses"]
         updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
+        moves = self.model.moves(gradient)
+        if moves is not None:  # what does not move keeps its momentum too
+            updates = jax.tree.map(lambda m, u: jnp.where(m, u, 0), moves, updates)
+            moves = optax.tree_map_params(
+                self.optimizer,
+                lambda _, moving: moving,
+                opt_state,
+                moves,
+                transform_non_params=lambda _: True,
+            )
+            opt_state = jax.tree.map(jnp.where, moves, opt_state, state["opt_state"])
         metrics = {"loss": sum(losses.values()), **losses}
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         new = {
-            "params": optax.apply_updates(state["params"], self.model.trained(updates)),
+            "params": optax.apply_updates(state["params"], updates),
             "batch_stats": state["batch_stats"],
             "opt_state": opt_state,
             "step": state["step"] + 1,
@@ -204,10 +214,4 @@ class Trainer:
 
 def sample_choice(model: Model, seed: int, step: int) -> dict[str, np.ndarray] | None:
     """The path of a step, uniform, one for all devices; None for a stand-alone network."""
-    if not model.is_supernet:
-        return None
-    spec = model.spec
-    rng = np.random.default_rng([seed, 3, step])
-    depths = StageSpace.of(spec.family, spec.grids).sample(rng)
-    operations = OperationSpace(spec.arch(depths).stage_depths, spec.dilations).sample(rng)
-    return spec.choice(depths, operations)
+    return model.sample(np.random.default_rng([seed, 3, step]))

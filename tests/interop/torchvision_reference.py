@@ -170,6 +170,11 @@ def _scale_predictors(model):
     """
     images, head, heads = _scene(), model.rpn.head, model.roi_heads
     sizes = [tuple(images.shape[2:])]
+    for (block,), level in zip(
+        model.backbone.fpn.layer_blocks, model.backbone(images).values(), strict=False
+    ):
+        block.weight.div_(level.std())
+        block.bias.sub_(level.mean((0, 2, 3))).div_(level.std())
     pyramid = model.backbone(images)
     rows = torch.cat([head.conv(level)[0].flatten(1).T for level in pyramid.values()])
     _standardise(head.cls_logits, rows, 1.5)

@@ -1,5 +1,7 @@
 """Suppression against the textbook greedy loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,16 @@ N = 14
 
 suppress = jax.jit(nms.nms, static_argnums=3)
 suppress_batch = jax.jit(jax.vmap(lambda *image: nms.nms(*image, 0.4)))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def best_survivors(boxes, scores, groups, at_once):
+    def candidates(index):
+        sides = boxes[index, 2:] - boxes[index, :2]
+        return boxes[index], (sides > 0).all(1), groups[index]
+
+    return nms.best_survivors(scores, candidates, 0.4, at_once, 4)
+
 
 # Small whole coordinates: duplicates, empty and inverted boxes, and IoU exactly at a threshold
 # happen often, and float32 holds every area exactly.
@@ -172,3 +184,21 @@ def test_images_that_settle_after_different_numbers_of_rounds_share_a_batch():
 def test_no_entries_at_all():
     keep = nms.nms(jnp.zeros((0, 4)), jnp.zeros(0), jnp.zeros(0, bool), 0.5)
     assert keep.shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ANY_BOXES, hnp.arrays(np.float32, (N,), elements=st.integers(0, 5).map(lambda v: v / 4)), GROUPS
+)
+def test_the_best_survivors_are_those_of_suppression_over_all(boxes, scores, groups):
+    """Whatever the number that enters at once; scores of 0 and boxes without size are none."""
+    counts = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    keep = reference_nms(boxes, scores, (scores > 0) & counts, 0.4, groups)
+    order = [i for i in sorted(range(N), key=lambda i: (-scores[i], i)) if keep[i]][:4]
+    for at_once in (1, 3, N):
+        found = best_survivors(
+            jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(groups), at_once
+        )
+        np.testing.assert_array_equal(found[0][: len(order)], boxes[order])
+        np.testing.assert_array_equal(found[1], np.append(scores[order], np.zeros(4 - len(order))))
+        np.testing.assert_array_equal(found[2][: len(order)], groups[order])

@@ -1,0 +1,120 @@
+"""Others' networks in our trainer and searches.
+
+A network needs no Flax and no detail of ours: a space, `init`, `apply` and `cost` are enough.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from crnas_jax.errors import UserError
+from crnas_jax.models.banks import WHOLE
+
+
+class Space(Protocol):
+    """What may be chosen. `StageSpace` and `OperationSpace` are two."""
+
+    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """One code."""
+
+    def enumerate(self) -> Iterable[tuple[int, ...]]:
+        """All codes."""
+
+
+class Searchable(Protocol):
+    """A supernet of anybody's.
+
+    Attributes:
+      space: of its codes.
+    """
+
+    space: Space
+
+    def init(self, key: Array) -> PyTree:
+        """Freshly drawn variables: {"params", "batch_stats"}, the latter as you like."""
+
+    def apply(self, variables: PyTree, choice: Array, batch: dict[str, Array]) -> dict[str, Array]:
+        """The subnet of `choice` (int32, a code) on a batch of the contract (see
+        `data.transforms.DetectionRows`).
+
+        The choice is traced: pick branches with `lax.switch`. Of what comes back training adds up
+        the entries whose name begins with `loss` and keeps `batch_stats`, if there are any; scoring
+        takes `boxes` [B, n, 4] in canvas pixels, `scores`, `labels` (from 1) and `valid` [B, n].
+        What is not asked for is not computed.
+        """
+
+    def cost(self, choice: tuple[int, ...]) -> float:
+        """Of a subnet, in any unit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A `Searchable` as `Trainer`, `train`, `SubnetEvaluator` and `SubnetScorer` want a model.
+
+    In a step nothing moves the parameters that got no gradient, neither momentum nor weight decay:
+    those are the branches that were not sampled. Score it with `ScoreOptions(bn="running")`.
+    """
+
+    network: Searchable
+
+    # There are no banks: every step sees all variables.
+    has_banks = False
+
+    def init(self, key: Array) -> PyTree:
+        """As the network's, with `batch_stats`."""
+        return {"batch_stats": {}, **self.network.init(key)}
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """The choice of a step."""
+        return choice_of(self.network.space.sample(rng))
+
+    def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
+        """Training losses, and the statistics after this mini-batch."""
+        del keys
+        found = self.network.apply(variables, choice, batch)
+        losses = {name: value for name, value in found.items() if name.startswith("loss")}
+        return losses, found.get("batch_stats", variables["batch_stats"])
+
+    def apply(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
+        """Detections."""
+        del bn
+        return self.network.apply(variables, choice, batch)
+
+    def rows(self, tree: PyTree, choice) -> PyTree:
+        """No leaf is a bank."""
+        del choice
+        return jax.tree.map(lambda leaf: WHOLE, tree)
+
+    def path(self, variables: PyTree, choice) -> PyTree:
+        """All variables."""
+        del choice
+        return variables
+
+    def moves(self, gradient: PyTree) -> PyTree:
+        """Which parameters got a gradient."""
+        return jax.tree.map(lambda leaf: jnp.any(leaf != 0), gradient)
+
+
+def choice_of(code, batch: int = 0) -> np.ndarray:
+    """A code as `Searchable.apply` takes it, the same on every mini-batch."""
+    del batch
+    return np.asarray(code, np.int32)
+
+
+def affordable(network: Searchable, limit: float) -> list[tuple[int, ...]]:
+    """All codes that cost at most `limit`, ascending.
+
+    Raises:
+      UserError: there are none.
+    """
+    costs = {tuple(code): network.cost(code) for code in network.space.enumerate()}
+    codes = sorted(code for code, cost in costs.items() if cost <= limit)
+    if not codes:
+        least = f"the cheapest costs {min(costs.values(), default=float('nan')):g}"
+        raise UserError("search", "limit", f"no code costs {limit:g} or less", least)
+    return codes
