@@ -82,7 +82,7 @@ def run_commands(commands: list[list[str]]) -> list[dict]:
         capture_output=True,
         text=True,
         check=True,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
     return json.loads(run.stdout)
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from crnas_jax import zoo
 from crnas_jax.errors import UserError
 from crnas_jax.search_space import OperationSpace, StageSpace
 
@@ -16,6 +17,23 @@ def test_counts_of_the_paper(budget, number):
     assert space.count(budget) == len(found) == len(set(found)) == number
     assert found == sorted(found)
     assert all(sum(depths) == budget for depths in found)
+
+
+def test_mobilenets_space_is_the_papers():
+    space = StageSpace.of("mobilenet_v2")
+    assert space.count(16) == len(list(space.enumerate(16))) == 43
+    for name in ("mobilenet_v2", "cr_mobilenet_v2"):
+        arch = zoo.get(name)
+        assert space.cost(arch.depths) == 16
+        space.branch(arch.depths)
+        assert OperationSpace(arch.stage_depths).blocks == 17
+        assert OperationSpace(arch.stage_depths).evaluations() == 147
+
+
+def test_a_family_has_a_grid_for_each_searched_stage():
+    assert StageSpace.of("resnext_32x4d").count(16) == 153
+    with pytest.raises(UserError, match="give 5 for mobilenet_v2"):
+        StageSpace.of("mobilenet_v2", ((1,),) * 4)
 
 
 def test_count_equals_brute_force_with_costs():

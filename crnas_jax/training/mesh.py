@@ -8,7 +8,7 @@ from crnas_jax.errors import UserError
 
 _ON_DEVICE = (
     *("image", "image_size", "weight"),
-    *("boxes", "labels", "valid", "crowd"),  # of detection
+    *("boxes", "labels", "valid", "crowd", "masks"),  # of detection
     *("proposals", "proposals_valid"),  # of detection with given proposals
     "label",  # of classification
 )

@@ -1,17 +1,21 @@
-"""torchvision's models with random weights and photograph-like responses, as a reference to meet.
+"""torchvision's models with random weights, as the reference that converted weights must meet.
 
-Pretrained weights are not to be had offline, so every model here draws its own: convolutions by
-fan-in, batch norms with statistics and affine parameters that all matter, and the predictors of the
-detectors scaled so that photographs give dozens of detections. Where torchvision's compiled
+Weights, biases and batch norm statistics are drawn so that all of them matter, and the detectors'
+predictors are scaled so that photographs give dozens of detections. Where torchvision's compiled
 operators cannot be loaded (the wheel wants CUDA), `nms` and `roi_align` are the ones below.
 """
 
 import importlib.util
+import itertools
 import pathlib
 import sys
 
 import numpy as np
 import torch
+
+# roi_align runs thousands of small products, and threads that wait for each other make each slow
+# on a busy machine: 9 s where one thread takes 0.4 s.
+torch.set_num_threads(1)
 
 
 def nms(boxes, scores, threshold):
@@ -28,8 +32,8 @@ def nms(boxes, scores, threshold):
 def _bin_weights(start, length, bins, samples, size):
     """Weights [rois, bins, size] of the cells of one axis in each bin's mean, and their range.
 
-    Bilinear interpolation and the mean are separable, and so is the rule that a sample more than
-    one cell outside counts as zero while a nearer one is moved to the border.
+    Bilinear interpolation and the mean are separable. So is the rule that a sample more than one
+    cell outside counts as zero, while a nearer one moves to the border.
     """
     count = torch.ceil(length / bins) if samples <= 0 else torch.full_like(length, samples)
     steps = torch.arange(max(int(count.max()), 1))
@@ -51,54 +55,34 @@ def roi_align(features, rois, scale, height, width, samples, aligned):
     length = end - start if aligned else (end - start).clamp(min=1)
     rows, tall = _bin_weights(start[:, 1], length[:, 1], height, samples, features.shape[2])
     columns, wide = _bin_weights(start[:, 0], length[:, 0], width, samples, features.shape[3])
-    return torch.stack(
-        [
-            rows[i, :, y] @ (features[image, :, y, x] @ columns[i, :, x].T)
-            for i, (image, y, x) in enumerate(zip(rois[:, 0].long(), tall, wide, strict=True))
-        ]
-    )
+    bins = []
+    for i, (image, y, x) in enumerate(zip(rois[:, 0].long(), tall, wide, strict=True)):
+        bins.append(rows[i, :, y] @ features[image, :, y, x] @ columns[i, :, x].T)
+    return torch.stack(bins)
 
 
-def _compiled_operators_load() -> bool:
-    origin = pathlib.Path(importlib.util.find_spec("torchvision").origin)
-    try:
-        torch.ops.load_library(origin.with_name("_C.so"))
-    except OSError:
-        return False
-    return True
-
-
-_COMPILED = _compiled_operators_load()
-if not _COMPILED:
+_FOLDER = pathlib.Path(importlib.util.find_spec("torchvision").origin).parent
+_ROI_ALIGN = """roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,
+ SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"""
+try:
+    torch.ops.load_library(_FOLDER / "_C.so")
+    _OPERATORS = None
+except OSError:
     _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-    for _schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height,"
-        " SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
-    ):
-        _OPERATORS.define(_schema)
+    _OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _OPERATORS.define(_ROI_ALIGN)
     _OPERATORS.impl("nms", nms, "CPU")
     _OPERATORS.impl("roi_align", roi_align, "CompositeImplicitAutograd")
 
 import torchvision  # noqa: E402
+from torchvision.models import detection, mobilenetv2, resnet  # noqa: E402
 from torchvision.models.detection.image_list import ImageList  # noqa: E402
 
-if not _COMPILED:
+if _OPERATORS:
     # Its functions ask first whether the library was loaded; roi_align holds its own name for that.
     torchvision.extension._has_ops = lambda: True
     sys.modules["torchvision.ops.roi_align"]._has_ops = lambda: True
-
-
-def _last_norm(block):
-    """The batch norm that closes a residual branch, or None."""
-    if isinstance(block, torchvision.models.resnet.BasicBlock):
-        return block.bn2
-    if isinstance(block, torchvision.models.resnet.Bottleneck):
-        return block.bn3
-    if isinstance(block, torchvision.models.mobilenetv2.InvertedResidual) and block.use_res_connect:
-        return block.conv[-1]
-    return None
 
 
 def _randomise(model):
@@ -110,14 +94,15 @@ def _randomise(model):
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0, 0.2)
         elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-            before_norm = module.bias is None
-            gain = "relu" if before_norm else "linear"
+            gain = "relu" if module.bias is None else "linear"  # a norm follows, or none does
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity=gain)
-            if not before_norm:
+            if module.bias is not None:
                 module.bias.normal_(0, 0.1)
     for block in model.modules():
-        if norm := _last_norm(block):
-            norm.weight.mul_(0.15)
+        if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
+            getattr(block, "bn3", block.bn2).weight.mul_(0.15)
+        elif isinstance(block, mobilenetv2.InvertedResidual) and block.use_res_connect:
+            block.conv[-1].weight.mul_(0.15)
 
 
 def classifier(name: str, seed: int) -> torch.nn.Module:
@@ -137,18 +122,14 @@ def features(name: str, model: torch.nn.Module, images: torch.Tensor) -> list[to
     else:
         images = model.maxpool(model.relu(model.bn1(model.conv1(images))))
         stages = [model.layer1, model.layer2, model.layer3, model.layer4]
-    maps = []
-    for stage in stages:
-        images = stage(images)
-        maps.append(images)
-    return maps
+    return list(itertools.accumulate(stages, lambda maps, stage: stage(maps), initial=images))[1:]
 
 
 def _scene(size=256):
-    """A stand-in for a normalised photograph [1, 3, size, size]: blobs of colour of all sizes."""
+    """A stand-in for a normalised photograph [1, 3, size, size]: mostly grey blobs of all sizes."""
     scene = torch.zeros(1, 3, size, size)
     for cells in (2, 4, 8, 16, 32, 64, 128):
-        blobs = torch.randn(1, 3, cells, cells) * 2 / cells**0.5
+        blobs = 0.6 * torch.randn(1, 1, cells, cells) + 0.2 * torch.randn(1, 3, cells, cells)
         scene += torch.nn.functional.interpolate(blobs, size=(size, size), mode="bilinear")
     return scene
 
@@ -162,33 +143,31 @@ def _standardise(predictor, rows, spread):
 
 
 def _scale_predictors(model):
-    """Spread the predictors' outputs over a scene's anchors and regions, most of them background.
+    """Spread the outputs over a scene's anchors and regions, most of which become background.
 
-    Without it the part of a random network's response that all regions share decides the class.
-    The scene has no padding, so the pooling layers, which infer their scales from the first sizes
-    they see and keep them, find exactly 1/4 to 1/32.
+    Otherwise what all regions of a random network have in common decides the class. The scene has
+    no padding: the pooling layers keep the scales inferred from the first sizes they see.
     """
     images, head, heads = _scene(), model.rpn.head, model.roi_heads
     sizes = [tuple(images.shape[2:])]
-    for (block,), level in zip(
-        model.backbone.fpn.layer_blocks, model.backbone(images).values(), strict=False
-    ):
-        block.weight.div_(level.std())
-        block.bias.sub_(level.mean((0, 2, 3))).div_(level.std())
+    levels = list(model.backbone(images).values())
+    for index, (convolution,) in enumerate(model.backbone.fpn.layer_blocks):
+        # Coarse levels stronger: P2, with the most anchors, would otherwise give all proposals.
+        scale = (1 + 0.5 * index) / levels[index].std()
+        convolution.weight.mul_(scale)
+        convolution.bias.sub_(levels[index].mean((0, 2, 3))).mul_(scale)
     pyramid = model.backbone(images)
     rows = torch.cat([head.conv(level)[0].flatten(1).T for level in pyramid.values()])
     _standardise(head.cls_logits, rows, 1.5)
     _standardise(head.bbox_pred, rows, 0.2)
+
     proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
-
-    predictor = heads.box_predictor
     rows = heads.box_head(heads.box_roi_pool(pyramid, proposals, sizes))
-    _standardise(predictor.cls_score, rows, 3.0)
-    _standardise(predictor.bbox_pred, rows, 1.0)
-    background, *classes = predictor.cls_score(rows).T
-    # One region in twenty is more likely to be some class than background.
-    predictor.cls_score.bias[0] += (torch.stack(classes).amax(0) - background).quantile(0.95)
-
+    classes = heads.box_predictor.cls_score
+    _standardise(classes, rows, 3.0)
+    _standardise(heads.box_predictor.bbox_pred, rows, 1.0)
+    margin = classes(rows)[:, 1:].amax(1) - classes(rows)[:, 0]
+    classes.bias[0] += margin.quantile(0.97)
     if heads.has_mask():
         masks = heads.mask_predictor
         rows = heads.mask_head(heads.mask_roi_pool(pyramid, [proposals[0][:50]], sizes))
@@ -197,20 +176,16 @@ def _scale_predictors(model):
 
 
 def detector(name: str, seed: int, classes: int = 91) -> torch.nn.Module:
-    """`fasterrcnn_resnet50_fpn` or `maskrcnn_resnet50_fpn` in eval mode, which samples everything.
+    """`fasterrcnn_resnet50_fpn` or `maskrcnn_resnet50_fpn` in eval mode, sampling everything.
 
     `classes` counts the background. Without pretrained weights torchvision builds it with
     BatchNorm2d of eps 1e-5, not FrozenBatchNorm2d.
     """
-    sampling = {
-        f"{part}_{option}": value
-        for part in ("rpn", "box")
-        for option, value in (("batch_size_per_image", 2**40), ("positive_fraction", 0.5))
-    }
+    samplers = {"rpn_batch_size_per_image": 2**40, "box_batch_size_per_image": 2**40}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        build = getattr(torchvision.models.detection, name)
-        model = build(weights=None, weights_backbone=None, num_classes=classes, **sampling).eval()
+        build = getattr(detection, name)
+        model = build(weights=None, weights_backbone=None, num_classes=classes, **samplers).eval()
         _randomise(model)
         _scale_predictors(model)
     return model
@@ -218,44 +193,29 @@ def detector(name: str, seed: int, classes: int = 91) -> torch.nn.Module:
 
 @torch.no_grad()
 def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[dict]:
-    """Detections of each image, best first, without torchvision's own resizing.
+    """Boxes, labels and scores of each image, best first; `masks` [n, 28, 28] are probabilities.
 
-    Args:
-        model: of `detector`.
-        images: normalised and padded, [B, 3, H, W].
-        sizes: the true (height, width) of each.
-
-    Returns:
-        For each image boxes [n, 4], labels [n] and scores [n]; of a mask model also `masks`
-        [n, 28, 28], probabilities inside the boxes.
+    `images` [B, 3, H, W] are normalised and padded, `sizes` their true (height, width).
     """
     pyramid = model.backbone(images)
     proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
-    detections, _ = model.roi_heads(pyramid, proposals, sizes)
-    for detection in detections:
-        if "masks" in detection:
-            detection["masks"] = detection["masks"][:, 0]
-    return detections
+    found, _ = model.roi_heads(pyramid, proposals, sizes)
+    return [{name: v[:, 0] if name == "masks" else v for name, v in one.items()} for one in found]
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
-    return paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
+    return detection.roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
 
 
 @torch.no_grad()
 def losses(
     model: torch.nn.Module, images: torch.Tensor, sizes: list, targets: list, proposals: list
 ) -> dict[str, float]:
-    """Training losses over all labelled anchors, all proposals and the ground truth.
+    """Training losses over all labelled anchors and all proposals, with running statistics.
 
-    Args:
-        model: of `detector`; its batch norms use their running statistics.
-        images: normalised and padded, [B, 3, H, W].
-        sizes: the true (height, width) of each.
-        targets: for each image boxes [G, 4], int64 labels [G] and, for a mask model, masks
-            [G, H, W] of zeros and ones.
-        proposals: for each image boxes [P, 4], in place of the RPN's; ground truth is appended.
+    `proposals` [P, 4] of each image replace the RPN's, and ground truth is appended to them.
+    `targets` hold boxes [G, 4], int64 labels [G] and, for a mask model, masks [G, H, W] of 0 and 1.
     """
     pyramid = model.backbone(images)
     model.train()

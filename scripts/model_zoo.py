@@ -1,0 +1,180 @@
+"""Prints docs/model_zoo.md: the paper's networks and experiments, their costs and its AP.
+
+python scripts/model_zoo.py > docs/model_zoo.md
+
+Our AP is blank until it is measured, and never copied.
+"""
+
+import dataclasses
+
+from crnas_jax import command, cost, zoo
+
+SIZE = (800, 1088)
+CLASSES = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of the paper.
+
+    Attributes:
+      title: of the section.
+      config: file and, behind the network, its arguments.
+      detector: of `cost.DETECTORS`.
+      columns: what the paper prints, beside the FLOPs.
+      rows: network: the paper's FLOPs (G, None where it prints none) and columns.
+      neck: of `cost.NECKS`.
+      classes: of objects.
+    """
+
+    title: str
+    config: tuple[str, str]
+    detector: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple]
+    neck: str = "fpn"
+    classes: int = CLASSES
+
+
+BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TABLES = (
+    Table(
+        "Faster R-CNN, FPN, 1x (table 1)",
+        ("faster_rcnn_coco", ",1x"),
+        "faster_rcnn",
+        BOX,
+        {
+            "mobilenet_v2": (121.1, 32.2, 54.0, 33.6, 18.1, 34.9, 42.1),
+            "cr_mobilenet_v2": (121.4, 33.9, 56.2, 35.6, 19.7, 36.8, 44.8),
+            "resnet18": (147.7, 32.1, 53.5, 33.7, 17.4, 34.6, 41.9),
+            "cr_resnet18": (147.6, 33.8, 55.8, 35.4, 18.2, 36.2, 45.8),
+            "resnet50": (192.5, 36.4, 58.6, 38.7, 21.8, 39.7, 47.2),
+            "cr_resnet50": (192.7, 38.3, 61.1, 40.9, 21.8, 41.6, 50.7),
+            "resnet101": (257.3, 38.6, 60.7, 41.7, 22.8, 42.8, 49.6),
+            "cr_resnet101": (257.5, 40.2, 62.7, 43.0, 22.7, 43.9, 54.2),
+        },
+    ),
+    Table(
+        "Stage reallocation alone: Faster R-CNN, FPN, 1x",
+        ("faster_rcnn_coco", ",1x"),
+        "faster_rcnn",
+        ("AP",),
+        {
+            "mobilenet_v2": (None, 32.2),
+            "scr_mobilenet_v2": (None, 33.5),
+            "resnet18": (None, 32.1),
+            "scr_resnet18": (None, 33.4),
+            "resnet50": (None, 36.4),
+            "scr_resnet50": (None, 37.4),
+            "resnet101": (None, 38.6),
+            "scr_resnet101": (None, 39.5),
+            "resnext50_32x4d": (None, 37.9),
+            "scr_resnext50_32x4d": (None, 38.9),
+            "resnext101_32x4d": (None, 40.6),
+            "scr_resnext101_32x4d": (None, 41.5),
+        },
+    ),
+    Table(
+        "Mask R-CNN, FPN, 1x (table 3)",
+        ("mask_rcnn_coco", ",1x"),
+        "mask_rcnn",
+        ("mask AP", "s", "m", "l", "box AP", "s", "m", "l"),
+        {
+            "mobilenet_v2": (189.5, 30.6, 15.3, 33.2, 42.2, 33.1, 18.8, 35.8, 43.3),
+            "cr_mobilenet_v2": (189.8, 31.8, 16.3, 34.3, 44.1, 34.6, 19.9, 37.3, 45.7),
+            "resnet50": (261.2, 33.9, 17.4, 37.3, 46.6, 37.6, 21.8, 41.2, 48.9),
+            "cr_resnet50": (261.0, 35.2, 17.6, 38.5, 49.4, 39.1, 22.2, 42.3, 52.3),
+            "resnet101": (325.9, 35.6, 18.6, 39.2, 49.5, 39.7, 23.4, 43.9, 51.7),
+            "cr_resnet101": (325.8, 36.7, 19.4, 40.0, 52.0, 41.5, 24.2, 45.2, 55.7),
+        },
+    ),
+    Table(
+        "Faster R-CNN, FPN, 2x (table 7)",
+        ("faster_rcnn_coco", ",2x"),
+        "faster_rcnn",
+        BOX,
+        {
+            "resnet50": (192.5, 37.6, 59.5, 40.6, 22.4, 40.8, 48.5),
+            "cr_resnet50": (192.7, 39.3, 60.8, 42.1, 22.0, 42.4, 52.5),
+            "resnet101": (257.3, 39.8, 61.5, 43.2, 23.2, 44.0, 51.4),
+            "cr_resnet101": (257.5, 41.2, 62.5, 44.6, 23.7, 44.8, 54.6),
+        },
+    ),
+    Table(
+        "Cascade Mask R-CNN, FPN, 20 epochs (table 8)",
+        ("cascade_mask_rcnn_coco", ",20e"),
+        "cascade_mask_rcnn",
+        BOX,
+        {
+            "resnet101": (None, 43.3, 61.5, 47.3, 24.7, 46.6, 57.6),
+            "cr_resnet101": (None, 44.5, 62.6, 48.0, 25.6, 47.7, 60.2),
+        },
+    ),
+    Table(
+        "Faster R-CNN, NAS-FPN 7 @ 384 on p3..p7, 1x (table 9)",
+        ("nas_fpn_coco", ",1x"),
+        "faster_rcnn",
+        BOX,
+        {
+            "resnet50": (None, 39.6, 60.4, 43.3, 22.8, 42.8, 51.5),
+            "cr_resnet50": (None, 41.0, 61.2, 44.2, 22.7, 44.9, 54.2),
+        },
+        neck="nas_fpn",
+    ),
+    Table(
+        "Faster R-CNN, FPN, PASCAL VOC, test07",
+        ("faster_rcnn_voc", ""),
+        "faster_rcnn",
+        ("AP50",),
+        {
+            "resnet50": (None, 84.1),
+            "cr_resnet50": (None, 85.1),
+            "resnet101": (None, 85.8),
+            "cr_resnet101": (None, 86.5),
+        },
+        classes=20,
+    ),
+)
+HEAD = """# Model zoo
+
+Every network and experiment of the paper (CR-NAS, tables 1, 3, 7, 8 and 9, the stage-only networks and
+PASCAL VOC). `scripts/model_zoo.py` prints this page.
+
+*GMACs* are true multiply-adds of the whole detector at 800 x 1088 with 1000 proposals (100 detections in
+the mask heads). *thop* counts as the paper did (`crnas_jax/cost.py`), beside its printed figure; the
+ResNet-50 and ResNet-101 pairs of tables 1 and 7 are printed interchanged there. *M* are millions of
+parameters, for {classes} classes (20 on VOC). AP is the paper's; ours stays blank until it is measured.
+The config of a row is `configs/FILE.py:NETWORK` with the table's arguments; how to launch it and what it
+takes stand at the head of the file.
+"""
+
+
+def _lines(table):
+    file, arguments = table.config
+    yield f"\n## {table.title}\n"
+    yield f"`configs/{file}.py:NETWORK{arguments}`\n"
+    head = ("network", "depths", "GMACs", "thop", "paper", "M", *table.columns, "our AP")
+    yield _row(head)
+    yield _row(["---"] * len(head))
+    for name, (printed, *values) in table.rows.items():
+        arch = zoo.get(name)
+        shared = {"detector": table.detector, "neck": table.neck, "classes": table.classes}
+        macs = cost.total(cost.parts(arch, SIZE, **shared))
+        thop = cost.total(cost.parts(arch, SIZE, convention="thop2019", **shared))
+        depths = " ".join(map(str, arch.depths))
+        figures = (f"{macs.flops / 1e9:.1f}", f"{thop.flops / 1e9:.1f}", printed or "")
+        yield _row((f"`{name}`", depths, *figures, f"{macs.params / 1e6:.2f}", *values, ""))
+
+
+def _row(cells):
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def page() -> str:
+    """The whole of docs/model_zoo.md."""
+    lines = [line for table in TABLES for line in _lines(table)]
+    return "\n".join([HEAD.format(classes=CLASSES), *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    command.run(lambda: print(page(), end=""), [])
