@@ -137,15 +137,15 @@ TABLES = (
 )
 HEAD = """# Model zoo
 
-Every network and experiment of the paper (CR-NAS, tables 1, 3, 7, 8 and 9, the stage-only networks and
-PASCAL VOC). `scripts/model_zoo.py` prints this page.
+Every network and experiment of the paper (CR-NAS, tables 1, 3, 7, 8 and 9, the stage-only networks
+and PASCAL VOC). `scripts/model_zoo.py` prints this page.
 
-*GMACs* are true multiply-adds of the whole detector at 800 x 1088 with 1000 proposals (100 detections in
-the mask heads). *thop* counts as the paper did (`crnas_jax/cost.py`), beside its printed figure; the
-ResNet-50 and ResNet-101 pairs of tables 1 and 7 are printed interchanged there. *M* are millions of
-parameters, for {classes} classes (20 on VOC). AP is the paper's; ours stays blank until it is measured.
-The config of a row is `configs/FILE.py:NETWORK` with the table's arguments; how to launch it and what it
-takes stand at the head of the file.
+*GMACs* are true multiply-adds of the whole detector at 800 x 1088 with 1000 proposals (100
+detections in the mask heads). *thop* counts as the paper did (`crnas_jax/cost.py`), beside what it
+prints; its ResNet-50 and ResNet-101 pairs of tables 1 and 7 are printed interchanged.
+*M* are millions of parameters, for {classes} classes (20 on VOC). AP is the paper's; ours stays
+blank until it is measured. The config of a row is `configs/FILE.py:NETWORK` with the table's
+arguments; how to launch it and what it takes stand at the head of the file.
 """
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.data import images as image_files
+from crnas_jax.data import masks
 from crnas_jax.data.coco import category_entries, objects_record
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
@@ -30,6 +31,7 @@ class Prediction:
       class_names: n names.
       height: of the image.
       width: of the image.
+      mask_cells: float32 [n, M, M], probabilities over the boxes; None of a detector without masks.
     """
 
     boxes: np.ndarray
@@ -39,6 +41,12 @@ class Prediction:
     class_names: list[str]
     height: int
     width: int
+    mask_cells: np.ndarray | None = None
+
+    def mask(self, index: int) -> np.ndarray:
+        """The mask of one detection, bool [height, width]."""
+        pasted = masks.paste(self.mask_cells[index], self.boxes[index], self.height, self.width)
+        return pasted >= 0.5
 
 
 class Predictor:
@@ -126,6 +134,7 @@ class Predictor:
                 class_names=[self.class_names[label - 1] for label in labels],
                 height=image.shape[0],
                 width=image.shape[1],
+                mask_cells=found["masks"][own] if "masks" in found else None,
             )
         return results
 
@@ -158,24 +167,29 @@ def read_image(image) -> np.ndarray:
 def to_coco(
     names: list[str], predictions: list[Prediction], category_ids: list[int], class_names: list[str]
 ) -> dict:
-    """Predictions as one COCO object: images, categories, and annotations with scores."""
+    """Predictions as one COCO object: images, categories, and annotations with scores; masks are
+    run-length coded, and `area` is then theirs.
+    """
     images, annotations = [], []
     for image_id, (name, one) in enumerate(zip(names, predictions, strict=True), 1):
         images.append({"id": image_id, "file_name": name, "height": one.height, "width": one.width})
-        for (x0, y0, x1, y1), score, category in zip(
+        detections = zip(
             one.boxes.tolist(), one.scores.tolist(), one.category_ids.tolist(), strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+        )
+        for index, ((x0, y0, x1, y1), score, category) in enumerate(detections):
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+                "score": score,
+            }
+            if one.mask_cells is not None:
+                mask = one.mask(index)
+                annotation |= {"segmentation": masks.encode(mask), "area": int(mask.sum())}
+            annotations.append(annotation)
     categories = category_entries(category_ids, class_names)
     return {"images": images, "categories": categories, "annotations": annotations}
 
