@@ -13,7 +13,7 @@ from crnas_jax.models import banks
 from crnas_jax.models.backbone import Backbone, Frozen
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
 from crnas_jax.models.detectors import RCNN, DetectorOptions
-from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN, preprocess
+from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
 from crnas_jax.models.supernet import Supernet, init_banks
 from crnas_jax.search_space import OperationSpace, StageSpace
 
@@ -99,14 +99,10 @@ class Model:
 
     def moments(self, variables: PyTree, batch, choice) -> PyTree:
         """Mean and variance of this mini-batch at every batch normalisation."""
-
-        def backbone(module, image):
-            return module.backbone(image, choice, BN_COLLECT, batch["weight"])
-
-        image = preprocess(batch["image"], batch["image_size"], PRECISIONS[self.precision])
-        return self.module.apply(variables, image, method=backbone, mutable=["batch_stats"])[1][
-            "batch_stats"
-        ]
+        _, updated = self.module.apply(
+            variables, batch, choice, BN_COLLECT, method="features", mutable=["batch_stats"]
+        )
+        return updated["batch_stats"]
 
     def moves(self, gradient: PyTree) -> PyTree | None:
         """Which parameters a step with this gradient moves, bools; None for all of them."""

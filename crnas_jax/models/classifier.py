@@ -42,9 +42,15 @@ class ImageClassifier(nn.Module):
         self, batch: dict[str, Array], choice, mode: BNMode
     ) -> dict[str, Float[Array, "batch classes"]]:
         """The logits of every class."""
-        x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        x = self.backbone(x, choice, mode, batch["weight"])[-1]
+        x = self.features(batch, choice, mode)
         return {"logits": self.head(x.mean((1, 2))).astype(jnp.float32)}
+
+    def features(
+        self, batch: dict[str, Array], choice, mode: BNMode
+    ) -> Float[Array, "batch _ _ channels"]:
+        """c5: all that has batch normalisation."""
+        x = preprocess(batch["image"], batch["image_size"], self.dtype)
+        return self.backbone(x, choice, mode, batch["weight"])[-1]
 
     def losses(
         self, batch: dict[str, Array], choice, mode: BNMode, keys: Key[Array, " batch"]

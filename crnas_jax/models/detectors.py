@@ -200,13 +200,18 @@ class RCNN(nn.Module):
         level = self.options.neck.lowest_level
         return roi_heads.pool(pyramid, rois, canvas, self.options.box, bins, level)
 
-    def _dense(self, batch, choice, mode):
-        canvas = batch["image"].shape[1:3]
+    def features(
+        self, batch: dict[str, Array], choice, mode: BNMode
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """The pyramid: all that has batch normalisation."""
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
         features = self.backbone(x, choice, mode, batch["weight"])
         if self.options.neck.kind == "nas_fpn":
-            pyramid = self.nas_fpn(features, mode, batch["weight"])
-        else:
-            pyramid = self.fpn(features)
+            return self.nas_fpn(features, mode, batch["weight"])
+        return self.fpn(features)
+
+    def _dense(self, batch, choice, mode):
+        canvas = batch["image"].shape[1:3]
+        pyramid = self.features(batch, choice, mode)
         outputs = self.rpn(pyramid)
         return pyramid, outputs, rpn.level_anchors(canvas, pyramid, self.options.rpn), canvas
