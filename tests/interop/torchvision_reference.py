@@ -164,7 +164,7 @@ def _scale_predictors(model):
     proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
     rows = heads.box_head(heads.box_roi_pool(pyramid, proposals, sizes))
     classes = heads.box_predictor.cls_score
-    _standardise(classes, rows, 3.0)
+    _standardise(classes, rows, 2.0)
     _standardise(heads.box_predictor.bbox_pred, rows, 1.0)
     margin = classes(rows)[:, 1:].amax(1) - classes(rows)[:, 0]
     classes.bias[0] += margin.quantile(0.97)
