@@ -240,7 +240,7 @@ class Pipeline:
             raise UserError("config", "data.val", problem, "name one, or train a network alone")
 
     def _difference(self):
-        evaluator = CocoEvaluator(self._sources["test"].coco)
+        evaluator = CocoEvaluator.of(self._sources["test"])
         results = [
             evaluator.evaluate(read_json(self.path / network / "detections.json"))
             for network in COMPARED

@@ -30,10 +30,11 @@ class CocoSource:
       digest: of the annotation file.
       skipped: boxes left out because they have no size or nothing of them lies inside their image.
       cut: boxes that reach out of their image by more than a pixel; the part inside is used.
+      set_apart: fields of an annotation that mark what is no ground truth in training and ignored
+        in evaluation.
     """
 
-    # Fields of an annotation that mark what is no ground truth in training.
-    _set_apart = ("iscrowd",)
+    set_apart = ("iscrowd",)
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class CocoSource:
             if not 0 <= area < _LARGEST_AREA:
                 raise self._fault(f"{where}.area", f"{area}", "give the object's area in pixels")
             crowd = False
-            for field in self._set_apart:
+            for field in self.set_apart:
                 flag = annotation.get(field, 0)
                 if flag not in (0, 1):
                     raise self._fault(f"{where}.{field}", f"{flag!r}", "give 0 or 1")

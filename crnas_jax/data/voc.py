@@ -27,7 +27,7 @@ class VocSource(CocoSource):
       digest: of the lists and the XML files.
     """
 
-    _set_apart = ("iscrowd", "difficult")
+    set_apart = ("iscrowd", "difficult")
 
     def __init__(
         self,

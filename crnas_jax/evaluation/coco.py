@@ -73,20 +73,25 @@ class CocoEvaluator:
       class_names: name of every category, in the order of category ids.
     """
 
-    def __init__(self, annotations: dict):
-        """Args: the content of the annotation file."""
+    def __init__(self, annotations: dict, set_apart: tuple[str, ...] = ("iscrowd",)):
+        """Args: the content of the annotation file; fields that mark an object to be ignored."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO()
             self._truth.dataset = copy.deepcopy(annotations)
             for index, annotation in enumerate(self._truth.dataset["annotations"], 1):
                 # pycocotools takes the ground truth id 0 for "no match": files may count from 0.
                 annotation["id"] = index
-                annotation.setdefault("iscrowd", 0)
+                annotation["iscrowd"] = int(any(annotation.get(field) for field in set_apart))
                 annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
             self._truth.createIndex()
         self.class_names = [
             self._truth.cats[category]["name"] for category in sorted(self._truth.cats)
         ]
+
+    @classmethod
+    def of(cls, source) -> "CocoEvaluator":
+        """For a split of a data set."""
+        return cls(source.coco, getattr(source, "set_apart", ("iscrowd",)))
 
     def evaluate(self, results: list[dict], image_ids=None, iou_type: str = "bbox") -> "CocoResult":
         """The metrics of `results` (see `to_results`).

@@ -40,7 +40,7 @@ def metrics(source, results: list[dict], with_masks: bool = False) -> dict:
       results: see `detect`.
       with_masks: whether `results` have a `segmentation`.
     """
-    evaluator = CocoEvaluator(source.coco)
+    evaluator = CocoEvaluator.of(source)
     found = _numbers(evaluator.evaluate(results))
     if with_masks:
         found["segm"] = _numbers(evaluator.evaluate(results, iou_type="segm"))

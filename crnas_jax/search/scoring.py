@@ -71,7 +71,7 @@ class SubnetScorer:
         self._train, self._val, self._options = train_source, val_source, options
         self._journal, self._folder = journal, folder
         self._evaluator = SubnetEvaluator(detector, self._mesh, options.chunk)
-        self._coco = CocoEvaluator(val_source.coco)
+        self._coco = CocoEvaluator.of(val_source)
 
     def score(self, search: str, codes: list[tuple], choices_of, label: str = "") -> list[float]:
         """AP of every code; those in the journal are not scored again.

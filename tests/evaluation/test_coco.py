@@ -1,5 +1,6 @@
 """COCO metrics: known answers, the bootstrap's AP, detections back in original pixels."""
 
+import copy
 import json
 
 import numpy as np
@@ -63,6 +64,29 @@ def _problem():
         {"image_id": 2, "category_id": 5, "bbox": [5, 5, 20, 20], "score": 0.8},
     ]
     return CocoEvaluator(coco), good
+
+
+def test_masks_have_known_answers(fixture):
+    known = next(entry for entry in fixture["expected"]["cases"] if entry["name"] == "cocoapi_segm")
+    truth = fixture[known["gt"].removesuffix(".json")]
+    found = fixture[known["dt"].removesuffix(".json")]
+    result = CocoEvaluator(truth).evaluate(found, iou_type="segm")
+    np.testing.assert_allclose(list(result.metrics.values()), known["expected"], atol=1e-9)
+    # A detector gives both: the area is the mask's all the same.
+    both = [{**one, "bbox": [0, 0, 500, 500]} for one in found]
+    again = CocoEvaluator(truth).evaluate(both, iou_type="segm")
+    assert again.metrics == result.metrics
+
+
+def test_what_is_set_apart_is_ignored():
+    evaluator, good = _problem()
+    coco = copy.deepcopy(evaluator._truth.dataset)
+    coco["annotations"][0]["difficult"] = 1
+    ap = [
+        CocoEvaluator(coco, fields).evaluate(good[1:]).metrics["AP"]
+        for fields in (("iscrowd",), ("iscrowd", "difficult"))
+    ]
+    assert ap == pytest.approx([51 / 101, 1.0])
 
 
 def test_perfect_half_and_no_detections():

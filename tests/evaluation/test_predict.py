@@ -1,5 +1,6 @@
 """A trained detector on whatever photographs its user has."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,8 +15,11 @@ import crnas_jax
 from crnas_jax.arch import Arch
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.evaluation.predict import to_coco
 from crnas_jax.export import load_detector, save_detector
 from crnas_jax.models.build import Detector
+from crnas_jax.models.mask_head import MaskHeadOptions
+from crnas_jax.models.roi_heads import CASCADE_STAGES
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 8, "name": "übel"}]
 RNG = np.random.default_rng(0)
@@ -51,6 +55,32 @@ def _same(one, other):
     np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
     np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
     assert one.class_names == other.class_names
+
+
+def test_masks_lie_on_their_boxes(tmp_path):
+    """A cascade with masks, written and read again."""
+    options = tiny_options()
+    stages = {"stages": CASCADE_STAGES, "class_agnostic": True, "detections": 4}
+    box = dataclasses.replace(options.box, **stages)
+    options = dataclasses.replace(options, box=box, mask=MaskHeadOptions(8, 1))
+    detector = Detector(Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16)), options)
+    variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
+    save_detector(tmp_path, detector, variables, ImageSize(64, 96, 64), CATEGORIES)
+    loaded = crnas_jax.load_detector(tmp_path)
+    assert loaded.detector == detector
+    (found,) = loaded.predict([RNG.integers(0, 255, (50, 75, 3)).astype(np.uint8)])
+    coco = to_coco(["a.png"], [found], loaded.category_ids, loaded.class_names)
+    assert len(coco["annotations"]) == len(found.boxes) > 0
+    for index, annotation in enumerate(coco["annotations"]):
+        mask = found.mask(index)
+        assert mask.shape == (50, 75)
+        assert annotation["segmentation"]["size"] == [50, 75]
+        assert annotation["area"] == mask.sum()
+        x0, y0, x1, y1 = found.boxes[index]
+        rows, columns = np.nonzero(mask)
+        margin_x, margin_y = 2 + (x1 - x0) / 28, 2 + (y1 - y0) / 28
+        assert ((columns >= x0 - margin_x) & (columns <= x1 + margin_x)).all()
+        assert ((rows >= y0 - margin_y) & (rows <= y1 + margin_y)).all()
 
 
 def test_images_of_any_size_alone_and_together(predictor):
