@@ -6,7 +6,7 @@
 
 To reach (mask AP / box AP, baseline -> CR): MobileNetV2 30.6 / 33.1 -> 31.8 / 34.6, ResNet-50
 33.9 / 37.6 -> 35.2 / 39.1, ResNet-101 35.6 / 39.7 -> 36.7 / 41.5.
-Expected: 5 GPU hours for ResNet-50.
+Expected: 4 GPU hours for ResNet-50.
 """
 
 from configs import paper

@@ -13,8 +13,8 @@ Every later step runs what it needs of the earlier ones, so the last line does e
 finds is trained by `configs/imagenet.py:runs/search/operation_search/result.json` and, for example,
 `configs/faster_rcnn_coco.py:runs/search/operation_search/result.json`.
 To reach: [1, 3, 5, 7] and its operations for ResNet-50 (see crnas_jax/zoo.py for the others).
-Expected for ResNet-50: 4 GPU hours on ImageNet and 5 on COCO for each supernet; 3 for the stage
-search of 153 allocations, 3 for the operation search of 138 partial codes.
+Expected for ResNet-50: 4 GPU hours on ImageNet and 5 on COCO for each supernet; one for the stage
+search of 153 allocations, one for the operation search of 138 partial codes.
 """
 
 from configs import base, paper

@@ -47,6 +47,13 @@ def _searches(settings):
 
 
 def _notes(settings, sources):
+    config = settings.config
+    if config.detector.freeze_at or config.detector.freeze_norm:
+        started = [name for name, start in config.initial.items() if start]
+        random = sorted(set(config.initial) - {*started, *config.pretrain.networks})
+        if random:
+            names = ", ".join(random)
+            yield f"what is frozen in {names} stays as it is drawn: give config.initial"
     if settings.config.budget and settings.config.budget != settings.stage_space.cost(
         settings.baseline.depths
     ):

@@ -1,28 +1,20 @@
-"""PyTorch state dicts as NumPy arrays, without torch and without running what a file asks for.
-
-A pickle is a program. Here a small machine runs the few opcodes that a state dict needs. It does
-not use `pickle.Unpickler`: even one that resolves no names crashes on a key nested a million deep,
-and sets aside gigabytes for one large memo index.
-"""
+"""PyTorch state dicts as NumPy arrays, without torch and without running what a file asks for."""
 
 import io
 import math
 import os
 import pathlib
-import pickletools
 import stat
 import struct
 import zipfile
-from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
 from crnas_jax.errors import UserError
+from crnas_jax.interop import pickled
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the legacy format begins with
-_MOST_STEPS = 2**22  # of one pickle: a hundred thousand tensors, or seconds
 _MOST_DIMENSIONS, _LARGEST_NUMBER = 32, 2**48
 # Tied weights are copied for every name: the arrays may be larger than the file, but not at will.
 _GROWTH, _SLACK = 16, 2**24
@@ -99,20 +91,20 @@ def _read_zip(data):
         order = f"{roots[0]}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise ValueError("it was written on a big-endian machine, which is not supported")
-        top, item_sizes = _run(io.BytesIO(archive.read(f"{roots[0]}data.pkl")))
+        top, item_sizes = pickled.run(io.BytesIO(archive.read(f"{roots[0]}data.pkl")))
         return top, {key: archive.read(f"{roots[0]}data/{key}") for key in item_sizes}
 
 
 def _read_legacy(data):
     """As `_read_zip`, of the format before torch 1.6: five pickles, then the storages."""
     file = io.BytesIO(data)
-    if any(_run(file)[0] != number for number in (_MAGIC, _PROTOCOL)):
+    if any(pickled.run(file)[0] != number for number in (_MAGIC, _PROTOCOL)):
         raise ValueError("it is a pickle, but not of torch.save")
-    _run(file)  # facts on the machine that wrote it; the storages are little-endian on all
-    top, item_sizes = _run(file)
-    keys, _ = _run(file)
+    pickled.run(file)  # facts on the machine that wrote it; the storages are little-endian on all
+    top, item_sizes = pickled.run(file)
+    keys, _ = pickled.run(file)
     contents, position = {}, file.tell()
-    for key in map(_key, keys):
+    for key in map(pickled.key_of, keys):
         (count,) = struct.unpack_from("<q", data, position)
         start, position = position + 8, position + 8 + count * item_sizes[key]
         if not start <= position <= len(data):
@@ -130,29 +122,11 @@ def _unwrap(top):
     raise ValueError(f"it is of type {type(top).__name__.strip('_')}, not a state dict")
 
 
-class _Storage(NamedTuple):
-    """Elements `start` to `start + count` of the bytes under `key`."""
-
-    key: str
-    dtype: np.dtype
-    start: int
-    count: int
-
-
-class _Tensor(NamedTuple):
-    """What a pickle says of a tensor, unchecked; offset and stride count elements."""
-
-    storage: Any
-    offset: Any
-    size: Any
-    stride: Any
-
-
 def _arrays(state, contents, most_bytes):
     """Contiguous arrays of the tensors, `most_bytes` in all."""
     arrays = {}
     for name, tensor in state.items():
-        if type(name) is not str or type(tensor) is not _Tensor:
+        if type(name) is not str or type(tensor) is not pickled.Tensor:
             kind = type(tensor).__name__.strip("_")
             raise ValueError(f"entry {str(name)[:80]!r} is of type {kind}, not a named tensor")
         try:
@@ -165,7 +139,7 @@ def _arrays(state, contents, most_bytes):
 
 def _array(tensor, contents, most_bytes):
     storage, offset, size, stride = tensor
-    if not (type(storage) is _Storage and type(size) is type(stride) is tuple):
+    if not (type(storage) is pickled.Storage and type(size) is type(stride) is tuple):
         raise ValueError("it is damaged")
     numbers = (storage.start, storage.count, offset, *size, *stride)
     if not all(type(n) is int and 0 <= n < _LARGEST_NUMBER for n in numbers):
@@ -186,132 +160,3 @@ def _array(tensor, contents, most_bytes):
     array = np.ndarray(size, storage.dtype, content, start, steps).copy()
     # Bytes other than 0 and 1 are no booleans to NumPy.
     return array.view(np.uint8).astype(bool) if array.dtype == bool else array
-
-
-def _key(key):
-    # Nothing that contains others: hashing it could take for ever.
-    if type(key) is str or (type(key) is int and key.bit_length() < 64):
-        return key
-    raise ValueError(f"it has a key of type {type(key).__name__}")
-
-
-def _ordered_dict(pairs=()):
-    result = {_key(key): value for key, value in pairs}
-    if pairs:
-        pairs.clear()  # a list, by Python 2; again, named again and again
-    return result
-
-
-# No *arguments in these: a long tuple named again and again would be copied again and again.
-def _rebuild_tensor(storage, offset, size, stride, gradient=None, hooks=None, metadata=None):
-    return _Tensor(storage, offset, size, stride)
-
-
-def _first(value, gradient=None, hooks=None):
-    return value
-
-
-_STORAGES = {
-    "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16, "Long": "<i8",
-    "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
-}  # fmt: skip
-# All that a pickle may name. Only functions of this file can be called.
-_GLOBALS = {f"torch {name}Storage": np.dtype(dtype) for name, dtype in _STORAGES.items()} | {
-    "collections OrderedDict": _ordered_dict,
-    "torch Size": _first,
-    "torch._utils _rebuild_tensor": _rebuild_tensor,  # before torch 0.4
-    "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils _rebuild_parameter": _first,
-    "torch.nn.parameter Parameter": _first,  # before torch 0.4
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
-_STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")
-
-
-def _global(module, name):
-    # Only strings are shown: what is deep or refers to itself would take for ever.
-    if not type(module) is type(name) is str:
-        raise ValueError("it asks for something by a name that is no string")
-    if f"{module} {name}" not in _GLOBALS:
-        name = f"{module[:100]}.{name[:100]}"
-        raise ValueError(f"it asks for {name!r}, which no state dict needs and nothing here runs")
-    return _GLOBALS[f"{module} {name}"]
-
-
-def _storage(kind, dtype, key, _, count, view=None):
-    if kind != "storage" or type(key) is not str or not isinstance(dtype, np.dtype):
-        raise ValueError("it refers to something that is no storage")
-    if view is None:
-        return _Storage(key, dtype, 0, count)
-    _, start, count = view  # part of a storage: before torch 0.4
-    return _Storage(key, dtype, start, count)
-
-
-def _run(file):
-    """The object of the pickle that begins here, and bytes per element of the storages it names."""
-    stack, marks, memo, item_sizes = [], [], {}, {}
-
-    def pop_from(start):
-        if not 0 <= start <= len(stack):
-            raise ValueError("its pickle is damaged")
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for step, (opcode, value, _) in enumerate(pickletools.genops(file)):
-        if step > _MOST_STEPS:
-            raise ValueError(f"its pickle has more than {_MOST_STEPS} steps")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case name if name in _NUMBERS or name in _STRINGS:
-                stack.append(value)
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(pop_from(marks.pop())))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop_from(len(stack) - int(opcode.name[-1]))))
-            case "APPEND" | "APPENDS":
-                items = pop_from(marks.pop() if opcode.name == "APPENDS" else len(stack) - 1)
-                _require(list, stack[-1]).extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = pop_from(marks.pop() if opcode.name == "SETITEMS" else len(stack) - 2)
-                pairs = zip(map(_key, items[::2]), items[1::2], strict=True)
-                _require(dict, stack[-1]).update(pairs)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[value] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[value])
-            case "GLOBAL":
-                stack.append(_global(*value.split(" ", 1)))
-            case "STACK_GLOBAL":
-                stack.append(_global(*pop_from(len(stack) - 2)))
-            case "BINPERSID":
-                storage = _storage(*_require(tuple, stack.pop()))
-                item_sizes.setdefault(storage.key, storage.dtype.itemsize)
-                stack.append(storage)
-            case "REDUCE" | "NEWOBJ":  # the latter for parameters, before torch 0.4
-                function, arguments = pop_from(len(stack) - 2)
-                stack.append(function(*_require(tuple, arguments)))
-            case "BUILD":
-                stack.pop()  # attributes, such as a state dict's `_metadata`: dropped
-            case "STOP":
-                return stack.pop(), item_sizes
-            case name:
-                raise ValueError(f"its pickle has the opcode {name}, which no state dict needs")
-
-
-def _require(kind, value):
-    if type(value) is not kind:
-        raise ValueError(f"its pickle has {type(value).__name__} in place of {kind.__name__}")
-    return value

@@ -262,7 +262,7 @@ def test_bombs(tmp_path):
 
 
 def test_many_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("crnas_jax.interop.state_dict._MOST_STEPS", 100)
+    monkeypatch.setattr("crnas_jax.interop.pickled._MOST_STEPS", 100)
     assert "steps" in _refusal(tmp_path / "m.pth", _zip(b"\x80\x02" + b"N" * 101 + b"."))
 
 

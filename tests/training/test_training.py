@@ -13,19 +13,13 @@ from crnas_jax.arch import Arch
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
 from crnas_jax.data.classification import SyntheticClassification
-from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.classification import accuracy
-from crnas_jax.evaluation.coco import CocoEvaluator
-from crnas_jax.evaluation.detect import detect
 from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import DetectorOptions
-from crnas_jax.models.roi_heads import BoxHeadOptions
-from crnas_jax.models.rpn import RPNOptions
 from crnas_jax.training.loop import TrainOptions, train
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
@@ -34,47 +28,6 @@ from crnas_jax.training.step import Trainer, sample_choice
 ROWS = DetectionRows(ImageSize(64, 64), max_objects=5, flip=True)
 TINY = Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16))
 SMALL = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1,), (1, 2), (1,), (1,)))
-
-
-class _First:
-    """The first images of a source."""
-
-    def __init__(self, source, number):
-        self._source = source
-        self.sizes, self.category_ids = source.sizes[:number], source.category_ids
-        images = source.coco["images"]
-        kept = {int(i) for i in source.image_ids[:number]}
-        self.coco = {
-            **source.coco,
-            "images": [image for image in images if image["id"] in kept],
-            "annotations": [a for a in source.coco["annotations"] if a["image_id"] in kept],
-        }
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def __getitem__(self, index):
-        return self._source[index]
-
-
-def test_a_detector_overfits_eight_photographs(shared_data, tmp_path):
-    source = CocoSource(shared_data / "bccd" / "images", shared_data / "bccd" / "train.json")
-    source, size = _First(source, 8), ImageSize(96, 128)
-    rpn = RPNOptions(
-        (8.0, 16.0, 32.0, 64.0, 128.0), samples=128, pre_nms=(200, 200), post_nms=(150, 100)
-    )
-    box = BoxHeadOptions(head_channels=128, samples=64, canonical_size=56.0, nms_candidates=200)
-    detector = Detector(
-        Arch("resnet_basic", (1, 1, 1, 1), widths=(16, 32, 64, 64)),
-        DetectorOptions(3, 32, rpn, box),
-    )
-    optimizer = OptimizerOptions(0.005, schedule="cosine", warmup_steps=20)
-    options = TrainOptions(260, 8, optimizer, log_every=20, devices=1)
-    variables = train(
-        detector, source, DetectionRows(size, max_objects=32), options, tmp_path, "overfit"
-    )
-    found = detect(detector, variables, source, size, 8, devices=1)
-    assert CocoEvaluator(source.coco).evaluate(found).metrics["AP50"] >= 0.9
 
 
 def test_interrupted_training_resumes_to_the_same_result(tmp_path):
