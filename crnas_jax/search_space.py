@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crnas_jax.arch import FAMILIES
 from crnas_jax.errors import UserError
+from crnas_jax.families import FAMILIES
 
 PAPER_GRIDS = (
     tuple(range(1, 11)),

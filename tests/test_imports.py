@@ -7,6 +7,7 @@ from conftest import ROOT
 # Each level may import those before it and its own.
 LEVELS = [
     {"errors", "interruption", "workdir"},
+    {"families"},
     {"arch"},
     {"zoo", "search_space", "cost", "ops", "data"},
     {"models"},
@@ -51,7 +52,13 @@ def test_fences():
             if name.startswith("flax"):
                 assert module == "models", f"{path} imports {name}"
             if name.split(".")[0] in ("jax", "flax", "optax"):
-                assert module not in ("arch", "search_space", "zoo", "cost", "errors", "data"), (
-                    f"{path} imports {name}"
-                )
+                assert module not in (
+                    "families",
+                    "arch",
+                    "search_space",
+                    "zoo",
+                    "cost",
+                    "errors",
+                    "data",
+                ), f"{path} imports {name}"
             assert not name.startswith("tensorflow."), path

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from crnas_jax.arch import Arch, BlockShape
+from crnas_jax.arch import Arch
+from crnas_jax.families import BlockShape
 from crnas_jax.models.layers import BN_RUNNING, BNMode
 from crnas_jax.models.mobilenet_v2 import InvertedResidual, MobileNetStem, MobileNetTail
 from crnas_jax.models.resnet import ResidualBlock, ResNetStem

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from crnas_jax.arch import FAMILIES, Arch
+from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
+from crnas_jax.families import FAMILIES
 from crnas_jax.search_space import OperationSpace, StageSpace
 
 STAGE_SHARING = ("branch", "prefix")

@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from crnas_jax.arch import BlockShape
+from crnas_jax.families import BlockShape
 from crnas_jax.models.layers import BNMode, conv_bn
 
 

@@ -110,10 +110,8 @@ def _detector_step(detector):
     [
         *(("resnet_basic", rules) for rules in RULES),
         ("resnet_bottleneck", RULES[0]),
-        ("resnext_32x4d", RULES[0]),
         ("resnext_32x4d", RULES[3]),
         ("mobilenet_v2", RULES[0]),
-        ("mobilenet_v2", RULES[3]),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
