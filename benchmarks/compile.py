@@ -4,8 +4,9 @@
 
 The whole detector, 256 pixels, batch 2, at the paper's grids and supernet widths; the
 static network is the baseline at the same widths. Stage supernets have one dilation and all depths,
-operation supernets the baseline's depths and three dilations. Nothing is run, and the persistent
-compilation cache is not used.
+operation supernets the baseline's depths and three dilations. Everything is compiled twice, in turn,
+and the quicker time counts: a shared machine only ever adds to it. Nothing is run, and the
+persistent compilation cache is not used.
 """
 
 import pathlib
@@ -46,10 +47,14 @@ def main(_):
         }
         networks = {"static": (supernets["stage"].arch(depths), None)}
         networks |= {level: (spec, spec.choice(depths)) for level, spec in supernets.items()}
-        for level, (spec, choice) in networks.items():
+        for level, (spec, choice) in [*networks.items()] * 2:
             trainer = Trainer(Detector(spec, options), optimizer, mesh, seed=0)
-            compiled[f"{name} {level}"] = common.compile_step(trainer, parts[0], choice)
-            print(f"{name} {level}: {compiled[f'{name} {level}']}", flush=True)
+            found = common.compile_step(trainer, parts[0], choice)
+            print(f"{name} {level}: {found}", flush=True)
+            key = f"{name} {level}"
+            compiled[key] = min(
+                found, compiled.get(key, found), key=lambda one: one["compile_seconds"]
+            )
         for level in supernets:
             ratios[f"{name} {level}"] = (
                 compiled[f"{name} {level}"]["compile_seconds"]
