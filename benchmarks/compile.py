@@ -2,10 +2,10 @@
 
     python benchmarks/compile.py [--archs=resnet50,mobilenet_v2]
 
-The whole detector, 256 pixels, batch 2, at the paper's grids and supernet widths; the
-static network is the baseline at the same widths. Stage supernets have one dilation and all depths,
-operation supernets the baseline's depths and three dilations. Everything is compiled twice, in turn,
-and the quicker time counts: a shared machine only ever adds to it. Nothing is run, and the
+The whole detector, 256 pixels, batch 2, at the paper's grids and supernet widths; the static
+network is the baseline at the same widths. Stage supernets have one dilation and all depths,
+operation supernets the baseline's depths and three dilations. Everything is compiled twice, in
+turn, and the quicker time counts: a shared machine only ever adds to it. Nothing is run, and the
 persistent compilation cache is not used.
 """
 

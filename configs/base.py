@@ -53,14 +53,14 @@ def get_config() -> ConfigDict:
     config.detector.freeze_norm = False  # keep the backbone's batch normalisation as it starts
     config.detector.pyramid_channels = 256
     config.detector.head_channels = 1024
-    config.detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, p2..p6
+    config.detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, by level
     config.detector.canonical_size = 224.0  # an RoI of this side is read from p4, pixels
     config.detector.roi_aligned = False  # Detectron2's half-cell shift
     config.detector.rpn_samples = 256  # anchors per image in the loss
     config.detector.pre_nms = (2000, 1000)  # proposals per level, training and test
     config.detector.post_nms = (2000, 1000)  # proposals per image, training and test
     config.detector.roi_samples = 512  # RoIs per image in the loss
-    config.detector.nms_candidates = 1000  # detections entering suppression at test time
+    config.detector.nms_candidates = 1000  # entering suppression at once: speed and memory alone
 
     config.supernet = ConfigDict()
     # Of the supernet; () for the paper's: half of the network's, of MobileNetV2 all. Equal to

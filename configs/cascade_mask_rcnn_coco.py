@@ -5,7 +5,7 @@
     python scripts/evaluate.py (the same)
 
 To reach (box AP): ResNet-101 43.3 -> CR 44.5.
-Expected: 12 GPU hours for ResNet-101.
+Expected: 10 GPU hours for ResNet-101.
 """
 
 from configs import paper

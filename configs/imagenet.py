@@ -3,10 +3,11 @@
     python scripts/pretrain.py --config=configs/imagenet.py:cr_resnet50 \
         --workdir=runs/imagenet_cr_resnet50 --network=baseline
 
-The detectors' recipes look for the weights in `runs/imagenet_NETWORK`. Weights that torchvision has
-are had in a minute with `scripts/convert_torchvision.py` instead. To reach (figure 6, top-1): 76.5
-at ResNet-50's FLOPs, 77.3 at ResNet-101's. The paper gives no schedule for the found networks: 150
-epochs, the supernets', is our reading, 100 the short form.
+The detectors' recipes look for the weights in `runs/imagenet_NETWORK`; for a network in a file
+`FOLDER/NAME.json` in `FOLDER/imagenet_NAME`, so give that as --workdir. Weights that torchvision
+has are had in a minute with `scripts/convert_torchvision.py` instead. To reach (figure 6, top-1):
+76.5 at ResNet-50's FLOPs, 77.3 at ResNet-101's. The paper gives no schedule for the found
+networks: 150 epochs, the supernets', is our reading, 100 the short form.
 Expected: 7 GPU hours for ResNet-50.
 """
 

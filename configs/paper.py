@@ -7,7 +7,7 @@ Data are looked for where the data sets' own archives unpack:
     data/imagenet/{train,val}/<class>/*    data/VOCdevkit/VOC{2007,2012}/...
 
 GPU hours in the recipes are estimates, never measured: 6 operations for each multiply-add of the
-detector and image, at 20 % of an H100's dense bf16 peak. At 800 x 1333 a ResNet-50 has about 0.24 T
+detector and image, at 20 % of an H100's dense bf16 peak. At 800 x 1333 a ResNet-50 has about 0.21 T
 multiply-adds; a ResNet-101 takes 1.35 times as long, a ResNet-18 0.75, a MobileNetV2 0.6.
 """
 
@@ -30,7 +30,8 @@ def arguments(file: str, text: str, *choices: tuple[str, ...]) -> list[str]:
     Args:
       file: of the config, for the message.
       text: what stands behind the colon.
-      choices: for each argument its values; a `.json` file of an `Arch` may stand for a network.
+      choices: for each argument its values; a `.json` file of an `Arch` may stand for the first,
+        the network.
 
     Raises:
       UserError: there are too many, or one is unknown.
@@ -39,8 +40,8 @@ def arguments(file: str, text: str, *choices: tuple[str, ...]) -> list[str]:
     if len(given) > len(choices):
         raise UserError(file, "argument", text, f"give at most {len(choices)}")
     values = [*given, *(allowed[0] for allowed in choices[len(given) :])]
-    for value, allowed in zip(values, choices, strict=True):
-        if value not in allowed and not value.endswith(".json"):
+    for place, (value, allowed) in enumerate(zip(values, choices, strict=True)):
+        if value not in allowed and (place or not value.endswith(".json")):
             raise UserError(file, "argument", f"{value!r} is unknown", f"use one of {allowed}")
     return values
 
@@ -60,7 +61,8 @@ def recipe(fields, schedule: str) -> None:
 def detection(network: str, schedule: str):
     """One network trained on COCO's trainval35k (train2017), tested on minival (val2017).
 
-    It starts from its ImageNet weights, `configs/imagenet.py`, in their default folder.
+    It starts from its ImageNet weights: `configs/imagenet.py` in `runs/imagenet_NETWORK`, of a
+    network in a file `FOLDER/NAME.json` in `FOLDER/imagenet_NAME`.
     """
     config = base.get_config()
     config.network, config.baseline = "baseline", network
@@ -69,7 +71,7 @@ def detection(network: str, schedule: str):
     config.data.train, config.data.train_images = annotations.format("train"), "train2017"
     config.data.val = ""
     config.data.test, config.data.test_images = annotations.format("val"), "val2017"
-    name = network.removesuffix(".json").rpartition("/")[2]
-    config.initial.baseline = f"runs/imagenet_{name}/baseline/pretrain"
+    folder, _, name = network.removesuffix(".json").rpartition("/")
+    config.initial.baseline = f"{folder or 'runs'}/imagenet_{name}/baseline/pretrain"
     recipe(config.detector_train, schedule)
     return config

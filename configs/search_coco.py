@@ -10,7 +10,8 @@
     python scripts/search_operations.py ...
 
 Every later step runs what it needs of the earlier ones, so the last line does everything. What it
-finds is trained by `configs/imagenet.py:runs/search/operation_search/result.json` and, for example,
+finds is trained by `configs/imagenet.py:runs/search/operation_search/result.json` in the folder
+`runs/search/operation_search/imagenet_result` and then, for example, by
 `configs/faster_rcnn_coco.py:runs/search/operation_search/result.json`.
 To reach: [1, 3, 5, 7] and its operations for ResNet-50 (see crnas_jax/zoo.py for the others).
 Expected for ResNet-50: 4 GPU hours on ImageNet and 5 on COCO for each supernet; one for the stage

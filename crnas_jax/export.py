@@ -64,15 +64,18 @@ def weights_folder(start: str | pathlib.Path) -> pathlib.Path:
     return folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
 
 
-def require_weights(start: str | pathlib.Path) -> None:
-    """Raises UserError unless `load_weights` will find a network's weights."""
+def require_weights(start: str | pathlib.Path, field: str = "checkpoint") -> None:
+    """Raises UserError about `field` unless `load_weights` will find a network's weights."""
     folder = weights_folder(start)
+    if not folder.is_dir():
+        remedy = 'train those weights first, name others, or give "" to start from random ones'
+        raise UserError(start, field, "there are no weights", remedy)
     found = layout(folder)
     trees = [found.get(name) if isinstance(found, dict) else None for name in _COLLECTIONS]
     if not all(isinstance(tree, dict) and "backbone" in tree for tree in trees):
         raise UserError(
             start,
-            "checkpoint",
+            field,
             "holds no backbone in params and batch_stats",
             "give the folder variables/ of a trained network, or the one it stands in",
         )

@@ -58,8 +58,9 @@ class Pipeline:
         self.settings.validate()
         self._sources = self.settings.sources()
         self._images = self.settings.classification_sources()
-        for start in filter(None, self.settings.config.initial.values()):
-            require_weights(start)
+        for network, start in self.settings.config.initial.items():
+            if start:
+                require_weights(start, f"config.initial.{network}")
         digests = [one.digest for one in (*self._sources.values(), *self._images.values())]
         self._hash = digest(self.settings.hash, *digests)
         self._workdir = Workdir(self.path)
@@ -68,14 +69,7 @@ class Pipeline:
 
     @property
     def classes(self) -> int:
-        """Number of object classes.
-
-        Raises:
-          UserError: there are no detection data.
-        """
-        if not self._sources:
-            problem = '"none", and detection needs images with boxes'
-            raise UserError("config", "data.name", problem, "name a data set")
+        """Number of object classes."""
         return len(self._sources["train"].class_names)
 
     def plan(self) -> str:
@@ -130,6 +124,7 @@ class Pipeline:
         Returns its description; the weights are in `<workdir>/<network>/variables`.
         """
         settings = self.settings
+        settings.require_detection(network)
         model = settings.detector(self.spec(network), self.classes)
         start = settings.config.initial[network]
         needs = None
@@ -140,7 +135,7 @@ class Pipeline:
             print(report.parameters(network, model.shapes["params"]), flush=True)
             source, rows = self._sources["train"], settings.detection_rows
             variables = self._fit(model, source, rows, RECIPE_OF[network], network, start)
-            if model.is_supernet:
+            if model.has_banks:
                 save_supernet(self.path / network, model.spec, variables)
             else:
                 categories = category_entries(source.category_ids, source.class_names)
@@ -153,7 +148,7 @@ class Pipeline:
     def search_stage(self) -> dict:
         """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
         space, budget = self.settings.stage_space, self.settings.budget
-        self._require_val()
+        self.settings.require_search()
 
         def run(detector):
             scorer = self._scorer("stage_supernet", detector, self.settings.config.search.bn)
@@ -171,7 +166,7 @@ class Pipeline:
 
     def search_operations(self) -> dict:
         """Greedy search of the dilations; the same fields as `search_stage`."""
-        self._require_val()
+        self.settings.require_search()
 
         def run(detector):
             depths, seed = self._depths(), self.settings.config.seed
@@ -233,11 +228,6 @@ class Pipeline:
         }
         write_json(self.path / "result.json", result)
         return result
-
-    def _require_val(self):
-        if "val" not in self._sources:
-            problem = "empty, and a search scores on that split"
-            raise UserError("config", "data.val", problem, "name one, or train a network alone")
 
     def _difference(self):
         evaluator = CocoEvaluator.of(self._sources["test"])
@@ -302,7 +292,7 @@ class Pipeline:
 
 def _save(folder, model, variables):
     """Weights for the next step to start from."""
-    if model.is_supernet:
+    if model.has_banks:
         save_supernet(folder, model.spec, variables)
     else:
         save_variables(folder / VARIABLES, variables)

@@ -159,6 +159,11 @@ class OperationSpace:
         """Number of searched blocks."""
         return sum(self.depths)
 
+    @property
+    def operations(self) -> int:
+        """Number of candidates of a block."""
+        return len(self.dilations)
+
     def count(self, budget: float | None = None) -> int:
         """Number of codes; dilation costs nothing, so every code fits the budget of `depths`."""
         del budget

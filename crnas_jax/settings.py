@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 from crnas_jax import cost, zoo
 from crnas_jax.arch import Arch
@@ -13,7 +12,7 @@ from crnas_jax.models.backbone import Frozen
 from crnas_jax.models.banks import KERNEL_SHARING, STAGE_SHARING, SupernetSpec
 from crnas_jax.models.build import PRECISIONS, Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import NECKS, DetectorOptions, NeckOptions
+from crnas_jax.models.detectors import DetectorOptions, NeckOptions
 from crnas_jax.models.mask_head import MaskHeadOptions
 from crnas_jax.models.roi_heads import CASCADE_STAGES, BoxHeadOptions, BoxStage
 from crnas_jax.models.rpn import RPNOptions
@@ -23,7 +22,7 @@ from crnas_jax.training.loop import TrainOptions
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
 from crnas_jax.validation import check_lengths, check_values, naming
-from crnas_jax.workdir import digest, read_json
+from crnas_jax.workdir import digest
 
 # The trained networks of a run.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
@@ -33,7 +32,8 @@ COMPARED = ("baseline", "searched")
 RECIPE_OF = dict(
     zip(NETWORKS, ("stage_train", "operation_train", *["detector_train"] * 2), strict=True)
 )
-DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+# RetinaNet's cost is known, the network itself is not there yet.
+DETECTORS = tuple(name for name in cost.DETECTORS if name != "retinanet")
 # Fields that change how a run is executed, not what comes out of it; wherever they stand. What the
 # data folder holds is in the sources' digests.
 _EXECUTION = ("devices", "folder", "remat", "checkpoint_seconds", "log_every", "chunk")
@@ -83,12 +83,7 @@ class Settings:
     @property
     def _published(self) -> Arch:
         """Of the zoo, or of a file: an `Arch`, or the result of a search."""
-        name = self.config.baseline
-        if not name.endswith(".json"):
-            return zoo.get(name)
-        fields = read_json(pathlib.Path(name), "name a file of Arch.to_json(), or a result.json")
-        fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
-        return Arch.from_json(json.dumps(fields))
+        return zoo.find(self.config.baseline)
 
     @property
     def budget(self) -> float:
@@ -126,7 +121,7 @@ class Settings:
         sources = {
             split: data_build.source(data, split, self.has_masks)
             for split in data_build.SPLITS
-            if split != "val" or data.val or data.name == "synthetic"
+            if split != "val" or data.val
         }
         data_build.require_consistent(sources)
         return sources
@@ -144,6 +139,21 @@ class Settings:
                 data.folder, data.val, "other classes than train", "give both the same folders"
             )
         return sources
+
+    def require_detection(self, network: str) -> None:
+        """Raises UserError unless the config has the data to train one of `NETWORKS`."""
+        if self.config.data.name == "none":
+            problem = '"none", and detection needs images with boxes'
+            raise UserError("config", "data.name", problem, "name a data set")
+        if network in ("searched", "operation_supernet"):
+            self.require_search()
+
+    def require_search(self) -> None:
+        """Raises UserError unless the config has the data to search on."""
+        self.require_detection("stage_supernet")
+        if not self.config.data.val:
+            problem = "empty, and a search scores on that split"
+            raise UserError("config", "data.val", problem, "name one, or train a network alone")
 
     def require_pretraining(self, network: str) -> None:
         """Raises UserError unless the config has the network pre-trained."""
@@ -197,7 +207,7 @@ class Settings:
             nms_candidates=fields.nms_candidates,
         )
         mask = MaskHeadOptions(fields.mask_channels) if self.has_masks else None
-        level = fields.lowest_level if fields.neck == "nas_fpn" else NeckOptions.lowest_level
+        level = fields.lowest_level if fields.neck == "nas_fpn" else 0
         neck = NeckOptions(fields.neck, fields.stacks, level)
         options = DetectorOptions(classes, fields.pyramid_channels, rpn, box, mask, neck)
         frozen = Frozen(fields.freeze_at, fields.freeze_norm)
@@ -284,7 +294,7 @@ class Settings:
                 "search.bn": BN_RULES,
                 "network": COMPARED,
                 "detector.kind": DETECTORS,
-                "detector.neck": NECKS,
+                "detector.neck": cost.NECKS,
                 "precision": tuple(PRECISIONS),
                 "pretrain.networks": NETWORKS,
                 "supernet.stage_sharing": STAGE_SHARING,

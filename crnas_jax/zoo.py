@@ -4,9 +4,12 @@ Source: CR-NAS, tables 1, 2 and 7. Operation codes there are 0-based, 0 standing
 """
 
 import difflib
+import json
+import pathlib
 
 from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
+from crnas_jax.workdir import read_json
 
 _BASIC, _BOTTLENECK, _RESNEXT, _MOBILE = (
     "resnet_basic",
@@ -57,3 +60,21 @@ def get(name: str) -> Arch:
         near = difflib.get_close_matches(name, ARCHS, n=1) or sorted(ARCHS)
         raise UserError("zoo", "name", f"{name!r} is unknown", f"did you mean {', '.join(near)}?")
     return ARCHS[name]
+
+
+def find(name: str) -> Arch:
+    """A published architecture by its name, or one in a file, whose name ends with `.json`: what
+    `Arch.to_json` wrote, or the `result.json` of a search.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not name.endswith(".json"):
+        return get(name)
+    remedy = "give a file of Arch.to_json(), or the result.json of a search"
+    fields = read_json(pathlib.Path(name), remedy)
+    try:
+        fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
+        return Arch.from_json(json.dumps(fields))
+    except UserError as error:
+        raise UserError(name, error.field, error.problem, remedy) from error

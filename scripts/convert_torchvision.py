@@ -25,7 +25,7 @@ _MODEL = flags.DEFINE_enum(
     "model", None, torchvision.CLASSIFIERS + torchvision.DETECTORS, "Whose weights."
 )
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors or .pth file.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not be there yet.")
 _EPSILON = flags.DEFINE_float(
     "epsilon",
     None,
@@ -37,10 +37,9 @@ _EPSILON = flags.DEFINE_float(
 
 def main():
     output, weights = pathlib.Path(_OUTPUT.value), pathlib.Path(_WEIGHTS.value)
-    if not _OUTPUT.value or output.exists() or not output.absolute().parent.is_dir():
-        raise UserError(
-            _OUTPUT.value, "--output", "no new folder in an existing one", "name another"
-        )
+    if not _OUTPUT.value or output.exists():
+        problem = "it is there already" if _OUTPUT.value else "empty"
+        raise UserError(_OUTPUT.value, "--output", problem, "name a new folder")
     epsilon = _EPSILON.value
     if epsilon is None:
         published = _MODEL.value in torchvision.DETECTORS and "_coco" in weights.name

@@ -11,9 +11,12 @@ from crnas_jax.settings import COMPARED
 _NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
 
 
-def main(pipeline):
-    print(pipeline.evaluate(_NETWORK.value or pipeline.settings.config.network))
+def network(settings):
+    return _NETWORK.value or settings.config.network
 
 
 if __name__ == "__main__":
-    command.launch(main)
+    command.launch(
+        lambda pipeline: print(pipeline.evaluate(network(pipeline.settings))),
+        check=lambda settings: settings.require_detection(network(settings)),
+    )

@@ -13,4 +13,4 @@ def main(pipeline):
 
 
 if __name__ == "__main__":
-    command.launch(main)
+    command.launch(main, check=lambda settings: settings.require_search())

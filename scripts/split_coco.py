@@ -29,8 +29,8 @@ def main():
     try:
         content = json.loads(file.read_bytes())
         images, annotations = content["images"], content["annotations"]
-        ids = sorted((image["id"] for image in images), key=_hash)
-        owners = [annotation["image_id"] for annotation in annotations]
+        ids = sorted((int(image["id"]) for image in images), key=_hash)
+        owners = [int(annotation["image_id"]) for annotation in annotations]
     except OSError as error:
         raise UserError(file, "file", error.strerror or "unreadable", "name COCO's json") from error
     except (ValueError, TypeError, KeyError) as error:

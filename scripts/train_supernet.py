@@ -11,4 +11,7 @@ _LEVEL = flags.DEFINE_enum("level", "stage", ["stage", "operation"], "Which supe
 
 
 if __name__ == "__main__":
-    command.launch(lambda pipeline: pipeline.train(f"{_LEVEL.value}_supernet"))
+    command.launch(
+        lambda pipeline: pipeline.train(f"{_LEVEL.value}_supernet"),
+        check=lambda settings: settings.require_detection(f"{_LEVEL.value}_supernet"),
+    )

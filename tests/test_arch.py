@@ -77,6 +77,18 @@ def test_faulty_json_is_refused(text):
         Arch.from_json(text)
 
 
+def test_files_with_an_architecture(tmp_path):
+    """As `to_json` writes it, and as a search's result; what holds none is named."""
+    file, arch = tmp_path / "found.json", zoo.get("cr_mobilenet_v2")
+    for text in (arch.to_json(), f'{{"score": 0.5, "arch": {arch.to_json()}}}'):
+        file.write_text(text)
+        assert zoo.find(str(file)) == arch
+    for text in ("", "[1, 2]", '{"arch": 3}', arch.to_json().replace("mobilenet_v2", "vgg")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"found\.json"):
+            zoo.find(str(file))
+
+
 def test_an_unknown_name_proposes_the_nearest():
     with pytest.raises(UserError, match="cr_resnet50"):
         zoo.get("cr_resnet_50")

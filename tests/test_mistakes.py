@@ -205,7 +205,7 @@ CASES = {
     "no weights to start from": (
         None,
         ["--config.initial.baseline=none"],
-        "none: checkpoint: missing",
+        "none: config.initial.baseline: there are no weights",
     ),
     "weights that are none": (
         lambda folder: (folder / "weights").mkdir(),
@@ -243,7 +243,7 @@ CASES = {
     "weights without a backbone": (
         lambda folder: save_variables(folder / "weights", {"params": {"a": np.zeros(2)}}),
         ["--config.initial.baseline={folder}/weights"],
-        "weights: checkpoint: holds no backbone",
+        "weights: config.initial.baseline: holds no backbone",
     ),
     "unknown field": (None, ["--config.serch.keep=3"], "unknown field: .*serch"),
     "unknown nested field": (None, ["--config.search.kep=3"], 'Did you mean "keep"'),
@@ -301,6 +301,41 @@ CASES = {
         None,
         ["--config.pretrain.networks=('baseline',)", "--config.pretrain.data.folder=none"],
         "none/train: folder: missing",
+    ),
+    "detector": (
+        None,
+        ["--config.detector.kind=yolo"],
+        "detector.kind: 'yolo' is unknown; use 'faster_rcnn'",
+    ),
+    "neck": (None, ["--config.detector.neck=pan"], "detector.neck: 'pan' is unknown"),
+    "frozen": (None, ["--config.detector.freeze_at=6"], "detector.freeze_at: 6 is unknown"),
+    "level": (None, ["--config.detector.lowest_level=4"], "detector.lowest_level: 4 is unknown"),
+    "no masks": (
+        None,
+        ["--config.detector.kind=mask_rcnn"],
+        r"segmentation: .* is no mask of .* pixels; give polygons",
+    ),
+    "masks of voc": (
+        None,
+        ["--config.detector.kind=mask_rcnn", "--config.data.name=voc"],
+        "data.name: 'voc' has no masks",
+    ),
+    "voc without lists": (
+        None,
+        ["--config.data.name=voc", "--config.data.train=VOC2007/trainval"],
+        r"(VOC2007|data.val: 'val.json' is no list)",
+    ),
+    "nothing to search on": (None, ["--config.data.val="], "data.val: empty, and a search"),
+    "nothing to detect": (None, ["--config.data.name=none"], "data.name: .none., and detection"),
+    "no such network file": (
+        None,
+        ["--config.baseline={folder}/none.json"],
+        r"none\.json: json: .*give a file of Arch",
+    ),
+    "weights not there": (
+        None,
+        ["--config.initial.baseline={folder}/none"],
+        "config.initial.baseline: there are no weights",
     ),
 }
 # What concerns the flags --config and --workdir themselves.

@@ -5,6 +5,7 @@ import math
 
 import jax
 
+from crnas_jax.cost import backbone
 from crnas_jax.settings import COMPARED, Settings
 
 
@@ -16,16 +17,20 @@ def plan(settings: Settings, sources: dict, workdir) -> str:
       sources: splits by name.
       workdir: of the run.
     """
-    classes = len(sources["train"].class_names) if sources else 80
-    cost = settings.cost(settings.baseline, classes)
+    classes = len(sources["train"].class_names) if sources else 0
+    if sources:
+        cost = settings.cost(settings.baseline, classes)
+        network = f"in a {settings.config.detector.kind} on {settings.config.detector.neck}"
+    else:
+        side = settings.config.pretrain.data.size
+        cost, network = backbone(settings.baseline, (side, side)), "backbone of a classifier"
     size = f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters"
     baseline = settings.baseline
     sizes = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
     devices = jax.devices()[: settings.devices]
     rows = [
         *([f"data        {sizes} images; {classes} classes"] if sources else []),
-        f"baseline    {settings.config.baseline} {baseline.depths}, "
-        f"{settings.config.detector.kind}: {size}",
+        f"baseline    {settings.config.baseline} {baseline.depths}, {network}: {size}",
         *(_searches(settings) if "val" in sources else ()),
         f"devices     {', '.join(str(device) for device in devices)}; {settings.config.precision}",
         f"workdir     {workdir}",
@@ -53,7 +58,7 @@ def _notes(settings, sources):
         random = sorted(set(config.initial) - {*started, *config.pretrain.networks})
         if random:
             names = ", ".join(random)
-            yield f"what is frozen in {names} stays as it is drawn: give config.initial"
+            yield f"without config.initial, what is frozen stays as it is drawn: in {names}"
     if settings.config.budget and settings.config.budget != settings.stage_space.cost(
         settings.baseline.depths
     ):

@@ -38,6 +38,13 @@ def source(data, split: str, with_masks: bool = False):
         return SyntheticSource(number, data.synthetic.size, seed=SPLITS.index(split))
     if data.name == "voc":
         names = tuple(data.class_names) or None
+        if "/" not in getattr(data, split):
+            raise UserError(
+                "config",
+                f"data.{split}",
+                f"{getattr(data, split)!r} is no list of a VOCdevkit",
+                'give such as VOC2007/trainval; for data.val "" where nothing is searched',
+            )
         return VocSource(data.folder, getattr(data, split), names, data.strict)
     raise UserError(
         "config", "data.name", f"{data.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"

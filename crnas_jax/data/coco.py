@@ -166,7 +166,9 @@ class CocoSource:
                 crowd = crowd or bool(flag)
             rows, columns = size_of[image]
             box = (max(x, 0.0), max(y, 0.0), min(x + width, columns), min(y + height, rows))
-            empty = not (width > 0 and height > 0 and box[2] > box[0] and box[3] > box[1])
+            # In the batches' precision: a box may have a size in float64 alone.
+            x0, y0, x1, y1 = np.array(box, np.float32)
+            empty = not (width > 0 and height > 0 and x1 > x0 and y1 > y0)
             out = max(-x, -y, x + width - columns, y + height - rows) > 1
             if self._strict and (empty or out):
                 raise self._fault(
@@ -177,10 +179,10 @@ class CocoSource:
                     "mend it, or set data.strict=False to leave it out",
                 )
             mask = annotation.get("segmentation")
-            if self._with_masks and not empty and not masks.is_mask(mask):
+            if self._with_masks and not empty and not masks.is_mask(mask, rows, columns):
                 raise self._fault(
                     f"{where}.segmentation",
-                    f"{str(mask)[:40]} is no mask",
+                    f"{str(mask)[:40]} is no mask of {rows} x {columns} pixels",
                     "give polygons or a run-length code, or use a detector without masks",
                 )
             self.skipped += empty

@@ -8,16 +8,22 @@ from pycocotools import mask as coco_mask
 _LEAST_NUMBERS = 6
 
 
-def is_mask(segmentation) -> bool:
-    """Whether this is a list of polygons (one at least) or a run-length code."""
+def is_mask(segmentation, height: int, width: int) -> bool:
+    """Whether this is a list of polygons (one at least) or a run-length code, of an image of that
+    size. pycocotools checks nothing: what gets past here must neither crash it nor be read wrongly.
+    """
     if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        whole = isinstance(size, list) and len(size) == 2
-        whole = whole and all(type(side) is int and 0 < side < 2**31 for side in size)
-        return whole and (isinstance(counts, str) or _numbers(counts))
-    if not isinstance(segmentation, list):
+        counts = segmentation.get("counts")
+        if segmentation.get("size") != [height, width]:
+            return False
+        if isinstance(counts, list):
+            whole = all(type(count) is int and count >= 0 for count in counts)
+            return whole and sum(counts) == height * width
+        return isinstance(counts, str) and _fills(counts, height * width)
+    if not isinstance(segmentation, list) or not segmentation:
         return False
-    return any(_is_polygon(polygon) for polygon in segmentation)
+    reach = 2.0 * max(height, width)  # annotators leave the image by a little
+    return all(_is_polygon(polygon, reach) for polygon in segmentation)
 
 
 def crop(segmentation, box, size: int) -> np.ndarray:
@@ -42,7 +48,6 @@ def crop(segmentation, box, size: int) -> np.ndarray:
     polygons = [
         ((np.array(polygon, float).reshape(-1, 2) - (x0, y0)) * scale).reshape(-1).tolist()
         for polygon in segmentation
-        if _is_polygon(polygon)
     ]
     codes = coco_mask.frPyObjects(polygons, size, size)
     return coco_mask.decode(coco_mask.merge(codes))
@@ -87,11 +92,31 @@ def _decode(code):
     return coco_mask.decode(code)
 
 
-def _is_polygon(polygon):
-    return _numbers(polygon) and len(polygon) >= _LEAST_NUMBERS and len(polygon) % 2 == 0
+def _is_polygon(polygon, reach):
+    if not isinstance(polygon, list) or len(polygon) < _LEAST_NUMBERS or len(polygon) % 2:
+        return False
+    return all(type(value) in (int, float) and -reach <= value <= 2 * reach for value in polygon)
 
 
-def _numbers(values):
-    return isinstance(values, list) and all(
-        type(value) in (int, float) and abs(value) < 1e12 for value in values
-    )
+def _fills(text, pixels):
+    """Whether the runs of COCO's compressed code make up so many pixels.
+
+    The code: six bits a character from "0" on, of which the sixth says that more follow; five bits
+    each, lowest first, signed; from the fourth run on, differences to the run before the last.
+    """
+    runs, value, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return False
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if runs[-1] < 0:
+            return False
+        value = shift = 0
+    return shift == 0 and sum(runs) == pixels

@@ -30,7 +30,7 @@ def accuracy(
       choice_of: from a mini-batch's number to the path to run on it.
       devices: how many to use; all when None.
     """
-    bn = "batch" if classifier.is_supernet else "running"
+    bn = "batch" if classifier.has_banks else "running"
 
     def hits(variables, batch, choice):
         path = classifier.path(variables, choice)

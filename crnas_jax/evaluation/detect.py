@@ -33,7 +33,7 @@ def metrics(source, results: list[dict], with_masks: bool = False) -> dict:
     """The twelve COCO metrics and `per_class` AP of boxes; None where nothing was to be found.
 
     With masks also `segm`, the same of masks. On PASCAL VOC also `VOC07_AP50` (11 points) and
-    `VOC_AP50` (area), by the rules of VOC's own tools.
+    `VOC_AP50` (area), by the rules of VOC's own tools, and the same by class.
 
     Args:
       source: the split.
@@ -46,8 +46,11 @@ def metrics(source, results: list[dict], with_masks: bool = False) -> dict:
         found["segm"] = _numbers(evaluator.evaluate(results, iou_type="segm"))
     if isinstance(source, VocSource):
         for name, eleven_point in (("VOC07_AP50", True), ("VOC_AP50", False)):
-            ap = voc_ap(source.coco, results, eleven_point=eleven_point)["AP"]
-            found[name] = _or_none(ap)
+            voc = voc_ap(source.coco, results, eleven_point=eleven_point)
+            found[name] = _or_none(voc["AP"])
+            found[f"{name}_per_class"] = {
+                label: _or_none(ap) for label, ap in voc["per_class"].items()
+            }
     return found
 
 

@@ -74,12 +74,20 @@ def convert(
     Raises:
       UserError: a tensor is missing, has another shape, is not known or not finite.
     """
-    state = {_current(key): value for key, value in state.items()}
-    ignored = [key for key in state if key.rpartition(".")[2] == _IGNORED]
+    if not 0 <= epsilon < 1:
+        raise UserError("torchvision", "epsilon", f"{epsilon}", "give a small number, or 0")
+    renamed = {_current(key): value for key, value in state.items()}
+    if len(renamed) != len(state):
+        twice = next(key for key in state if _current(key) != key and _current(key) in state)
+        raise _fault(name, twice, f"there is {_current(twice)} too, its present name")
+    state = renamed
     model = _model(state, name)
     variables: PyTree = {"params": {}, "batch_stats": {}}
+    modules = list(_modules(model, name))
+    counters = {f"{module.theirs}.{_IGNORED}" for module in modules if module.kind == "norm"}
+    ignored = sorted(counters & set(state))
     used = set(ignored)
-    for module in _modules(model, name):
+    for module in modules:
         for collection, leaf, tensor, value in _leaves(module, state, epsilon):
             used.add(tensor)
             _put(variables[collection], (*module.ours, leaf), value)
@@ -190,6 +198,8 @@ def _leaves(module, state, epsilon):
 
     if module.kind == "norm":
         scale, variance = tensor("weight"), tensor("running_var")
+        if (variance < 0).any():
+            raise _fault(module.theirs, "running_var", "below 0")
         if epsilon != _EPSILON:
             if (variance + epsilon <= 0).any():
                 raise _fault(module.theirs, "running_var", "not above 0, with an epsilon of 0")
@@ -217,7 +227,7 @@ def _leaves(module, state, epsilon):
 def _tensor(state, key, name):
     if key not in state:
         raise _fault(name, key, "missing")
-    value = np.asarray(state[key])
+    value = np.atleast_1d(state[key])
     if not np.isfinite(value.astype(np.float32)).all():
         raise _fault(name, key, "not finite")
     return value.astype(np.float32)

@@ -48,32 +48,27 @@ class Model:
     module_class: ClassVar[type]
 
     @property
-    def is_supernet(self) -> bool:
-        """Whether there is something to choose."""
-        return isinstance(self.spec, banks.SupernetSpec)
-
-    @property
     def has_banks(self) -> bool:
-        """Whether only a part of the parameters is at work in a step (see `banks`)."""
-        return self.is_supernet
+        """Whether this is a supernet: a step works on a part of the parameters alone."""
+        return isinstance(self.spec, banks.SupernetSpec)
 
     @property
     def module(self):
         """The Flax module."""
-        backbone = Supernet if self.is_supernet else Backbone
+        backbone = Supernet if self.has_banks else Backbone
         dtype = PRECISIONS[self.precision]
         backbone = backbone(self.spec, self.remat, self.frozen)
         return self.module_class(backbone, self.options, dtype)
 
     def init(self, key: Array) -> PyTree:
         """Freshly drawn variables."""
-        choice = self.spec.choice(self.spec.deepest.depths) if self.is_supernet else None
+        choice = self.spec.choice(self.spec.deepest.depths) if self.has_banks else None
         path_key, bank_key, loss_key = jax.random.split(key, 3)
         keys = jax.random.split(loss_key, 1)
         variables = self.module.init(
             path_key, example_batch(), choice, BN_TRAIN, keys, method="losses"
         )
-        if self.is_supernet:
+        if self.has_banks:
             backbone = {name: tree["backbone"] for name, tree in variables.items()}
             for name, tree in init_banks(self.spec, bank_key, backbone).items():
                 variables[name]["backbone"] = tree
@@ -108,7 +103,7 @@ class Model:
         """Which parameters a step with this gradient moves, bools; None for all of them."""
         if self.frozen == Frozen():
             return None
-        arch = self.spec.deepest if self.is_supernet else self.spec
+        arch = self.spec.deepest if self.has_banks else self.spec
 
         def moves(path, _):
             parts = tuple(key.key for key in path)
@@ -118,7 +113,7 @@ class Model:
 
     def sample(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         """A path of a supernet, uniform; None of a stand-alone network."""
-        if not self.is_supernet:
+        if not self.has_banks:
             return None
         spec = self.spec
         depths = StageSpace.of(spec.family, spec.grids).sample(rng)
@@ -128,7 +123,7 @@ class Model:
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""
         where = jax.tree.map(lambda leaf: banks.WHOLE, tree)
-        if self.is_supernet:
+        if self.has_banks:
             where["backbone"] = banks.rows(self.spec, tree["backbone"], choice)
         return where
 

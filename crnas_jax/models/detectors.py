@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from crnas_jax.cost import NECKS
 from crnas_jax.errors import UserError
 from crnas_jax.models import mask_head, roi_heads, rpn
 from crnas_jax.models.fpn import FPN
@@ -21,8 +22,6 @@ from crnas_jax.models.nas_fpn import NASFPN
 from crnas_jax.models.roi_heads import BoxHeadOptions
 from crnas_jax.models.rpn import RPNOptions
 
-NECKS = ("fpn", "nas_fpn")
-
 
 @dataclasses.dataclass(frozen=True)
 class NeckOptions:
@@ -31,17 +30,19 @@ class NeckOptions:
     Attributes:
       kind: `fpn` or `nas_fpn`.
       stacks: pyramids on top of each other in NAS-FPN.
-      lowest_level: of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6, which FPN always has.
+      lowest_level: of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6, which FPN always has; 0
+        for the kind's own.
     """
 
     kind: str = "fpn"
     stacks: int = 7
-    lowest_level: int = 2
+    lowest_level: int = 0
 
     def __post_init__(self):
         if self.kind not in NECKS:
             raise UserError("detector", "neck", f"{self.kind!r} is unknown", f"use one of {NECKS}")
-        allowed = (2, 3) if self.kind == "nas_fpn" else (2,)
+        allowed = (3, 2) if self.kind == "nas_fpn" else (2,)
+        object.__setattr__(self, "lowest_level", self.lowest_level or allowed[0])
         if self.lowest_level not in allowed:
             raise UserError(
                 "detector", "lowest_level", f"{self.lowest_level}", f"{self.kind} has {allowed}"

@@ -36,10 +36,16 @@ class FPN(nn.Module):
 
 
 def nearest(x, size):
-    """Nearest resizing to `size` (height, width); doubling, the usual case, is a broadcast."""
+    """Nearest resizing up to `size` (height, width); whole factors, the usual case, are a broadcast
+    (a gather's gradient is a scatter: slow on accelerators).
+    """
     batch, height, width, channels = x.shape
-    if size == (2 * height, 2 * width):
-        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    if size == (height, width):
+        return x
+    if size[0] % height == 0 and size[1] % width == 0:
+        factors = size[0] // height, size[1] // width
+        x = x[:, :, None, :, None]
+        x = jnp.broadcast_to(x, (batch, height, factors[0], width, factors[1], channels))
         return x.reshape(batch, *size, channels)
     rows = jnp.arange(size[0]) * height // size[0]
     columns = jnp.arange(size[1]) * width // size[1]

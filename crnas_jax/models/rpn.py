@@ -20,7 +20,7 @@ class RPNOptions:
     """Settings of the proposal network; the defaults are torchvision's.
 
     Attributes:
-      anchor_sizes: anchor side for p2..p6, in pixels.
+      anchor_sizes: anchor side for each of the neck's five levels, in pixels.
       positive_iou: anchors from this IoU on are positive.
       negative_iou: anchors below it are negative.
       samples: anchors drawn per image for the loss.

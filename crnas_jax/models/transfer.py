@@ -42,7 +42,7 @@ def fill(
     filled, missing = [], {}
     for path, leaf in _leaves(jax.device_get(variables)):
         parts, leaf = _parts(path), np.array(leaf)
-        if model.is_supernet and _of_bank(parts):
+        if model.has_banks and _of_bank(parts):
             missing[parts] = _fill_rows(model.spec, parts, leaf, given, source_spec)
         else:
             fits = parts in given and given[parts].shape == leaf.shape

@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from crnas_jax.errors import UserError
-from crnas_jax.models.banks import WHOLE
 
 
 class Space(Protocol):
-    """What may be chosen. `StageSpace` and `OperationSpace` are two."""
+    """What may be chosen. `StageSpace` and `OperationSpace` are two.
+
+    The greedy search (`operation_search`) asks for two more attributes, `blocks`, the length of a
+    code, and `operations`, the number of values of its entries, and not for `enumerate`.
+    """
 
     def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
         """One code."""
@@ -45,7 +48,7 @@ class Searchable(Protocol):
         The choice is traced: pick branches with `lax.switch`. Of what comes back training adds up
         the entries whose name begins with `loss` and keeps `batch_stats`, if there are any; scoring
         takes `boxes` [B, n, 4] in canvas pixels, `scores`, `labels` (from 1) and `valid` [B, n].
-        What is not asked for is not computed.
+        What is not asked for is not computed. Nothing is drawn: the same arguments give the same.
         """
 
     def cost(self, choice: tuple[int, ...]) -> float:
@@ -84,11 +87,6 @@ class Foreign:
         """Detections."""
         del bn
         return self.network.apply(variables, choice, batch)
-
-    def rows(self, tree: PyTree, choice) -> PyTree:
-        """No leaf is a bank."""
-        del choice
-        return jax.tree.map(lambda leaf: WHOLE, tree)
 
     def path(self, variables: PyTree, choice) -> PyTree:
         """All variables."""

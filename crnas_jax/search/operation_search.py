@@ -21,9 +21,7 @@ def operation_search(
     """
     kept = [((), 0.0)]
     for _ in range(space.blocks):
-        codes = [
-            (*code, operation) for code, _ in kept for operation in range(len(space.dilations))
-        ]
+        codes = [(*code, operation) for code, _ in kept for operation in range(space.operations)]
         kept = best(codes, score(codes), keep)
     return kept[0]
 
@@ -35,5 +33,5 @@ def complete(space: OperationSpace, partial, seed: int, batch: int) -> tuple[int
     completions on the same mini-batches, so that their scores differ by the candidates alone.
     """
     rng = np.random.default_rng([seed, 4, len(partial), batch])
-    rest = rng.integers(len(space.dilations), size=space.blocks - len(partial))
+    rest = rng.integers(space.operations, size=space.blocks - len(partial))
     return (*partial, *(int(operation) for operation in rest))

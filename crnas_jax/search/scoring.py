@@ -65,7 +65,13 @@ class SubnetScorer:
     ):
         """Args: the trained supernet, splits for statistics and scores, the record, and a folder
         for results not yet scored.
+
+        Raises:
+          UserError: `recalibrate` of a network that has no `moments`.
         """
+        if options.bn == "recalibrate" and not hasattr(detector, "moments"):
+            problem = "recalibrate, and this network does not give its statistics"
+            raise UserError("scoring", "bn", problem, "use running")
         self._mesh = make_mesh(options.batch_size, options.devices)
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self._train, self._val, self._options = train_source, val_source, options

@@ -189,8 +189,10 @@ class Trainer:
         state, sums = self._add_gradient(state, batch, choice, total)
         means = jax.tree.map(lambda leaf: leaf / sums["images"], sums)
         gradient, losses = means["gradient"], means["losses"]
-        updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
         moves = self.model.moves(gradient)
+        if moves is not None:  # nor counts in the norm that is clipped
+            gradient = jax.tree.map(lambda m, g: jnp.where(m, g, 0), moves, gradient)
+        updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
         if moves is not None:  # what does not move keeps its momentum too
             updates = jax.tree.map(lambda m, u: jnp.where(m, u, 0), moves, updates)
             moves = optax.tree_map_params(

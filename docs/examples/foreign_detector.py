@@ -15,11 +15,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
+from absl import flags
 from jax import lax
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from crnas_jax import command  # noqa: E402
 from crnas_jax.data.synthetic import SyntheticSource  # noqa: E402
 from crnas_jax.data.transforms import DetectionRows, ImageSize  # noqa: E402
 from crnas_jax.search.foreign import Foreign, affordable, choice_of  # noqa: E402
@@ -151,7 +153,11 @@ def search(workdir, limit=2.0, epochs=8.0, images=128):
     return code, score, len(codes)
 
 
-if __name__ == "__main__":
-    folder = pathlib.Path(sys.argv[1].removeprefix("--workdir="))
-    found, ap, number = search(folder)
+def main():
+    found, ap, number = search(pathlib.Path(flags.FLAGS.workdir))
     print(f"the best of {number} codes: {found}, AP {ap:.3f}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the run; the same command on it resumes.")
+    command.run(main, ["workdir"])

@@ -40,7 +40,7 @@ def test_real_objects_survive_their_crops(shared_data):
         x, y, width, height = annotation["bbox"]
         if min(width, height) < 8:
             continue
-        assert masks.is_mask(annotation["segmentation"])
+        assert masks.is_mask(annotation["segmentation"], *size_of[annotation["image_id"]])
         box = np.array([x, y, x + width, y + height])
         crop = masks.crop(annotation["segmentation"], box, 112)
         pasted = masks.paste(crop, box, *size_of[annotation["image_id"]]) >= 0.5
@@ -51,10 +51,14 @@ def test_real_objects_survive_their_crops(shared_data):
     assert np.quantile(overlaps, 0.1) > 0.85
 
 
-def test_codes_keep_masks():
-    whole = np.random.default_rng(0).uniform(0, 1, (37, 53)) > 0.6
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.6, 1.0])
+def test_codes_keep_masks(share):
+    """Compressed codes are understood as pycocotools writes them."""
+    whole = np.random.default_rng(0).uniform(0, 1, (37, 53)) < share
     code = json.loads(json.dumps(masks.encode(whole)))
     np.testing.assert_array_equal(_bitmap(code, 37, 53), whole)
+    assert masks.is_mask(code, 37, 53)
+    assert not masks.is_mask({**code, "counts": code["counts"][:-1]}, 37, 53)
 
 
 def test_rows_hold_masks_and_mirror_them(shared_data):
@@ -81,16 +85,25 @@ def test_rows_hold_masks_and_mirror_them(shared_data):
     "faulty",
     [
         None,
+        "x",
         [],
         [[1, 2, 3, 4]],
         [["a"] * 6],
+        [[1, 1, 5, 1, 5, 5], [1, 2, 3, 4]],
+        [[1, 1, 5, 1, 1e9, 5]],
+        [[1, 1, 5, 1, float("nan"), 5]],
         {"size": [10, 10]},
-        {"size": [0, 1], "counts": []},
-        "x",
+        {"size": [10, 10], "counts": []},
+        {"size": [10, 10], "counts": [5, 10]},
+        {"size": [10, 10], "counts": [150, -50]},
+        {"size": [10, 10], "counts": "0"},
+        {"size": [10, 10], "counts": "\u00e9"},
+        {"size": [20, 5], "counts": [100]},
+        {"size": [2000000000, 2000000000], "counts": [100]},
     ],
 )
 def test_what_is_no_mask_is_refused(tmp_path, faulty):
-    assert not masks.is_mask(faulty)
+    assert not masks.is_mask(faulty, 10, 10)
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 10}],

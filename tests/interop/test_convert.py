@@ -120,6 +120,8 @@ def test_old_names_are_those_of_now(converted):
     assert model.options.classes == 90
     fpn, mask = state["backbone.fpn.layer_blocks.3.0.bias"], "roi_heads.mask_head.2.0.weight"
     np.testing.assert_array_equal(found["params"]["fpn"]["output5"]["bias"], fpn)
+    with pytest.raises(UserError, match="its present name"):
+        torchvision.convert({**state, "rpn.head.conv.bias": fpn}, "maskrcnn_resnet50_fpn")
     kernel = found["params"]["mask_head"]["conv3"]["kernel"]
     np.testing.assert_array_equal(kernel, state[mask].transpose(2, 3, 1, 0))
 
@@ -133,6 +135,9 @@ def test_old_names_are_those_of_now(converted):
         (lambda s: s.update({"fc.bias": s["fc.bias"] * np.nan}), "fc.bias: not finite"),
         (lambda s: s.update({"fc.weight": s["fc.weight"][0]}), "head/kernel: shape"),
         (lambda s: s.update({"fc.bias": s["fc.bias"][:10]}), "head/kernel: shape"),
+        (lambda s: s.update({"fc.bias": s["fc.bias"][0]}), "head/kernel: shape"),
+        (lambda s: s.update({"bn1.running_var": -s["bn1.running_var"]}), "running_var: below 0"),
+        (lambda s: s.update({"bn9.num_batches_tracked": np.int64(1)}), "bn9.num_batches_tracked"),
     ],
 )
 def test_what_does_not_fit_is_refused(resnet18, change, message):
@@ -151,6 +156,8 @@ def test_an_epsilon_of_zero_gives_the_same_outputs(resnet18):
     var = variables["batch_stats"]["backbone"]["stem"]["bn1"]["var"]
     expected = state["bn1.weight"] / np.sqrt(1e-7)
     np.testing.assert_allclose(norm["scale"] / np.sqrt(var + 1e-5), expected, rtol=1e-4)
+    with pytest.raises(UserError, match="epsilon: nan"):
+        torchvision.convert(resnet18, "resnet18", epsilon=float("nan"))
     state["bn1.running_var"] = np.zeros(64, np.float32)
     with pytest.raises(UserError, match="not above 0"):
         torchvision.convert(state, "resnet18", epsilon=0.0)

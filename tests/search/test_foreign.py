@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_batch
 
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.search.foreign import Foreign, affordable, choice_of
+from crnas_jax.search.journal import Journal
+from crnas_jax.search.scoring import ScoreOptions, SubnetScorer
 from crnas_jax.training.mesh import make_mesh, put_batch
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer
@@ -46,6 +50,13 @@ def test_a_step_moves_what_it_ran_and_recompiles_nothing():
         for operation, (layer, old) in enumerate(zip(own, kept, strict=True), 1):
             moved = bool((np.asarray(layer["kernel"]) != old["kernel"]).any())
             assert moved == ((index, operation) in ((1, 1), (2, 2)))
+
+
+def test_statistics_it_does_not_give_are_not_recalibrated(tmp_path):
+    source, model = SyntheticSource(4, 64), Foreign(foreign_detector.TinyDetector(3))
+    journal, options = Journal(tmp_path / "journal.jsonl", "x"), ScoreOptions(2, ImageSize(64, 64))
+    with pytest.raises(UserError, match="use running"):
+        SubnetScorer(model, {}, source, source, options, journal, tmp_path)
 
 
 def test_a_limit_below_every_code_is_refused():
