@@ -178,13 +178,17 @@ class CocoSource:
                     + f" its image of {columns} x {rows} pixels",
                     "mend it, or set data.strict=False to leave it out",
                 )
-            mask = annotation.get("segmentation")
-            if self._with_masks and not empty and not masks.is_mask(mask, rows, columns):
-                raise self._fault(
-                    f"{where}.segmentation",
-                    f"{str(mask)[:40]} is no mask of {rows} x {columns} pixels",
-                    "give polygons or a run-length code, or use a detector without masks",
-                )
+            mask = None
+            if self._with_masks and not empty:
+                given = annotation.get("segmentation")
+                mask = masks.checked(given, rows, columns)
+                if mask is None:
+                    raise self._fault(
+                        f"{where}.segmentation",
+                        f"{str(given)[:40]} is no mask of {rows} x {columns} pixels",
+                        "give polygons or a run-length code, or use a detector without masks",
+                    )
+                annotation = {**annotation, "segmentation": mask}
             self.skipped += empty
             self.cut += out and not empty
             if not empty:

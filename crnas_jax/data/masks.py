@@ -8,22 +8,25 @@ from pycocotools import mask as coco_mask
 _LEAST_NUMBERS = 6
 
 
-def is_mask(segmentation, height: int, width: int) -> bool:
-    """Whether this is a list of polygons (one at least) or a run-length code, of an image of that
-    size. pycocotools checks nothing: what gets past here must neither crash it nor be read wrongly.
+def checked(segmentation, height: int, width: int):
+    """A list of polygons or a run-length code as it may be used, None for anything else.
+
+    pycocotools checks nothing: what gets past here neither crashes it nor is read wrongly. Polygons
+    of two points, which COCO has a few of, are left out where there are others.
+
+    Args:
+      segmentation: of an annotation.
+      height: of its image.
+      width: of its image.
     """
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != [height, width]:
-            return False
-        if isinstance(counts, list):
-            whole = all(type(count) is int and count >= 0 for count in counts)
-            return whole and sum(counts) == height * width
-        return isinstance(counts, str) and _fills(counts, height * width)
-    if not isinstance(segmentation, list) or not segmentation:
-        return False
-    reach = 2.0 * max(height, width)  # annotators leave the image by a little
-    return all(_is_polygon(polygon, reach) for polygon in segmentation)
+        return segmentation if _is_code(segmentation, height, width) else None
+    if not isinstance(segmentation, list):
+        return None
+    reach = max(height, width)  # annotators leave the image by a little
+    if not all(_is_polygon(polygon, reach) for polygon in segmentation):
+        return None
+    return [polygon for polygon in segmentation if len(polygon) >= _LEAST_NUMBERS] or None
 
 
 def crop(segmentation, box, size: int) -> np.ndarray:
@@ -93,9 +96,21 @@ def _decode(code):
 
 
 def _is_polygon(polygon, reach):
-    if not isinstance(polygon, list) or len(polygon) < _LEAST_NUMBERS or len(polygon) % 2:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) % 2 == 0
+        and all(type(v) in (int, float) and -reach <= v <= 2 * reach for v in polygon)
+    )
+
+
+def _is_code(code, height, width):
+    counts = code.get("counts")
+    if code.get("size") != [height, width]:
         return False
-    return all(type(value) in (int, float) and -reach <= value <= 2 * reach for value in polygon)
+    if isinstance(counts, list):
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        return whole and sum(counts) == height * width
+    return isinstance(counts, str) and _fills(counts, height * width)
 
 
 def _fills(text, pixels):

@@ -40,7 +40,7 @@ def test_real_objects_survive_their_crops(shared_data):
         x, y, width, height = annotation["bbox"]
         if min(width, height) < 8:
             continue
-        assert masks.is_mask(annotation["segmentation"], *size_of[annotation["image_id"]])
+        assert masks.checked(annotation["segmentation"], *size_of[annotation["image_id"]])
         box = np.array([x, y, x + width, y + height])
         crop = masks.crop(annotation["segmentation"], box, 112)
         pasted = masks.paste(crop, box, *size_of[annotation["image_id"]]) >= 0.5
@@ -57,8 +57,8 @@ def test_codes_keep_masks(share):
     whole = np.random.default_rng(0).uniform(0, 1, (37, 53)) < share
     code = json.loads(json.dumps(masks.encode(whole)))
     np.testing.assert_array_equal(_bitmap(code, 37, 53), whole)
-    assert masks.is_mask(code, 37, 53)
-    assert not masks.is_mask({**code, "counts": code["counts"][:-1]}, 37, 53)
+    assert masks.checked(code, 37, 53) == code
+    assert masks.checked({**code, "counts": code["counts"][:-1]}, 37, 53) is None
 
 
 def test_rows_hold_masks_and_mirror_them(shared_data):
@@ -89,7 +89,7 @@ def test_rows_hold_masks_and_mirror_them(shared_data):
         [],
         [[1, 2, 3, 4]],
         [["a"] * 6],
-        [[1, 1, 5, 1, 5, 5], [1, 2, 3, 4]],
+        [[1, 1, 5, 1, 5, 5], [1, 2, 3, 4, 5]],
         [[1, 1, 5, 1, 1e9, 5]],
         [[1, 1, 5, 1, float("nan"), 5]],
         {"size": [10, 10]},
@@ -103,7 +103,7 @@ def test_rows_hold_masks_and_mirror_them(shared_data):
     ],
 )
 def test_what_is_no_mask_is_refused(tmp_path, faulty):
-    assert not masks.is_mask(faulty, 10, 10)
+    assert masks.checked(faulty, 10, 10) is None
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 10}],
@@ -114,3 +114,8 @@ def test_what_is_no_mask_is_refused(tmp_path, faulty):
     CocoSource(tmp_path, tmp_path / "a.json")
     with pytest.raises(UserError, match=r"annotations\[0\].segmentation: .* is no mask"):
         CocoSource(tmp_path, tmp_path / "a.json", with_masks=True)
+
+
+def test_polygons_of_two_points_are_left_out():
+    good = [1, 1, 5, 1, 5, 5]
+    assert masks.checked([[1, 2, 3, 4], good], 10, 10) == [good]
