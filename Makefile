@@ -12,8 +12,9 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Campaigns train for minutes: what they run is compiled with care.
 test-full: setup
-	$(BIN)/python -m pytest -m campaign -s
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m campaign -s
 
 lint: setup
 	$(BIN)/ruff check .
