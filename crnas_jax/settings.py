@@ -50,7 +50,7 @@ class Settings:
         """Of all fields that can change a result; of a file with an architecture, what it holds."""
         fields = _results_only(self.config.to_dict())
         if self.config.baseline.endswith(".json"):
-            fields["baseline"] = self._published.to_json()
+            fields["baseline"] = zoo.find(self.config.baseline).to_json()
         return digest(json.dumps(fields, sort_keys=True))
 
     @property
@@ -77,19 +77,18 @@ class Settings:
         Raises:
           UserError: the zoo does not know it, or its file holds no architecture.
         """
-        arch, widths = self._published, tuple(self.config.widths)
+        arch, widths = zoo.find(self.config.baseline), tuple(self.config.widths)
         return dataclasses.replace(arch, widths=widths or arch.widths)
-
-    @property
-    def _published(self) -> Arch:
-        """Of the zoo, or of a file: an `Arch`, or the result of a search."""
-        return zoo.find(self.config.baseline)
 
     @property
     def budget(self) -> float:
         """Cost in blocks."""
-        space = StageSpace.of(self.baseline.family)
-        return self.config.budget or space.cost(self.baseline.depths)
+        return self.config.budget or self.stage_cost(self.baseline)
+
+    @staticmethod
+    def stage_cost(arch: Arch) -> float:
+        """Of an architecture, in blocks."""
+        return StageSpace.of(arch.family).cost(arch.depths)
 
     @property
     def stage_space(self) -> StageSpace:
@@ -303,7 +302,7 @@ class Settings:
                 "detector.lowest_level": (2, 3),
             },
         )
-        traits = self._published.traits
+        traits = zoo.find(self.config.baseline).traits
         stages = dict.fromkeys(("widths", "supernet.widths"), len(traits.widths))
         stages["supernet.grids"] = len(traits.searched)
         check_lengths(self.config, stages, or_none=True)
@@ -316,7 +315,8 @@ class Settings:
                 make_schedule(options.optimizer, options.batch_size, steps=1)
         with naming("search"):
             make_mesh(self.config.search.batch_size, self.devices)
-        _ = self.stage_space, self.operation_space(self.baseline.depths), self.stage_supernet()
+        if self.config.data.val:  # something may be searched
+            _ = self.stage_space, self.operation_space(self.baseline.depths), self.stage_supernet()
 
 
 def _results_only(fields: dict) -> dict:

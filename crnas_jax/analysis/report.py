@@ -59,9 +59,8 @@ def _notes(settings, sources):
         if random:
             names = ", ".join(random)
             yield f"without config.initial, what is frozen stays as it is drawn: in {names}"
-    if settings.config.budget and settings.config.budget != settings.stage_space.cost(
-        settings.baseline.depths
-    ):
+    budgets = settings.config.budget, settings.stage_cost(settings.baseline)
+    if budgets[0] and budgets[0] != budgets[1]:
         yield "the budget is not the baseline's: the two will differ in FLOPs"
     skipped = sum(source.skipped for source in sources.values())
     if skipped:
