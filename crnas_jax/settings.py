@@ -315,7 +315,7 @@ class Settings:
                 make_schedule(options.optimizer, options.batch_size, steps=1)
         with naming("search"):
             make_mesh(self.config.search.batch_size, self.devices)
-        if self.config.data.val:  # something may be searched
+        if self.config.data.val and self.config.data.name != "none":  # it may be searched
             _ = self.stage_space, self.operation_space(self.baseline.depths), self.stage_supernet()
 
 

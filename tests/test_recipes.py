@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT, run_commands
 
 from crnas_jax import zoo
+from crnas_jax.arch import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.settings import Settings
 
 DETECTION = ("faster_rcnn_coco", "mask_rcnn_coco", "cascade_mask_rcnn_coco", "nas_fpn_coco")
 RECIPES = (*DETECTION, "faster_rcnn_voc", "imagenet", "search_coco")
-NARROW = {4: "(8,8,16,16)", 7: "(4,4,8,8,8,12,16)"}
 TINY = [
     "--config.precision=float32",
     "--config.data.short=64",
@@ -141,26 +141,18 @@ def _imagenet(folder):
                 _image(folder / split / label / f"{index}.jpg", 100 + index)
 
 
-NETWORKS = {  # ImageNet first: the detector of VOC starts from its weights
-    "imagenet": "cr_resnet18",
-    "faster_rcnn_coco": "cr_resnet18,2x",
-    "mask_rcnn_coco": "scr_resnet18",
-    "cascade_mask_rcnn_coco": "cr_resnet18",
-    "nas_fpn_coco": "scr_resnet18",
-    "faster_rcnn_voc": "cr_resnet18",
-}
+# ImageNet first: the detector of VOC starts from its weights.
+DRY_RUNS = ("imagenet", *DETECTION, "faster_rcnn_voc")
 # Those that are evaluated too: masks, and VOC's own AP.
 TESTED = ("cascade_mask_rcnn_coco", "faster_rcnn_voc")
 
 
-def _command(tmp, script, name, argument, *flags):
-    widths = zoo.get(argument.split(",")[0]).widths
+def _command(tmp, script, name, network, *flags, workdir=None):
     return [
         f"scripts/{script}.py",
-        f"--config=configs/{name}.py:{argument}",
-        f"--workdir={tmp / name}",
+        f"--config=configs/{name}.py:{network}",
+        f"--workdir={workdir or tmp / name}",
         *TINY,
-        f"--config.widths={NARROW[len(widths)]}",
         f"--config.pretrain.data.folder={tmp}/imagenet_images",
         f"--config.data.folder={tmp}/{'voc' if 'voc' in name else 'coco'}",
         *flags,
@@ -174,6 +166,8 @@ def stand_ins(tmp_path_factory):
     _coco(tmp / "coco")
     _voc(tmp / "voc")
     _imagenet(tmp / "imagenet_images")
+    arch = Arch("resnet_basic", (1, 1, 1, 1), (1, 2, 1, 3), (8, 8, 16, 16))
+    (tmp / "found.json").write_text(arch.to_json())
     return tmp
 
 
@@ -182,19 +176,21 @@ def runs(stand_ins):
     """Outcomes of a dry run of each recipe by name."""
     split = ["scripts/split_coco.py", "--number=2"]
     commands = [[*split, f"--annotations={stand_ins}/coco/annotations/instances_train2017.json"]]
-    for name, argument in NETWORKS.items():
+    network = stand_ins / "found.json"
+    for name in DRY_RUNS:
         if name == "imagenet":
-            run = _command(stand_ins, "pretrain", name, argument, "--network=baseline")
+            # Where the detectors' recipes look for it.
+            flags = {"workdir": stand_ins / "imagenet_found"}
+            run = _command(stand_ins, "pretrain", name, network, "--network=baseline", **flags)
         else:
-            start = stand_ins / "imagenet" / "baseline" / "pretrain" if "voc" in name else ""
-            initial = f"--config.initial.baseline={start}"
             script = "evaluate" if name in TESTED else "train_detector"
-            run = _command(stand_ins, script, name, argument, initial)
+            start = [] if "voc" in name else ["--config.initial.baseline="]
+            run = _command(stand_ins, script, name, network, *start)
         commands.append(run)
-    return dict(zip(["split", *NETWORKS], run_commands(commands), strict=True))
+    return dict(zip(["split", *DRY_RUNS], run_commands(commands), strict=True))
 
 
-@pytest.mark.parametrize("name", ["split", *NETWORKS])
+@pytest.mark.parametrize("name", ["split", *DRY_RUNS])
 def test_dry_run(runs, name):
     assert runs[name]["status"] == 0, runs[name]["stderr"][-3000:]
 
@@ -225,7 +221,8 @@ def test_dry_run_of_the_search(runs, stand_ins):
         "run_crnas",
         "search_coco",
         "resnet18",
-        f"--config.supernet.widths={NARROW[4]}",
+        "--config.widths=(8,8,16,16)",
+        "--config.supernet.widths=(8,8,16,16)",
         "--config.supernet.grids=((1,2),(2,),(2,),(2,3))",
         "--config.supernet.dilations=(1,2)",
         "--config.bootstrap=5",
