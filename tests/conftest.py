@@ -101,6 +101,19 @@ def _same_form(tree, other):
     return tree, other
 
 
+# Files that take longest come first, so that two processes end together.
+SLOWEST = (
+    *("test_pipeline.py", "test_step.py", "test_supernet.py", "test_training.py"),
+    *("test_detectors.py", "test_torchvision.py", "test_recipes.py", "test_evaluator.py"),
+    *("test_cost.py", "test_convert.py", "test_transfer.py", "test_predict.py", "test_scoring.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real images beside the checkout; skips where it is absent."""
