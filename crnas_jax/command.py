@@ -44,10 +44,7 @@ def launch(action: Callable, check: Callable | None = None) -> None:
         interruption.listen()
         try:
             settings = Settings(config.value)
-            settings.validate()
-            if check is not None:
-                check(settings)
-            pipeline = Pipeline(settings, pathlib.Path(workdir.value))
+            pipeline = Pipeline(settings, pathlib.Path(workdir.value), check)
             print(pipeline.plan(), flush=True)
             action(pipeline)
         except UserError as error:

@@ -53,9 +53,12 @@ class Pipeline:
 
     settings: Settings
     path: pathlib.Path
+    check: Callable[[Settings], None] | None = None  # of what is to be done, before anything is
 
     def __post_init__(self):
         self.settings.validate()
+        if self.check is not None:
+            self.check(self.settings)
         self._sources = self.settings.sources()
         self._images = self.settings.classification_sources()
         for network, start in self.settings.config.initial.items():

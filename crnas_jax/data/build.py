@@ -88,8 +88,7 @@ def require_consistent(sources: Mapping) -> None:
                 "data", split, "other categories than train", "give all splits the same"
             )
         annotations = one.coco["annotations"]
-        apart = getattr(one, "set_apart", ())
-        if all(any(entry.get(field) for field in apart) for entry in annotations):
+        if all(any(entry.get(field) for field in one.set_apart) for entry in annotations):
             raise UserError("data", split, "no object in it", "label at least one image")
         for name in one.names:
             if owner.setdefault(name, split) != split:

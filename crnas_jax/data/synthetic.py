@@ -23,7 +23,7 @@ class SyntheticSource:
         self.image_ids = np.arange(1, number + 1, dtype=np.int64)
         self.sizes = np.full((number, 2), size, np.int32)
         self.digest = f"synthetic-{number}-{size}-{seed}-{max_objects}"
-        self.skipped = self.cut = 0
+        self.skipped, self.cut, self.set_apart = 0, 0, ("iscrowd",)
         self.coco = self._annotations()
         self.names = [image["file_name"] for image in self.coco["images"]]
 

@@ -91,7 +91,7 @@ class CocoEvaluator:
     @classmethod
     def of(cls, source) -> "CocoEvaluator":
         """For a split of a data set."""
-        return cls(source.coco, getattr(source, "set_apart", ("iscrowd",)))
+        return cls(source.coco, source.set_apart)
 
     def evaluate(self, results: list[dict], image_ids=None, iou_type: str = "bbox") -> "CocoResult":
         """The metrics of `results` (see `to_results`).

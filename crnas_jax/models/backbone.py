@@ -1,17 +1,18 @@
 """The stand-alone backbone of an architecture, and what it shares with the supernet."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from crnas_jax.arch import Arch
 from crnas_jax.families import BlockShape
-from crnas_jax.models.layers import BN_RUNNING, BNMode
-from crnas_jax.models.mobilenet_v2 import InvertedResidual, MobileNetStem, MobileNetTail
-from crnas_jax.models.resnet import ResidualBlock, ResNetStem
+from crnas_jax.models.layers import BN_RUNNING, BNMode, conv_bn
+from crnas_jax.models.mobilenet_v2 import MobileNetStem, MobileNetTail, inverted_residual
+from crnas_jax.models.resnet import ResNetStem, residual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +46,18 @@ class Frozen:
         return int(names[0].removeprefix("stage")) - 1 <= last
 
 
-class Staged(nn.Module):
-    """Stem, stages, tail: c2..c5 of a backbone whose stages a subclass makes.
+class Backbone(nn.Module):
+    """Stem, stages, tail of one `Arch`: `stem`, `stage1/block1` .. `stage4/blockN`, `tail`.
+
+    `Supernet` is one with other stages.
 
     Attributes:
-      spec: the architecture, or what the supernet holds.
+      spec: the architecture.
       remat: recompute blocks in the backward pass instead of keeping what is inside them.
       frozen: see `Frozen`.
     """
 
-    spec: object
+    spec: Arch
     remat: bool = False
     frozen: Frozen = Frozen()
 
@@ -103,7 +106,8 @@ class Staged(nn.Module):
 
     def make_stage(self, stage: int, name: str) -> nn.Module:
         """The module of a stage."""
-        raise NotImplementedError
+        dilations = self.spec.stage_dilations()[stage]
+        return Stage(self.spec, stage, dilations, self.remat, name=name)
 
     def stage_operands(self, choice, stage: int) -> tuple:
         """What it takes beside its input."""
@@ -111,14 +115,34 @@ class Staged(nn.Module):
         return ()
 
 
-class Backbone(Staged):
-    """The stand-alone network of one `Arch`: `stage1/block1` .. `stage4/blockN`."""
+class Block(nn.Module):
+    """One block; `operation` picks the dilation of its searched 3x3 convolution, `conv2`.
 
-    spec: Arch
+    Attributes:
+      shape: of the block.
+      dilations: candidates of `conv2`: a bottleneck's centre, a basic block's second, an inverted
+        residual's depthwise one.
+      in_control_flow: see `ops.convolution.ConvSpec`.
+    """
 
-    def make_stage(self, stage, name):
-        dilations = self.spec.stage_dilations()[stage]
-        return Stage(self.spec, stage, dilations, self.remat, name=name)
+    shape: BlockShape
+    dilations: tuple[int, ...] = (1,)
+    in_control_flow: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        operation: Int[Array, ""] | int,
+        mode: BNMode,
+        weight: Float[Array, " batch"],
+    ):
+        layer = functools.partial(
+            conv_bn, mode=mode, weight=weight, in_control_flow=self.in_control_flow
+        )
+        searched = functools.partial(layer, name="2", dilations=self.dilations, operation=operation)
+        run = inverted_residual if self.shape.kind == "inverted" else residual
+        return run(x, self.shape, layer, searched)
 
 
 class Stage(nn.Module):
@@ -131,16 +155,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x, mode: BNMode, weight):
+        # Of (self, x, operation, mode, weight) the mode is no array.
+        kind = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for index, dilation in enumerate(self.dilations):
             shape = self.arch.block(self.stage, first=index == 0)
-            kind = block_class(shape)
-            # Of (self, x, operation, mode, weight) the mode is no array.
-            kind = nn.remat(kind, static_argnums=(3,)) if self.remat else kind
             block = kind(shape, (dilation,), name=f"block{index + 1}")
             x = block(x, jnp.int32(0), mode, weight)
         return x
-
-
-def block_class(shape: BlockShape) -> type[nn.Module]:
-    """The module of (shape, dilations, in_control_flow) for a block."""
-    return InvertedResidual if shape.kind == "inverted" else ResidualBlock

@@ -92,24 +92,21 @@ class RCNN(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        options, stages = self.options, len(self.options.box.stages)
-        width, head = options.pyramid_channels, options.box
+        options, width, head = self.options, self.options.pyramid_channels, self.options.box
         if options.neck.kind == "nas_fpn":
             self.nas_fpn = NASFPN(width, options.neck.stacks, options.neck.lowest_level)
         else:
             self.fpn = FPN(width)
         self.rpn = rpn.RPNHead(width)
-        # The names of the heads: `box_head`, or `box_head1` .. `box_head3` of a cascade.
-        names = [""] if stages == 1 else [f"{stage + 1}" for stage in range(stages)]
         self.box_heads = [
             roi_heads.BoxHead(
                 options.classes, head.head_channels, head.class_agnostic, name=f"box_head{name}"
             )
-            for name in names
+            for name in head.stage_names
         ]
         self.mask_heads = [
             mask_head.MaskHead(options.classes, options.mask, name=f"mask_head{name}")
-            for name in (names if options.mask else [])
+            for name in (head.stage_names if options.mask else ())
         ]
 
     def __call__(self, batch: dict[str, Array], choice, mode: BNMode) -> dict[str, Array]:
@@ -120,10 +117,11 @@ class RCNN(nn.Module):
         size, options = batch["image_size"], self.options.box
         rois, valid = rpn.proposals(outputs, anchors, size, self.options.rpn, training=False)
         logits = 0.0
-        for stage, head in zip(options.stages, self.box_heads, strict=True):
+        last = len(options.stages) - 1
+        for index, (stage, head) in enumerate(zip(options.stages, self.box_heads, strict=True)):
             own_logits, deltas = head(self._pool(pyramid, rois, canvas, options.bins))
             logits += own_logits / len(options.stages)
-            if stage is not options.stages[-1]:
+            if index < last:
                 rois = roi_heads.refine(deltas, rois, size, stage)
         found = roi_heads.postprocess((logits, deltas), rois, valid, size, options)
         if self.options.mask:
@@ -161,9 +159,9 @@ class RCNN(nn.Module):
             rois, valid = rpn.proposals(
                 outputs, anchors, batch["image_size"], self.options.rpn, training=True
             )
-        options = self.options.box
+        options, names = self.options.box, self.options.box.stage_names
         for index, stage in enumerate(options.stages):
-            name = f"{index + 1}" if len(options.stages) > 1 else ""
+            name = names[index]
             if index:
                 roi_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(roi_keys)
             truth = (batch["boxes"], batch["labels"], truth_valid)
@@ -177,7 +175,7 @@ class RCNN(nn.Module):
             if self.options.mask:
                 loss = self._mask_loss(pyramid, canvas, batch, samples, counted, index)
                 found[f"loss_mask{name}"] = stage.loss_weight * loss
-            if stage is not options.stages[-1]:
+            if index < len(options.stages) - 1:
                 # The next stage adds the ground truth itself.
                 rois = roi_heads.refine(deltas, samples["rois"], batch["image_size"], stage)
                 valid = samples["valid"] & ~samples["is_truth"]

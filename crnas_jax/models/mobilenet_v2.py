@@ -1,54 +1,23 @@
 """Blocks, stem and tail of MobileNetV2 (arXiv 1801.04381)."""
 
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from crnas_jax.families import BlockShape
 from crnas_jax.models.layers import BNMode, conv_bn
 
 
-class InvertedResidual(nn.Module):
-    """Expansion, depthwise 3x3, linear projection; the depthwise one, `conv2`, is searched.
-
-    Attributes:
-      shape: of the block.
-      dilations: candidates of `conv2`.
-      in_control_flow: see `ops.convolution.ConvSpec`.
-    """
-
-    shape: BlockShape
-    dilations: tuple[int, ...] = (1,)
-    in_control_flow: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        operation: Int[Array, ""] | int,
-        mode: BNMode,
-        weight: Float[Array, " batch"],
-    ):
-        shape, y = self.shape, x
-        layer = functools.partial(
-            conv_bn, mode=mode, weight=weight, in_control_flow=self.in_control_flow
-        )
-        if shape.expands:
-            y = nn.relu6(layer(y, shape.inner_channels, 1, name="1"))
-        y = layer(
-            y,
-            shape.inner_channels,
-            3,
-            shape.stride,
-            shape.groups,
-            name="2",
-            dilations=self.dilations,
-            operation=operation,
-        )
-        y = layer(nn.relu6(y), shape.out_channels, 1, name="3")
-        same = shape.stride == 1 and shape.in_channels == shape.out_channels
-        return x + y if same else y
+def inverted_residual(x, shape: BlockShape, layer: Callable, searched: Callable):
+    """Expansion, depthwise 3x3, linear projection; arguments as `resnet.residual`."""
+    y = x
+    if shape.expands:
+        y = nn.relu6(layer(y, shape.inner_channels, 1, name="1"))
+    y = nn.relu6(searched(y, shape.inner_channels, 3, shape.stride, shape.groups))
+    y = layer(y, shape.out_channels, 1, name="3")
+    same = shape.stride == 1 and shape.in_channels == shape.out_channels
+    return x + y if same else y
 
 
 class MobileNetStem(nn.Module):

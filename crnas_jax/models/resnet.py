@@ -1,51 +1,34 @@
 """Blocks and stem of ResNet (arXiv 1512.03385) and ResNeXt (arXiv 1611.05431)."""
 
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from crnas_jax.families import BlockShape
 from crnas_jax.models.layers import BNMode, conv_bn
 
 
-class ResidualBlock(nn.Module):
-    """Basic or bottleneck; `operation` picks the dilation of its searched convolution, `conv2`.
+def residual(x, shape: BlockShape, layer: Callable, searched: Callable):
+    """A basic or bottleneck block, the stride on its first 3x3 convolution.
 
-    Attributes:
+    Args:
+      x: [batch, height, width, channels].
       shape: of the block.
-      dilations: candidates of `conv2`: a bottleneck's centre, a basic block's second.
-      in_control_flow: see `ops.convolution.ConvSpec`.
+      layer: makes a convolution and its batch normalisation (`layers.conv_bn`).
+      searched: the same for the one whose dilation is searched.
     """
-
-    shape: BlockShape
-    dilations: tuple[int, ...] = (1,)
-    in_control_flow: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        operation: Int[Array, ""] | int,
-        mode: BNMode,
-        weight: Float[Array, " batch"],
-    ):
-        shape = self.shape
-        layer = functools.partial(
-            conv_bn, mode=mode, weight=weight, in_control_flow=self.in_control_flow
-        )
-        searched = {"name": "2", "dilations": self.dilations, "operation": operation}
-        shortcut = x
-        if shape.projects:
-            shortcut = layer(x, shape.out_channels, 1, shape.stride, prefix="downsample_")
-        if shape.kind == "basic":
-            y = nn.relu(layer(x, shape.inner_channels, 3, shape.stride, name="1"))
-            y = layer(y, shape.out_channels, 3, **searched)
-        else:
-            y = nn.relu(layer(x, shape.inner_channels, 1, name="1"))
-            y = layer(y, shape.inner_channels, 3, shape.stride, shape.groups, **searched)
-            y = layer(nn.relu(y), shape.out_channels, 1, name="3")
-        return nn.relu(y + shortcut)
+    shortcut = x
+    if shape.projects:
+        shortcut = layer(x, shape.out_channels, 1, shape.stride, prefix="downsample_")
+    if shape.kind == "basic":
+        y = nn.relu(layer(x, shape.inner_channels, 3, shape.stride, name="1"))
+        y = searched(y, shape.out_channels, 3)
+    else:
+        y = nn.relu(layer(x, shape.inner_channels, 1, name="1"))
+        y = searched(y, shape.inner_channels, 3, shape.stride, shape.groups)
+        y = layer(nn.relu(y), shape.out_channels, 1, name="3")
+    return nn.relu(y + shortcut)
 
 
 class ResNetStem(nn.Module):

@@ -75,6 +75,12 @@ class BoxHeadOptions:
     detections: int = 100
 
     @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What the names of a stage's heads and losses end with: nothing, or 1..3 of a cascade."""
+        number = len(self.stages)
+        return tuple(f"{stage + 1}" for stage in range(number)) if number > 1 else ("",)
+
+    @property
     def most_positives(self) -> int:
         """RoIs per image that can be positive; the sampler puts them first."""
         return int(self.samples * self.positive_fraction)

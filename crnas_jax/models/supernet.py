@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models.backbone import Staged, block_class
+from crnas_jax.models.backbone import Backbone, Block
 from crnas_jax.models.banks import OPERATION_MODULES, SupernetSpec, stage_codes
 from crnas_jax.models.layers import CONV_OUTPUT, BNMode
 
 
-class Supernet(Staged):
+class Supernet(Backbone):
     """c2..c5 of the path whose blocks stand in the variables (see `gather`).
 
     `choice` is as `SupernetSpec.choice` makes it.
@@ -99,7 +99,7 @@ class SuperStage(nn.Module):
     def _stacked(self, kind, places):
         """The block module of this kind, its stacked parameters and statistics."""
         shape = self.spec.deepest.block(self.stage, first=kind == "first")
-        block = block_class(shape)(shape, self.spec.dilations, in_control_flow=True, parent=None)
+        block = Block(shape, self.spec.dilations, in_control_flow=True, parent=None)
 
         def init(key, places=places):
             return _init_blocks(block, key, places)
@@ -137,7 +137,7 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
             if kind not in banks["params"][name]:
                 continue
             shape = spec.deepest.block(stage, first=kind == "first")
-            block = block_class(shape)(shape, spec.dilations, parent=None)
+            block = Block(shape, spec.dilations, parent=None)
             number = spec.bank_rows(stage, first=kind == "first")
             operations = len(spec.dilations) if spec.owns_kernels else 1
             # One draw per (block, operation); modules no operation owns keep the first.

@@ -26,6 +26,7 @@ class _Some:
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
         self.sizes, self.category_ids = source.sizes[indices], source.category_ids
+        self.set_apart = source.set_apart
         kept = set(source.image_ids[indices].tolist())
         self.coco = {
             **source.coco,
