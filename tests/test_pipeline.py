@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import QUICK_COMPILATION, ROOT
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.arch import Arch
@@ -39,7 +39,7 @@ def _launch(script, workdir, *arguments):
     """On a baseline of six blocks, in a file beside the working folder."""
     baseline = workdir.with_name("baseline.json")
     baseline.write_text(Arch("resnet_basic", (1, 2, 1, 2)).to_json())
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
     command = [sys.executable, f"scripts/{script}.py", *TINY, f"--workdir={workdir}"]
     command += [f"--config.baseline={baseline}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK_COMPILATION, ROOT
 
 pytestmark = pytest.mark.campaign
 
@@ -40,7 +40,7 @@ FLAGS = [
         for recipe in ("stage_train", "operation_train", "detector_train", "pretrain")
     ),
 ]
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
 
 
 @pytest.fixture
