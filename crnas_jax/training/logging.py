@@ -5,7 +5,6 @@ import pathlib
 import sys
 import time
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from crnas_jax.workdir import replacing
@@ -51,6 +50,9 @@ class RunLog:
     """
 
     def __init__(self, folder: pathlib.Path, name: str, start: int, steps: int, batch_size: int):
+        # Imports PyTorch where that is installed, seconds that only training should pay.
+        from tensorboardX import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._batch_size = name, batch_size
         _drop_after(folder / "metrics.jsonl", start)

@@ -86,12 +86,12 @@ def test_masks(shared_data, tmp_path, cascade):
     rpn = RPNOptions(
         (16.0, 32.0, 64.0, 128.0, 256.0), samples=128, pre_nms=(200, 200), post_nms=(150, 100)
     )
-    box = BoxHeadOptions(head_channels=128, samples=64, canonical_size=112.0, nms_candidates=200)
+    box = BoxHeadOptions(head_channels=128, samples=32, canonical_size=112.0, nms_candidates=200)
     if cascade:
         stages = {"stages": CASCADE_STAGES, "class_agnostic": True, "loss_beta": 1.0}
         box = dataclasses.replace(box, **stages)
     arch = Arch("resnet_basic", (1, 1, 1, 1), widths=(16, 32, 64, 128))
     detector = Detector(arch, DetectorOptions(80, 48, rpn, box, MaskHeadOptions(64, 3)))
-    found = _found(detector, source, ImageSize(192, 256), 500, 0.005, tmp_path)
+    found = _found(detector, source, ImageSize(192, 256), 400, 0.005, tmp_path)
     assert found["AP50"] >= 0.9
     assert found["segm"]["AP50"] >= 0.8
