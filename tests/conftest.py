@@ -32,6 +32,9 @@ from crnas_jax.command import use_compilation_cache  # noqa: E402
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 use_compilation_cache()
 
+# Of scripts that are launched: as the tests compile, but on one device.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
+
 from crnas_jax.models.detectors import DetectorOptions  # noqa: E402
 from crnas_jax.models.roi_heads import BoxHeadOptions  # noqa: E402
 from crnas_jax.models.rpn import RPNOptions  # noqa: E402
@@ -88,7 +91,7 @@ def run_commands(commands: list[list[str]]) -> list[dict]:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "XLA_FLAGS": QUICK_COMPILATION},
+        env=ENVIRONMENT,
     )
     return json.loads(run.stdout)
 

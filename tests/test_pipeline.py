@@ -1,12 +1,11 @@
 """The whole procedure on a tiny synthetic set, as a user launches it."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-from conftest import QUICK_COMPILATION, ROOT
+from conftest import ENVIRONMENT, ROOT
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.arch import Arch
@@ -39,10 +38,9 @@ def _launch(script, workdir, *arguments):
     """On a baseline of six blocks, in a file beside the working folder."""
     baseline = workdir.with_name("baseline.json")
     baseline.write_text(Arch("resnet_basic", (1, 2, 1, 2)).to_json())
-    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
     command = [sys.executable, f"scripts/{script}.py", *TINY, f"--workdir={workdir}"]
     command += [f"--config.baseline={baseline}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

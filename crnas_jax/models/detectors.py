@@ -159,9 +159,10 @@ class RCNN(nn.Module):
             rois, valid = rpn.proposals(
                 outputs, anchors, batch["image_size"], self.options.rpn, training=True
             )
-        options, names = self.options.box, self.options.box.stage_names
-        for index, stage in enumerate(options.stages):
-            name = names[index]
+        options = self.options.box
+        last = len(options.stages) - 1
+        stages = zip(options.stages, options.stage_names, strict=True)
+        for index, (stage, name) in enumerate(stages):
             if index:
                 roi_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(roi_keys)
             truth = (batch["boxes"], batch["labels"], truth_valid)
@@ -175,7 +176,7 @@ class RCNN(nn.Module):
             if self.options.mask:
                 loss = self._mask_loss(pyramid, canvas, batch, samples, counted, index)
                 found[f"loss_mask{name}"] = stage.loss_weight * loss
-            if index < len(options.stages) - 1:
+            if index < last:
                 # The next stage adds the ground truth itself.
                 rois = roi_heads.refine(deltas, samples["rois"], batch["image_size"], stage)
                 valid = samples["valid"] & ~samples["is_truth"]

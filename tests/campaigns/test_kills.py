@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILATION, ROOT
+from conftest import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.campaign
 
@@ -40,7 +40,6 @@ FLAGS = [
         for recipe in ("stage_train", "operation_train", "detector_train", "pretrain")
     ),
 ]
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
 
 
 @pytest.fixture
