@@ -1,4 +1,4 @@
-"""COCO metrics of boxes and masks by pycocotools, AP per class, a paired bootstrap of detectors."""
+"""COCO metrics of boxes and masks by pycocotools, AP per class."""
 
 import contextlib
 import copy
@@ -9,8 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from crnas_jax.data import masks
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+from crnas_jax.evaluation.average_precision import METRICS
 
 
 def compact(
@@ -101,6 +100,15 @@ class CocoEvaluator:
           image_ids: which images to count; all when None.
           iou_type: `bbox`, or `segm` for those of masks.
         """
+        run = self.prepare(results, image_ids, iou_type)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        return CocoResult(run, self.class_names)
+
+    def prepare(self, results: list[dict], image_ids=None, iou_type: str = "bbox") -> COCOeval:
+        """pycocotools' evaluation, ready to be run; arguments as `evaluate`."""
         with contextlib.redirect_stdout(io.StringIO()):
             results = copy.deepcopy(results)
             if iou_type == "segm":
@@ -114,12 +122,9 @@ class CocoEvaluator:
                 detections.dataset = {**self._truth.dataset, "annotations": []}
                 detections.createIndex()
             run = COCOeval(self._truth, detections, iou_type)
-            if image_ids is not None:
-                run.params.imgIds = sorted(int(image) for image in image_ids)
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-        return CocoResult(run, self.class_names)
+        if image_ids is not None:
+            run.params.imgIds = sorted(int(image) for image in image_ids)
+        return run
 
 
 class CocoResult:
@@ -131,7 +136,6 @@ class CocoResult:
     """
 
     def __init__(self, run: COCOeval, class_names: list[str]):
-        self._run = run
         self.metrics = {
             name: float(value) if value >= 0 else float("nan")
             for name, value in zip(METRICS, run.stats, strict=True)
@@ -141,72 +145,3 @@ class CocoResult:
         for index, name in enumerate(class_names):
             values = precision[:, :, index]
             self.per_class[name] = float(values.mean()) if (values >= 0).all() else float("nan")
-
-    def match_table(self) -> dict:
-        """Matches at all sizes and 100 detections by class: what a bootstrap needs."""
-        run = self._run
-        images = len(run.params.imgIds)
-        per_class = []
-        cells = np.array(run.evalImgs, dtype=object).reshape(
-            len(run.params.catIds), len(run.params.areaRng), images
-        )
-        for cells_of_class in cells[:, 0]:
-            image, scores, matched, ignored, truths = [], [], [], [], np.zeros(images)
-            for index, cell in enumerate(cells_of_class):
-                if cell is None:
-                    continue
-                image.append(np.full(len(cell["dtScores"]), index))
-                scores.append(cell["dtScores"])
-                matched.append(cell["dtMatches"] > 0)
-                ignored.append(cell["dtIgnore"] > 0)
-                truths[index] = np.sum(np.asarray(cell["gtIgnore"]) == 0)
-            if not image:
-                continue
-            order = np.argsort(-np.concatenate(scores), kind="mergesort")
-            per_class.append(
-                {
-                    "image": np.concatenate(image)[order].astype(int),
-                    "matched": np.concatenate(matched, 1)[:, order],
-                    "ignored": np.concatenate(ignored, 1)[:, order].astype(bool),
-                    "truths": truths,
-                }
-            )
-        return {"images": images, "classes": per_class, "recalls": run.params.recThrs}
-
-
-def weighted_ap(table: dict, weights: np.ndarray) -> float:
-    """AP when image i is counted `weights[i]` times; with ones, pycocotools' AP."""
-    values = []
-    for rows in table["classes"]:
-        truths = float(rows["truths"] @ weights)
-        if truths == 0:
-            continue
-        weight = weights[rows["image"]]
-        for matched, ignored in zip(rows["matched"], rows["ignored"], strict=True):
-            true = np.cumsum(weight * (matched & ~ignored))
-            false = np.cumsum(weight * (~matched & ~ignored))
-            recall = true / truths
-            precision = true / np.maximum(true + false, np.spacing(1))
-            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-            values.append(envelope[np.searchsorted(recall, table["recalls"], side="left")].mean())
-    return float(np.mean(values)) if values else float("nan")
-
-
-def paired_bootstrap(
-    first: CocoResult, second: CocoResult, replicates: int = 500, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """AP of `second` minus AP of `first`, and its 95 % interval over resampled images.
-
-    Both see the same resampled images, so that what an image does to both cancels. The interval is
-    stretched to hold the difference itself where rounding would leave it outside.
-    """
-    tables = first.match_table(), second.match_table()
-    rng, images = np.random.default_rng(seed), tables[0]["images"]
-    difference = second.metrics["AP"] - first.metrics["AP"]
-    draws = []
-    for _ in range(replicates):
-        weights = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
-        draws.append(weighted_ap(tables[1], weights) - weighted_ap(tables[0], weights))
-    draws = [draw for draw in draws if np.isfinite(draw)] or [-1.0, 1.0]  # nothing is known
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return difference, (min(float(low), difference), max(float(high), difference))
