@@ -68,7 +68,8 @@ def get_config() -> ConfigDict:
     config.supernet.widths = ()
     config.supernet.grids = ()  # candidate depths per searched stage; () for the paper's
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
-    # "branch": each depth owns its blocks; "prefix": a branch is the first blocks of the deepest.
+    # "branch": each depth owns its blocks; "prefix": a branch is the first blocks of the deepest,
+    # which ranks far better after short trainings (docs/results.md).
     config.supernet.stage_sharing = "branch"
     # "own": each dilation owns its kernel; "shared": one for all.
     config.supernet.kernel_sharing = "own"
@@ -105,7 +106,21 @@ def get_config() -> ConfigDict:
     # Batch statistics of subnets in the stage search: "recalibrate", "batch" or "running".
     config.search.bn = "recalibrate"
     config.search.calibration_images = 512  # training images for "recalibrate"
-    config.search.chunk = 16  # subnets in a compiled call
+    config.search.chunk = 0  # most subnets in a compiled call; 0 for what fits the memory
+    # "exhaustive" (the paper's), "halving" (about a third of the images), "random", "evolution".
+    config.search.stage_strategy = "exhaustive"
+    config.search.operation_strategy = "greedy"  # the paper's; or "random", "evolution"
+    config.search.evaluations = 100  # subnets that "random" and "evolution" score
+    config.search.population = 20  # of a generation of "evolution"
+    config.search.parents = 5  # of the next generation
+    config.search.confidence = 0.95  # with which "halving" drops a candidate early
+    config.search.samples = 200  # of the bootstrap behind a score's interval
+    config.search.budgets = ()  # further budgets of the stage search, in blocks: a Pareto set
+    # Limits on the networks that are trained in the end; 0 for none. Of the whole detector, one
+    # image of the landscape canvas; latency on the device at hand.
+    config.search.max_flops = 0.0  # multiply-adds
+    config.search.max_params = 0.0
+    config.search.max_latency = 0.0  # milliseconds
     config.bootstrap = 500  # replicates of the interval of the difference
     return config.lock()
 

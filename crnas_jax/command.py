@@ -1,5 +1,6 @@
 """What scripts share: flags, compilation cache, status 2 and one line for a mistake."""
 
+import json
 import os
 import pathlib
 import sys
@@ -16,12 +17,15 @@ _STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def launch(action: Callable, check: Callable | None = None) -> None:
+def launch(
+    action: Callable, check: Callable | None = None, dry: Callable[[], bool] = lambda: False
+) -> None:
     """Runs a script of the procedure.
 
     Args:
       action: what is done with the pipeline of `--config` and `--workdir`.
       check: what is done with the settings before anything is read or written.
+      dry: whether the working folder is only looked at; asked when flags are parsed.
     """
     from ml_collections import config_flags
 
@@ -44,7 +48,7 @@ def launch(action: Callable, check: Callable | None = None) -> None:
         interruption.listen()
         try:
             settings = Settings(config.value)
-            pipeline = Pipeline(settings, pathlib.Path(workdir.value), check)
+            pipeline = Pipeline(settings, pathlib.Path(workdir.value), check, dry())
             print(pipeline.plan(), flush=True)
             action(pipeline)
         except UserError as error:
@@ -53,6 +57,21 @@ def launch(action: Callable, check: Callable | None = None) -> None:
             raise UserError(file, error.field, error.problem, error.remedy) from error
 
     run(main, ["config", "workdir"])
+
+
+def launch_search(level: str) -> None:
+    """Runs the script of a search: of `stage` or `operation`."""
+    dry_run = flags.DEFINE_bool(
+        "dry_run", False, "Say what the search would cost, and write nothing."
+    )
+
+    def main(pipeline):
+        if dry_run.value:
+            print(json.dumps(pipeline.search_cost(level)))
+        else:
+            print(pipeline.search_stage() if level == "stage" else pipeline.search_operations())
+
+    launch(main, lambda settings: settings.require_search(), lambda: dry_run.value)
 
 
 def run(main: Callable[[], None], required: Sequence[str]) -> None:

@@ -62,25 +62,38 @@ class _Layers:
 
 def backbone(arch: Arch, canvas: tuple[int, int], convention: str = "macs") -> Cost:
     """Stem, blocks and tail on an input of `canvas` (height, width)."""
+    stem, stages, tail = backbone_parts(arch, canvas, convention)
+    return sum((block for stage in stages for block in stage), stem + tail)
+
+
+def backbone_parts(
+    arch: Arch, canvas: tuple[int, int], convention: str = "macs"
+) -> tuple[Cost, list[list[Cost]], Cost]:
+    """The stem, every block stage by stage, and the tail."""
     layers = _Layers(convention == "thop2019")
     conv = functools.partial(layers.conv, norm=True)
     inverted = arch.traits.block == "inverted"
     side = _halved(canvas)
-    total = conv(3, arch.stem_channels, 3 if inverted else 7, _cells(side))
+    stem = conv(3, arch.stem_channels, 3 if inverted else 7, _cells(side))
     side = side if inverted else _halved(side)
+    stages = []
     for stage, depth in enumerate(arch.stage_depths):
+        blocks = []
         for index in range(depth):
             shape = arch.block(stage, first=index == 0)
             before, side = side, _halved(side) if shape.stride == 2 else side
             sizes = (_cells(before), _cells(side))
-            total += _block(conv, shape, *sizes)
+            cost = _block(conv, shape, *sizes)
             if layers.thop and inverted and not shape.expands:
                 imaginary = conv(shape.in_channels, shape.inner_channels, 1, sizes[0])
-                total += Cost(imaginary.flops)
+                cost += Cost(imaginary.flops)
+            blocks.append(cost)
+        stages.append(blocks)
+    tail = Cost()
     if arch.tail_channels:
         channels = arch.traits.expansion * arch.widths[-1]
-        total += conv(channels, arch.tail_channels, 1, _cells(side))
-    return total
+        tail = conv(channels, arch.tail_channels, 1, _cells(side))
+    return stem, stages, tail
 
 
 def _block(conv, shape, before, cells):

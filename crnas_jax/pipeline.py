@@ -10,16 +10,16 @@ import pathlib
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
 from crnas_jax.analysis import report
 from crnas_jax.arch import Arch
 from crnas_jax.checkpoint import load_variables, save_variables
 from crnas_jax.data.coco import category_entries
 from crnas_jax.errors import UserError
+from crnas_jax.estimate import search_cost
+from crnas_jax.evaluation.average_precision import match_tables, of_results, paired_bootstrap
 from crnas_jax.evaluation.classification import accuracy
-from crnas_jax.evaluation.coco import CocoEvaluator, paired_bootstrap
 from crnas_jax.evaluation.detect import detect, metrics
+from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.export import (
     VARIABLES,
     load_weights,
@@ -31,9 +31,7 @@ from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.transfer import fill
 from crnas_jax.search.journal import Journal
-from crnas_jax.search.operation_search import complete, operation_search
-from crnas_jax.search.scoring import SubnetScorer
-from crnas_jax.search.stage_search import stage_search
+from crnas_jax.searches import Searches
 from crnas_jax.settings import COMPARED, NETWORKS, RECIPE_OF, Settings
 from crnas_jax.training.loop import train
 from crnas_jax.training.step import sample_choice
@@ -54,6 +52,7 @@ class Pipeline:
     settings: Settings
     path: pathlib.Path
     check: Callable[[Settings], None] | None = None  # of what is to be done, before anything is
+    dry: bool = False  # only to look: nothing is written, and no step may be run
 
     def __post_init__(self):
         self.settings.validate()
@@ -61,12 +60,18 @@ class Pipeline:
             self.check(self.settings)
         self._sources = self.settings.sources()
         self._images = self.settings.classification_sources()
+        if "val" in self._sources:
+            _ = self.settings.allowed_stages(self.classes)
+            val = self._sources["val"]
+            self.settings.score_options("batch").require_objects(val, GroundTruth.of(val))
         for network, start in self.settings.config.initial.items():
             if start:
                 require_weights(start, f"config.initial.{network}")
         digests = [one.digest for one in (*self._sources.values(), *self._images.values())]
         self._hash = digest(self.settings.hash, *digests)
         self._workdir = Workdir(self.path)
+        if self.dry:
+            return
         self._workdir.claim(self.settings.config.to_dict(), self._hash)
         Journal(self.path / "journal.jsonl", self._hash)  # a damaged one is refused now
 
@@ -78,6 +83,14 @@ class Pipeline:
     def plan(self) -> str:
         """What will be done, for people."""
         return report.plan(self.settings, self._sources, self.path)
+
+    def search_cost(self, level: str) -> dict:
+        """What a search would cost; see `estimate.search_cost`."""
+        found = None
+        if self._workdir.belongs_to(self._hash):
+            found = self._workdir.finished("stage_search")
+        depths = tuple(found["arch"]["depths"]) if found else None
+        return search_cost(self.settings, self._sources, level, depths)
 
     def spec(self, network: str) -> Arch | SupernetSpec:
         """The backbone of one of `NETWORKS`; runs the searches it comes from."""
@@ -149,48 +162,33 @@ class Pipeline:
         return model
 
     def search_stage(self) -> dict:
-        """Scores every allocation of the budget; {"arch", "score", "evaluated", "seconds"}."""
-        space, budget = self.settings.stage_space, self.settings.budget
+        """Finds the allocation; see `Searches.stage` for what is returned, `seconds` beside it."""
         self.settings.require_search()
 
         def run(detector):
-            scorer = self._scorer("stage_supernet", detector, self.settings.config.search.bn)
-
-            def choice(depths, _):
-                return detector.spec.choice(depths)
-
-            def score(codes):
-                return scorer.score("stage", codes, choice, "stage search")
-
-            depths, best = stage_search(space, budget, score)
-            return _found(self._arch(depths), best, space.count(budget))
+            return self._searches("stage_supernet", detector).stage()
 
         return self._workdir.step("stage_search", run, partial(self.train, "stage_supernet"))
 
     def search_operations(self) -> dict:
-        """Greedy search of the dilations; the same fields as `search_stage`."""
+        """Finds the dilations; the same fields as `search_stage`."""
         self.settings.require_search()
 
         def run(detector):
-            depths, seed = self._depths(), self.settings.config.seed
-            keep = self.settings.config.search.keep
-            space = self.settings.operation_space(depths)
-            # A completion lives for one mini-batch, so statistics are the mini-batch's.
-            scorer = self._scorer("operation_supernet", detector, "batch")
-
-            def choice(code, batch):
-                return detector.spec.choice(depths, complete(space, code, seed, batch))
-
-            def score(codes):
-                label = f"operation search, block {len(codes[0])} of {space.blocks}"
-                return scorer.score("operation", codes, choice, label)
-
-            code, best = operation_search(space, keep, score)
-            dilations = tuple(space.dilations[operation] for operation in code)
-            return _found(self._arch(depths, dilations), best, space.evaluations(keep))
+            return self._searches("operation_supernet", detector).operations(self._depths())
 
         supernet = partial(self.train, "operation_supernet")
         return self._workdir.step("operation_search", run, supernet)
+
+    def searches(self, network: str) -> Searches:
+        """What can be searched and scored in one of the supernets, which is trained if need be."""
+        self.settings.require_search()
+        return self._searches(network, self.train(network))
+
+    def _searches(self, network, detector):
+        variables = self._variables(network, detector)
+        key, settings = self._hash, self.settings
+        return Searches(settings, self._sources, detector, variables, self.path, key)
 
     def evaluate(self, network: str) -> dict:
         """Test metrics of `baseline` or `searched`; detections are kept in `detections.json`."""
@@ -232,22 +230,24 @@ class Pipeline:
         write_json(self.path / "result.json", result)
         return result
 
+    def release(self) -> None:
+        """Lets other processes, and other runs of this one, work in the folder."""
+        self._workdir.release()
+
     def _difference(self):
-        evaluator = CocoEvaluator.of(self._sources["test"])
-        results = [
-            evaluator.evaluate(read_json(self.path / network / "detections.json"))
-            for network in COMPARED
-        ]
-        value, interval = paired_bootstrap(
-            *results, self.settings.config.bootstrap, self.settings.config.seed
-        )
+        test = self._sources["test"]
+        truth = GroundTruth.of(test)
+        tables = []
+        for network in COMPARED:
+            results = read_json(self.path / network / "detections.json")
+            found = of_results(results, test.category_ids, test.image_ids)
+            tables += match_tables(truth, found, test.image_ids)
+        config = self.settings.config
+        value, interval = paired_bootstrap(*tables, config.bootstrap, config.seed)
         return {"AP": value, "ci95": list(interval)}
 
     def _depths(self):
         return tuple(self.search_stage()["arch"]["depths"])
-
-    def _arch(self, depths, dilations=()):
-        return Arch(self.settings.baseline.family, depths, dilations, self.settings.baseline.widths)
 
     def _variables(self, network, model):
         """What `train` exported."""
@@ -270,21 +270,6 @@ class Pipeline:
 
         return initial
 
-    def _scorer(self, network, detector, bn):
-        variables = self._variables(network, detector)
-        # Scores depend on the weights: a retrained supernet's are not those in the journal.
-        leaves = (leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(variables)))
-        journal = Journal(self.path / "journal.jsonl", f"{self._hash}-{digest(*leaves)}")
-        return SubnetScorer(
-            detector,
-            variables,
-            self._sources["train"],
-            self._sources["val"],
-            self.settings.score_options(bn),
-            journal,
-            self.path / "partial",
-        )
-
     def _seconds(self):
         names = ["stage_search", "operation_search", *NETWORKS]
         names += [f"{network}/pretrain" for network in self.settings.config.pretrain.networks]
@@ -299,10 +284,6 @@ def _save(folder, model, variables):
         save_supernet(folder, model.spec, variables)
     else:
         save_variables(folder / VARIABLES, variables)
-
-
-def _found(arch, score, evaluated):
-    return {"arch": json.loads(arch.to_json()), "score": score, "evaluated": evaluated}
 
 
 def _only_result(fields):

@@ -1,8 +1,9 @@
 """The two search spaces: blocks per stage, then the dilation of each block."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -103,8 +104,32 @@ class StageSpace:
         if budget is None:
             return tuple(int(grid[rng.integers(len(grid))]) for grid in self.grids)
         self.require(budget)
-        allocations = list(self.enumerate(budget))
+        allocations = self._allocations(budget)
         return allocations[rng.integers(len(allocations))]
+
+    def mutate(self, depths, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
+        """Another allocation of the budget, uniform over those that differ in fewest stages."""
+        others = [other for other in self._allocations(budget) if other != tuple(depths)]
+        changes = [sum(a != b for a, b in zip(other, depths, strict=True)) for other in others]
+        near = [o for o, number in zip(others, changes, strict=True) if number == min(changes)]
+        return near[rng.integers(len(near))] if near else tuple(depths)
+
+    def cross(self, first, second, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
+        """An allocation of the budget, each depth one of the parents'; where these have no child, a
+        mutation of the first.
+        """
+        parents = tuple(first), tuple(second)
+        mixed = [
+            depths
+            for depths in itertools.product(
+                *(sorted(set(pair)) for pair in zip(*parents, strict=True))
+            )
+            if depths not in parents and self.cost(depths) == budget
+        ]
+        return sorted(mixed)[rng.integers(len(mixed))] if mixed else self.mutate(first, rng, budget)
+
+    def _allocations(self, budget):
+        return _allocations(self, budget)
 
     def branch(self, depths) -> np.ndarray:
         """Index of each depth in its grid, int32 [stages].
@@ -174,9 +199,35 @@ class OperationSpace:
         del budget
         return itertools.product(range(len(self.dilations)), repeat=self.blocks)
 
-    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
         """One code, each block's operation uniform and independent."""
+        del budget
         return tuple(int(i) for i in rng.integers(len(self.dilations), size=self.blocks))
+
+    def mutate(
+        self, code, rng: np.random.Generator, budget: float | None = None
+    ) -> tuple[int, ...]:
+        """The code with each block's operation drawn anew with a chance of 0.1, one at least."""
+        del budget
+        anew = rng.random(self.blocks) < 0.1
+        anew[rng.integers(self.blocks)] = True
+        step = rng.integers(1, max(self.operations, 2), size=self.blocks)
+        pairs = zip(code, anew, step, strict=True)
+        return tuple(int((c + s) % self.operations if a else c) for c, a, s in pairs)
+
+    def cross(
+        self, first, second, rng: np.random.Generator, budget: float | None = None
+    ) -> tuple[int, ...]:
+        """Each block's operation one of the parents'."""
+        del budget
+        pairs = zip(first, second, strict=True)
+        sides = rng.integers(2, size=self.blocks)
+        return tuple(int(pair[side]) for pair, side in zip(pairs, sides, strict=True))
+
+    def begins(self, partial) -> bool:
+        """Whether a code of the space may begin so."""
+        del partial
+        return True
 
     def evaluations(self, keep: int = 3) -> int:
         """Partial codes the greedy search scores (algorithm 1): 3 + 9 (B - 1) for K = 3."""
@@ -200,3 +251,98 @@ class OperationSpace:
                 f"give {self.blocks} entries of 0..{len(self.dilations) - 1}",
             )
         return np.array(code, np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _allocations(space, budget):
+    return tuple(space.enumerate(budget))
+
+
+def limited(space, limits: Sequence[tuple[float, str, Callable]], arch_of: Callable):
+    """The codes of a space within all limits; the space itself where there are none.
+
+    Args:
+      space: a `StageSpace` or an `OperationSpace`.
+      limits: the most, its unit, and what measures an `Arch`.
+      arch_of: from a code to its `Arch`.
+    """
+
+    @functools.cache
+    def allows(code):
+        arch = arch_of(code)
+        return all(measure(arch) <= most for most, _, measure in limits)
+
+    what = " and ".join(f"at most {most:g} {unit}" for most, unit, _ in limits)
+    return Constrained(space, allows, what) if limits else space
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrained:
+    """The codes of a space that a function allows.
+
+    Attributes:
+      space: a `StageSpace` or an `OperationSpace`.
+      allows: of a code.
+      what: is demanded, for people.
+    """
+
+    space: StageSpace | OperationSpace
+    allows: Callable[[tuple[int, ...]], bool]
+    what: str
+
+    @property
+    def blocks(self) -> int:
+        """As the operation space's, and so `operations`."""
+        return self.space.blocks
+
+    @property
+    def operations(self) -> int:
+        """Candidates of a block."""
+        return self.space.operations
+
+    def begins(self, partial) -> bool:
+        """Whether a partial operation code is allowed with the least dilation, the quickest, in the
+        other blocks.
+        """
+        dilations = self.space.dilations
+        rest = [dilations.index(min(dilations))] * (self.blocks - len(partial))
+        return self.allows((*partial, *rest))
+
+    def require(self, budget: float | None = None) -> None:
+        """Raises UserError unless a code of the budget is allowed."""
+        if next(iter(self.enumerate(budget)), None) is None:
+            problem = f"no allocation of {budget:g} blocks has {self.what}"
+            raise UserError("config", "search", problem, "relax it, or take another budget")
+
+    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
+        """The allowed codes, ascending."""
+        return filter(self.allows, self.space.enumerate(budget))
+
+    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
+        """One allowed code, uniform.
+
+        Raises:
+          UserError: next to none is.
+        """
+        for _ in range(1000):
+            code = self.space.sample(rng, budget)
+            if self.allows(code):
+                return code
+        # So few of the operation codes are as good as none; allocations can all be looked at.
+        stages = isinstance(self.space, StageSpace)
+        codes = list(self.enumerate(budget)) if stages else []
+        if not codes:
+            problem = f"next to nothing has {self.what}"
+            raise UserError("search space", "constraints", problem, "relax it")
+        return codes[rng.integers(len(codes))]
+
+    def mutate(self, code, rng: np.random.Generator, budget: float | None = None):
+        """As the space's; any code of the budget where none of its mutations is allowed."""
+        children = (self.space.mutate(code, rng, budget) for _ in range(20))
+        allowed = next(filter(self.allows, children), None)
+        return self.sample(rng, budget) if allowed is None else allowed
+
+    def cross(self, first, second, rng: np.random.Generator, budget: float | None = None):
+        """As the space's; a mutation of the first where no child is allowed."""
+        child = self.space.cross(first, second, rng, budget)
+        return child if self.allows(child) else self.mutate(first, rng, budget)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 from crnas_jax import cost, zoo
 from crnas_jax.arch import Arch
@@ -17,7 +18,8 @@ from crnas_jax.models.mask_head import MaskHeadOptions
 from crnas_jax.models.roi_heads import CASCADE_STAGES, BoxHeadOptions, BoxStage
 from crnas_jax.models.rpn import RPNOptions
 from crnas_jax.search.scoring import BN_RULES, ScoreOptions
-from crnas_jax.search_space import OperationSpace, StageSpace
+from crnas_jax.search.strategies import OPERATION_STRATEGIES, STAGE_STRATEGIES
+from crnas_jax.search_space import Constrained, OperationSpace, StageSpace, limited
 from crnas_jax.training.loop import TrainOptions
 from crnas_jax.training.mesh import make_mesh
 from crnas_jax.training.optimizer import OptimizerOptions, make_schedule
@@ -80,6 +82,11 @@ class Settings:
         arch, widths = zoo.find(self.config.baseline), tuple(self.config.widths)
         return dataclasses.replace(arch, widths=widths or arch.widths)
 
+    def arch(self, depths: tuple[int, ...], dilations: tuple[int, ...] = ()) -> Arch:
+        """The network of a found code, at the widths that are trained in the end."""
+        baseline = self.baseline
+        return Arch(baseline.family, depths, dilations, baseline.widths)
+
     @property
     def budget(self) -> float:
         """Cost in blocks."""
@@ -91,6 +98,11 @@ class Settings:
         return StageSpace.of(arch.family).cost(arch.depths)
 
     @property
+    def budgets(self) -> tuple[float, ...]:
+        """Of the stage search, the one of the run first."""
+        return tuple(dict.fromkeys([self.budget, *map(float, self.config.search.budgets)]))
+
+    @property
     def stage_space(self) -> StageSpace:
         """Allocations that may be chosen.
 
@@ -99,7 +111,28 @@ class Settings:
         """
         grids = tuple(map(tuple, self.config.supernet.grids))
         space = StageSpace.of(self.baseline.family, grids)
-        space.require(self.budget)
+        for budget in self.budgets:
+            space.require(budget)
+        return space
+
+    def limits(self, classes: int) -> list[tuple[float, str, Callable]]:
+        """The config's limits that need no measurement: the most, its unit, and what it is of."""
+        fields = self.config.search
+        limits = [
+            (fields.max_flops, "multiply-adds", lambda arch: self.cost(arch, classes).flops),
+            (fields.max_params, "parameters", lambda arch: self.cost(arch, classes).params),
+        ]
+        return [limit for limit in limits if limit[0]]
+
+    def allowed_stages(self, classes: int) -> StageSpace | Constrained:
+        """`stage_space` within `limits`.
+
+        Raises:
+          UserError: a budget has no allocation within them.
+        """
+        space = limited(self.stage_space, self.limits(classes), self.arch)
+        for budget in self.budgets:
+            space.require(budget)
         return space
 
     def operation_space(self, depths) -> OperationSpace:
@@ -252,8 +285,8 @@ class Settings:
             devices=self.devices,
         )
 
-    def score_options(self, bn: str) -> ScoreOptions:
-        """How subnets are scored."""
+    def score_options(self, bn: str, repeat: int = 0) -> ScoreOptions:
+        """How subnets are scored; a `repeat` draws other images for the statistics."""
         fields = self.config.search
         return ScoreOptions(
             batch_size=fields.batch_size,
@@ -261,8 +294,11 @@ class Settings:
             batches=fields.batches or None,
             bn=bn,
             calibration_images=fields.calibration_images,
-            chunk=fields.chunk,
-            seed=self.config.seed,
+            chunk=fields.chunk or None,
+            # Greedy candidates part at the block in question and where the kept codes part.
+            slots=fields.keep if bn == "batch" else 0,
+            samples=fields.samples,
+            seed=self.config.seed + repeat,
             devices=self.devices,
         )
 
@@ -291,6 +327,8 @@ class Settings:
             self.config,
             {
                 "search.bn": BN_RULES,
+                "search.stage_strategy": STAGE_STRATEGIES,
+                "search.operation_strategy": OPERATION_STRATEGIES,
                 "network": COMPARED,
                 "detector.kind": DETECTORS,
                 "detector.neck": cost.NECKS,

@@ -16,29 +16,31 @@ _COUNTS = (
     *("detector.rpn_samples", "detector.roi_samples", "detector.nms_candidates"),
     *("detector.pre_nms", "detector.post_nms", "widths", "supernet.widths"),
     *("supernet.dilations", "supernet.grids"),
-    *("search.keep", "search.chunk", "search.batch_size", "search.calibration_images"),
+    *("search.keep", "search.batch_size", "search.calibration_images", "search.evaluations"),
+    *("search.population", "search.parents", "search.samples"),
     *("bootstrap", "pretrain.data.size", "pretrain.data.synthetic.size"),
     *("pretrain.data.synthetic.train", "pretrain.data.synthetic.val"),
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("batch_size", "accumulate")),
     *(f"{recipe}.log_every" for recipe in _RECIPES),
 )
 _COUNTS_OR_0 = (
-    *("seed", "devices", "search.batches"),
+    *("seed", "devices", "search.batches", "search.chunk"),
     *(f"{recipe}.warmup_steps" for recipe in _RECIPES),
 )
 _ABOVE_0 = (
-    *("detector.anchor_sizes", "detector.canonical_size"),
+    *("detector.anchor_sizes", "detector.canonical_size", "search.confidence", "search.budgets"),
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("epochs", "rate_per_image")),
 )
 _AT_LEAST_0 = (
     "budget",
+    *("search.max_flops", "search.max_params", "search.max_latency"),
     "pretrain.label_smoothing",
     *(f"{recipe}.momentum" for recipe in _RECIPES),
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("weight_decay", "clip")),
     *(f"{recipe}.checkpoint_seconds" for recipe in _RECIPES),
 )
 _BELOW_1 = (
-    "pretrain.label_smoothing",
+    *("pretrain.label_smoothing", "search.confidence"),
     *(f"{recipe}.{name}" for recipe in _RECIPES for name in ("momentum", "drops")),
 )
 _LENGTHS = {

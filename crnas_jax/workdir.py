@@ -81,6 +81,11 @@ class Workdir:
                 "choose another --workdir",
             )
 
+    def belongs_to(self, config_hash: str) -> bool:
+        """Whether a run of this config, and of no other, has worked here."""
+        file = self.path / "config.json"
+        return file.exists() and _is_of(file, config_hash)
+
     def release(self) -> None:
         """Lets other processes work here."""
         if self._lock:

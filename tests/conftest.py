@@ -70,12 +70,12 @@ def tiny_batch(number: int = 2, height: int = 64, width: int = 64, seed: int = 0
     }
 
 
-def randomised(variables, seed: int = 0):
+def randomised(variables, seed: int = 0, scale: float = 0.1):
     """Variables with non-trivial biases and statistics."""
     rng = np.random.default_rng(seed)
 
     def noise(leaf):
-        return leaf + 0.1 * rng.standard_normal(leaf.shape).astype(leaf.dtype)
+        return leaf + scale * rng.standard_normal(leaf.shape).astype(leaf.dtype)
 
     return {
         "params": jax.tree.map(noise, variables["params"]),

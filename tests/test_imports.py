@@ -14,8 +14,9 @@ LEVELS = [
     {"checkpoint", "evaluation", "training"},
     {"export", "interop", "search"},
     {"validation", "settings"},
-    {"analysis"},
+    {"analysis", "estimate", "searches"},
     {"pipeline"},
+    {"study"},
     {"command"},
 ]
 WITHOUT_JAX = {"errors", "families", "arch", "search_space", "zoo", "cost", "data"}

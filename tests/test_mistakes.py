@@ -283,6 +283,11 @@ CASES = {
     "no epochs": (None, ["--config.detector_train.epochs=0"], "detector_train.epochs: 0.0"),
     "drops": (None, ["--config.stage_train.drops=(0.9,0.5)"], "stage_train.drops"),
     "batch of none": (None, ["--config.search.batch_size=0"], "search.batch_size: 0"),
+    "limit of nothing": (
+        None,
+        ["--config.search.max_flops=4.1"],
+        "no allocation of 8 blocks has at most 4.1 multiply-adds",
+    ),
     "keep of none": (None, ["--config.search.keep=0"], "search.keep: 0"),
     "batch and parts": (
         None,

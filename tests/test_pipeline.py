@@ -100,6 +100,30 @@ def test_a_workdir_of_another_config_is_refused(workdir):
     assert "Traceback" not in run.stderr
 
 
+def test_a_race_over_two_budgets_within_limits(tmp_path):
+    folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=halving"]
+    arguments += ["--config.search.budgets=(5,)", "--config.search.max_flops=5400000"]
+    arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
+    arguments += ["--config.data.synthetic.val=32"]
+    dry = _launch("search_stage", folder, *arguments, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    cost = json.loads(dry.stdout.splitlines()[-1])
+    assert cost["evaluations"] == 3
+    assert cost["image_passes"] <= 3 * 32
+    assert cost["device_hours"] > 0
+    assert not folder.exists()
+    run = _launch("search_stage", folder, *arguments)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((folder / "stage_search" / "result.json").read_text())
+    assert result["image_passes"] <= cost["image_passes"]
+    assert [row["budget"] for row in result["pareto"]] == [5, 6]
+    assert all(row["flops"] <= 5400000 for row in result["pareto"])
+    assert result["arch"] == result["pareto"][1]["arch"]
+    latency = json.loads((folder / "search" / "latency.json").read_text())
+    assert latency
+    assert all(milliseconds > 0 for milliseconds in latency.values())
+
+
 def test_splits_that_share_an_image_are_refused():
     sources = {name: SyntheticSource(2, 32, seed=0) for name in ("train", "test")}
     with pytest.raises(UserError, match="synthetic_0_0 is in train too"):

@@ -7,7 +7,7 @@ import pytest
 
 from crnas_jax import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.search_space import OperationSpace, StageSpace
+from crnas_jax.search_space import OperationSpace, StageSpace, limited
 
 
 @pytest.mark.parametrize(("budget", "number"), [(8, 9), (16, 153), (33, 374)])
@@ -61,6 +61,40 @@ def test_samples_meet_the_budget_and_cover_the_space():
     space, rng = StageSpace(), np.random.default_rng(0)
     assert {space.sample(rng, 8) for _ in range(200)} == set(space.enumerate(8))
     assert all(d in grid for d, grid in zip(space.sample(rng), space.grids, strict=True))
+
+
+def test_limits_hold_together_and_nothing_is_measured_twice():
+    measured = []
+
+    def milliseconds(arch):
+        measured.append(arch)
+        return 10.0 * arch[0]
+
+    limits = [(6, "blocks in the last stage", lambda arch: arch[3]), (30, "ms", milliseconds)]
+    space, arch_of = StageSpace(), tuple
+    few = limited(space, limits, arch_of)
+    codes = {code for code in space.enumerate(16) if code[3] <= 6 and code[0] <= 3}
+    assert 1 < len(codes) < space.count(16)
+    for _ in range(2):
+        assert set(few.enumerate(16)) == codes
+    assert {few.sample(np.random.default_rng(seed), 16) for seed in range(300)} <= codes
+    assert len(measured) == len(set(measured))
+    few.require(16)
+    nothing = limited(space, [(5, "ms", milliseconds)], arch_of)
+    with pytest.raises(UserError, match="no allocation of 16 blocks has at most 5 ms"):
+        nothing.require(16)
+    with pytest.raises(UserError, match="next to nothing has at most 5 ms"):
+        nothing.sample(np.random.default_rng(0), 16)
+    assert limited(space, [], arch_of) is space
+
+
+@pytest.mark.parametrize("dilations", [(1, 2), (3, 1, 2)])
+def test_a_partial_code_is_judged_by_its_quickest_completion(dilations):
+    space = OperationSpace((1, 1, 1, 1), dilations)
+    few = limited(space, [(6, "dilation", lambda code: sum(dilations[i] for i in code))], tuple)
+    two = dilations.index(2)
+    assert few.begins((two, two))
+    assert not few.begins((two, two, two))
 
 
 def test_operation_space():

@@ -39,12 +39,16 @@ def plan(settings: Settings, sources: dict, workdir) -> str:
 
 
 def _searches(settings):
-    space, budget = settings.stage_space, settings.budget
+    fields, space = settings.config.search, settings.stage_space
     operations = settings.operation_space(settings.baseline.depths)
-    yield (
-        f"budget      {budget:g} blocks: {space.count(budget)} allocations, "
-        f"then {operations.evaluations(settings.config.search.keep)} partial operation codes"
-    )
+    sizes = " and ".join(f"{b:g} blocks: {space.count(b)} allocations" for b in settings.budgets)
+    codes = f"{fields.evaluations} operation codes"
+    if fields.operation_strategy == "greedy":
+        codes = f"{operations.evaluations(fields.keep)} partial operation codes"
+    yield f"budget      {sizes}, {fields.stage_strategy}; then {codes}, {fields.operation_strategy}"
+    limits = [name for name in ("max_flops", "max_params", "max_latency") if fields[name]]
+    if limits:
+        yield f"limits      {', '.join(f'search.{name} {fields[name]:g}' for name in limits)}"
     yield (
         "steps       stage supernet, stage search, operation supernet, operation search, "
         "searched network, baseline, test"

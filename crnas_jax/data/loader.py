@@ -32,11 +32,14 @@ class Plan:
 
     In training every epoch shuffles the landscape and the portrait images, cuts each into whole
     batches (the remainder, another one each epoch, is left out; of fewer images than a batch, one
-    padded batch is made) and shuffles the batches. In evaluation every image comes once, in order.
+    padded batch is made) and shuffles the batches. In evaluation every image comes once, in order
+    or, so that the first mini-batches stand for all, shuffled.
     """
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int | None):
-        """Args: [images, 2] heights and widths; images in a global batch; None for evaluation."""
+    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int | None, whole: bool = False):
+        """Args: [images, 2] heights and widths; images in a global batch; seed of the order, None
+        for none; whether no image is left out (without a seed none is).
+        """
         if not len(sizes):
             raise UserError("data", "images", "the split has none", "give at least one image")
         portrait = sizes[:, 0] > sizes[:, 1]
@@ -45,7 +48,7 @@ class Plan:
             for flag in (False, True)
             if (portrait == flag).any()
         ]
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._whole = batch_size, seed, whole or seed is None
         self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
 
     def __len__(self) -> int:
@@ -55,13 +58,17 @@ class Plan:
     def __getitem__(self, step: int) -> Batch:
         return self.epoch(step // len(self))[step % len(self)]
 
+    def first(self, batches: int) -> list[int]:
+        """Indices of the records in the first batches of the first epoch."""
+        return [index for batch in self.epoch(0)[:batches] for index in batch.indices if index >= 0]
+
     def _epoch(self, epoch: int) -> list[Batch]:
         rng = None if self._seed is None else np.random.default_rng([self._seed, _ORDER, epoch])
         batches = []
         for portrait, members in self._groups:
             order = members if rng is None else rng.permutation(members)
             stop = len(order)
-            if rng is not None and stop > self._batch_size:
+            if not self._whole and stop > self._batch_size:
                 stop -= stop % self._batch_size
             for start in range(0, stop, self._batch_size):
                 indices = tuple(int(i) for i in order[start : start + self._batch_size])

@@ -151,6 +151,13 @@ def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tup
     return jnp.arange(places) < depth, choice["ops"][start : start + places]
 
 
+def stage_blocks(spec: SupernetSpec, choice: dict[str, np.ndarray], stage: int) -> tuple[int, ...]:
+    """The operation of each block that a path has in a stage; on the host."""
+    start = sum(spec.places[:stage])
+    depth = spec.grid(stage)[int(spec.branch(choice, stage))]
+    return tuple(choice["ops"][start : start + depth].tolist())
+
+
 def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
     """For each leaf of a backbone's banks the rows that the path puts at its places.
 

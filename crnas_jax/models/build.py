@@ -13,7 +13,7 @@ from crnas_jax.models import banks
 from crnas_jax.models.backbone import Backbone, Frozen
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
 from crnas_jax.models.detectors import RCNN, DetectorOptions
-from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
+from crnas_jax.models.layers import BN_BATCH, BN_RUNNING, BN_TRAIN
 from crnas_jax.models.supernet import Supernet, init_banks
 from crnas_jax.search_space import OperationSpace, StageSpace
 
@@ -34,7 +34,7 @@ class Model:
       precision: of the activations, one of `PRECISIONS`.
       frozen: what of the backbone is not trained.
 
-    Of a supernet, `init` returns banks, and `losses`, `apply` and `moments` take the variables of
+    Of a supernet, `init` returns banks, and `losses` and `apply` take the variables of
     one path, which `path` takes out of the banks.
     """
 
@@ -91,13 +91,6 @@ class Model:
         detector (`roi_heads.postprocess`), the logits of a classifier.
         """
         return self.module.apply(variables, batch, choice, BN_MODES[bn])
-
-    def moments(self, variables: PyTree, batch, choice) -> PyTree:
-        """Mean and variance of this mini-batch at every batch normalisation."""
-        _, updated = self.module.apply(
-            variables, batch, choice, BN_COLLECT, method="features", mutable=["batch_stats"]
-        )
-        return updated["batch_stats"]
 
     def moves(self, gradient: PyTree) -> PyTree | None:
         """Which parameters a step with this gradient moves, bools; None for all of them."""

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from crnas_jax.cost import NECKS
 from crnas_jax.errors import UserError
@@ -113,8 +113,18 @@ class RCNN(nn.Module):
         """Detections (see `roi_heads.postprocess`), with a mask head `masks` [batch, detections,
         M, M] too: probabilities over the detection's box.
         """
-        pyramid, outputs, anchors, canvas = self._dense(batch, choice, mode)
-        size, options = batch["image_size"], self.options.box
+        pyramid = self.features(batch, choice, mode)
+        return self.detections(pyramid, batch["image_size"], batch["image"].shape[1:3])
+
+    def detections(
+        self,
+        pyramid: tuple[Float[Array, "batch _ _ channels"], ...],
+        size: Int[Array, "batch 2"],
+        canvas: tuple[int, int],
+    ) -> dict[str, Array]:
+        """`__call__` from the pyramid on: every image by itself."""
+        options = self.options.box
+        outputs, anchors = self._dense(pyramid, canvas)
         rois, valid = rpn.proposals(outputs, anchors, size, self.options.rpn, training=False)
         logits = 0.0
         last = len(options.stages) - 1
@@ -145,7 +155,8 @@ class RCNN(nn.Module):
           keys: one for each image, of seed, step and image id: the draw of anchors and RoIs does
             not depend on the place in the batch or the device.
         """
-        pyramid, outputs, anchors, canvas = self._dense(batch, choice, mode)
+        pyramid, canvas = self.features(batch, choice, mode), batch["image"].shape[1:3]
+        outputs, anchors = self._dense(pyramid, canvas)
         truth_valid = batch["valid"] & ~batch["crowd"]
         image_valid = batch["weight"] > 0
         rpn_keys, roi_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
@@ -206,12 +217,18 @@ class RCNN(nn.Module):
         """The pyramid: all that has batch normalisation."""
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
         features = self.backbone(x, choice, mode, batch["weight"])
+        return self.neck(features, mode, batch["weight"])
+
+    def neck(
+        self,
+        features: tuple[Float[Array, "batch _ _ _"], ...],
+        mode: BNMode,
+        weight: Float[Array, " batch"],
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """The pyramid from c2..c5."""
         if self.options.neck.kind == "nas_fpn":
-            return self.nas_fpn(features, mode, batch["weight"])
+            return self.nas_fpn(features, mode, weight)
         return self.fpn(features)
 
-    def _dense(self, batch, choice, mode):
-        canvas = batch["image"].shape[1:3]
-        pyramid = self.features(batch, choice, mode)
-        outputs = self.rpn(pyramid)
-        return pyramid, outputs, rpn.level_anchors(canvas, pyramid, self.options.rpn), canvas
+    def _dense(self, pyramid, canvas):
+        return self.rpn(pyramid), rpn.level_anchors(canvas, pyramid, self.options.rpn)

@@ -9,24 +9,60 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.search.evaluator import SubnetEvaluator
+from crnas_jax.search.prefix_tree import Schedule
 
 
 def calibrate(
     evaluator: SubnetEvaluator, variables: PyTree, batches: Iterable, choices: list
 ) -> list[PyTree]:
-    """Statistics of every subnet over the images of `batches`."""
+    """Statistics of every subnet over the images of `batches`, NumPy.
+
+    Every image is read once for all subnets, and what they share is run once.
+    """
     totals, images = None, 0.0
     for batch in batches:
         number = jnp.sum(batch["weight"] > 0).astype(jnp.float32)
-        weighted = [
-            _accumulate(moments, number) for moments in evaluator.moments(variables, batch, choices)
-        ]
+        weighted = _accumulate(evaluator.moments(variables, batch, choices), number)
         totals = weighted if totals is None else jax.tree.map(jnp.add, totals, weighted)
         images += number
-    return [pool(total, images) for total in totals]
+    stem, chunks = jax.device_get(pool(totals, images))
+    visits = [
+        jax.tree.map(lambda leaf, i=index: leaf[i], chunk)
+        for chunk in chunks
+        for index in range(len(jax.tree.leaves(chunk)[0]))
+    ]
+    return _whole(evaluator.schedule(choices), visits, stem)
+
+
+def _whole(schedule: Schedule, visits: list[PyTree], stem: PyTree) -> list[PyTree]:
+    """For each subnet of the list all its statistics: those of blocks that it did not run itself
+    are those of the visit before.
+    """
+    found, before = [None] * len(schedule.order), None
+    for visit, position in enumerate(schedule.order):
+        tree = visits[visit]
+        backbone = {**tree["backbone"], "stem": stem}
+        for stage, start in enumerate(schedule.start[visit]):
+            if not start:
+                continue
+            name = f"stage{stage + 1}"
+            earlier = before["backbone"][name]
+            backbone[name] = {
+                kind: jax.tree.map(
+                    lambda new, old, rows=start - (kind == "rest"): np.concatenate(
+                        [old[:rows], new[rows:]]
+                    ),
+                    own,
+                    earlier[kind],
+                )
+                for kind, own in backbone[name].items()
+            }
+        before = found[position] = {**tree, "backbone": backbone}
+    return found
 
 
 @jax.jit

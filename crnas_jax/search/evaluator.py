@@ -1,36 +1,62 @@
-"""The batched evaluator: detections of many subnets on one mini-batch out of one compiled call."""
+"""The batched evaluator: detections of many subnets on one mini-batch out of few compiled calls.
+
+What subnets share is worked out once: the image on the device, the stem, and all blocks up to the
+point where their paths part (`prefix_tree`). Heads and suppression run on the images of several
+subnets together, as many as the memory holds.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from crnas_jax.models.build import Detector
-from crnas_jax.training.mesh import replicated
+from crnas_jax.models.shared_paths import SharedPaths, Weights
+from crnas_jax.search import memory, prefix_tree
+from crnas_jax.search.foreign import Foreign, ForeignPaths
+
+# A list is cut into calls of these sizes, so that no call is filled up with subnets nobody wants.
+# More at once gain nothing, and a search that is killed would repeat more.
+_SIZES = (16, 4, 1)
+
+
+@functools.lru_cache(maxsize=4)
+def shared_evaluator(
+    model: Detector | Foreign, mesh: Mesh, chunk: int | None = None, slots: int = 0
+) -> "SubnetEvaluator":
+    """The evaluator of these, the same for all who ask, so that they share what it compiles."""
+    return SubnetEvaluator(model, mesh, chunk, slots)
 
 
 @dataclasses.dataclass(frozen=True)
 class SubnetEvaluator:
-    """Runs lists of subnets, `chunk` of them in a compiled call.
+    """Runs lists of subnets on mini-batches.
 
-    Subnets are looped over inside the call (a `vmap` over choices would turn every `lax.switch`
-    into running all branches), for as many rounds as the list has entries: that number is data,
-    so lists of any length and any subnets share one compilation for each canvas.
+    Which subnets, and how many, is data: lists of any length share the programs of a canvas, one
+    for each size of a call.
 
     Attributes:
-      detector: a supernet's.
-      mesh: batches are split over its axis `data`; batch statistics are global.
-      chunk: most subnets in a call; bounds the memory of the detections.
+      model: a supernet's `Detector`, or a `Foreign` one.
+      mesh: batches are split over its axis `data`, every device takes its images of the same
+        subnets; batch statistics are global.
+      chunk: most subnets in a call; what fits the memory when None.
+      slots: arrays of each stage's size kept for subnets that part within a stage (`prefix_tree`).
     """
 
-    detector: Detector
+    model: Detector | Foreign
     mesh: Mesh
-    chunk: int = 16
+    chunk: int | None = None
+    slots: int = 0
+
+    def schedule(self, choices: list) -> prefix_tree.Schedule:
+        """In which order these paths are visited, and what is run at each visit."""
+        return prefix_tree.schedule(*self._paths.paths(choices), self.slots)
 
     def detect(
         self,
@@ -39,8 +65,30 @@ class SubnetEvaluator:
         choices: list,
         stats: list | None = None,
         bn: str = "batch",
-    ) -> dict:
-        """Detections of every subnet.
+    ) -> dict[str, np.ndarray]:
+        """Detections of every subnet: NumPy arrays as `roi_heads.postprocess` has them, with a
+        leading axis of subnets; of a detector with a mask head `masks` too. Arguments as
+        `detect_in_chunks`.
+        """
+        parts, order = [], []
+        for positions, found in self.detect_in_chunks(
+            variables, batch, choices, stats, bn, masks=True
+        ):
+            parts.append(jax.tree.map(np.asarray, found))
+            order.extend(positions)
+        back = np.argsort(order)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
+
+    def detect_in_chunks(
+        self,
+        variables: PyTree,
+        batch: dict[str, Array],
+        choices: list,
+        stats: list | None = None,
+        bn: str = "batch",
+        masks: bool = False,
+    ) -> Iterator[tuple[list[int], dict[str, Array]]]:
+        """Detections of some subnets at a time, arrays on the devices.
 
         Args:
           variables: the supernet's banks.
@@ -49,65 +97,140 @@ class SubnetEvaluator:
           stats: for each subnet its statistics (see `bn_calibration`), or None.
           bn: without `stats`: `batch` normalises with those of the mini-batch, `running` with the
             supernet's running averages.
+          masks: whether those of a mask head are wanted.
+
+        Yields:
+          Positions in `choices`, and of those subnets `boxes` [subnets, images, n, 4] and so on.
+        """
+        schedule, bn = self.schedule(choices), bn if stats is None else "given"
+        first = None if stats is None else stats[schedule.order[0]]
+        state, _ = self._begin(variables, batch, first, bn)
+
+        def visits(start, size):
+            positions = schedule.order[start : start + size].tolist()
+            some = _stack([choices[position] for position in positions])
+            given = None if stats is None else _stack([stats[position] for position in positions])
+            return positions, (some, schedule.steps(start, size), given)
+
+        start, number = 0, len(choices)
+        most = self.chunk or self._fitting(variables, batch, state, visits(0, 1)[1], bn, masks)
+        for size in sorted({min(size, most) for size in _SIZES}, reverse=True):
+            while number - start >= size:
+                positions, rows = visits(start, size)
+                state, found = self._detect(variables, batch, state, rows, bn, masks)
+                yield positions, found
+                start += size
+
+    def moments(self, variables: PyTree, batch: dict[str, Array], choices: list):
+        """Mean and variance of this mini-batch at every batch normalisation.
 
         Returns:
-          NumPy arrays as `roi_heads.postprocess` has them, with a leading axis of subnets.
+          The stem's; and all others' in the order of `schedule`, a list of trees with 16 subnets
+          each (the last one filled up), 0 where a subnet runs no block of its own.
         """
-        parts = []
-        for start in range(0, len(choices), self.chunk):
-            some = choices[start : start + self.chunk]
-            number = len(some)
-            fill = self.chunk - number
-            stacked = _stack([*some, *[some[0]] * fill])
-            given = (
-                None
-                if stats is None
-                else _stack([*stats[start : start + self.chunk], *[stats[start]] * fill])
-            )
-            found = self._detect_chunk(variables, batch, stacked, given, number, bn)
-            parts.append(jax.tree.map(lambda leaf, n=number: np.asarray(leaf[:n]), found))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-    def moments(self, variables: PyTree, batch: dict[str, Array], choices: list) -> list[PyTree]:
-        """For each subnet the mean and variance of this mini-batch at every batch normalisation."""
-        return [self._moments(variables, batch, choice) for choice in choices]
+        schedule = self.schedule(choices)
+        state, stem = self._begin(variables, batch, None, "collect")
+        found = []
+        for start in range(0, len(choices), _SIZES[0]):
+            positions = schedule.order[start : start + _SIZES[0]].tolist()
+            number = len(positions)
+            fill = _SIZES[0] - number
+            some = _stack([choices[position] for position in positions + positions[:1] * fill])
+            steps = {
+                name: np.pad(rows, ((0, fill), (0, 0)))
+                for name, rows in schedule.steps(start, number).items()
+            }
+            state, moments = self._collect(variables, batch, state, (some, steps), number)
+            found.append(moments)
+        return stem, found
 
     @property
     def compilations(self) -> int:
         """How many programs the evaluator has compiled."""
-        return self._detect_chunk._cache_size() + self._moments._cache_size()
+        return sum(f._cache_size() for f in (self._begin, self._detect, self._collect))
 
     @functools.cached_property
-    def _moments(self):
-        def moments(variables, batch, choice):
-            return self.detector.moments(self.detector.path(variables, choice), batch, choice)
+    def _paths(self):
+        foreign = isinstance(self.model, Foreign)
+        return ForeignPaths(self.model) if foreign else SharedPaths(self.model, self.slots)
 
-        return jax.jit(moments, out_shardings=replicated(self.mesh))
+    def _fitting(self, variables, batch, state, rows, bn, masks):
+        """How many subnets the memory holds at once; `rows` are those of one."""
+        canvas = batch["image"].shape[1:3]
+        if canvas not in self._fits:
+            run = functools.partial(self._detections, bn=bn, masks=masks)
+            one = memory.peak_bytes(run, variables, batch, state, rows) // self.mesh.size
+            self._fits[canvas] = memory.fitting(self.mesh.devices.flat[0], one)
+        return self._fits[canvas]
 
     @functools.cached_property
-    def _detect_chunk(self):
-        def detect_chunk(variables, batch, choices, stats, number, bn):
-            def one(index):
-                choice = jax.tree.map(lambda leaf: leaf[index], choices)
-                path = self.detector.path(variables, choice)
-                if stats is None:
-                    found = self.detector.apply(path, batch, choice, bn)
-                else:
-                    own = jax.tree.map(lambda leaf: leaf[index], stats)
-                    path = {**path, "batch_stats": own}
-                    found = self.detector.apply(path, batch, choice, "running")
-                # Subnets are ranked by their boxes: what is not put out is not computed.
-                return {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
+    def _fits(self):
+        return {}
 
-            shapes = jax.eval_shape(one, 0)
-            results = jax.tree.map(lambda s: jnp.zeros((self.chunk, *s.shape), s.dtype), shapes)
+    @functools.cached_property
+    def _begin(self):
+        def begin(variables, batch, stats, bn):
+            return self._paths.begin(Weights(variables, bn, stats), batch)
 
-            def body(index, results):
-                return jax.tree.map(lambda all_, new: all_.at[index].set(new), results, one(index))
+        return jax.jit(begin, static_argnames="bn")
 
-            return lax.fori_loop(0, number, body, results)
+    @functools.cached_property
+    def _detect(self):
+        found = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        return jax.jit(
+            self._detections,
+            static_argnames=("bn", "masks"),
+            donate_argnums=2,
+            out_shardings=(None, found),
+        )
 
-        return jax.jit(detect_chunk, static_argnums=5, out_shardings=replicated(self.mesh))
+    @functools.cached_property
+    def _collect(self):
+        return jax.jit(self._moments, donate_argnums=2)
+
+    def _detections(self, variables, batch, state, rows, bn, masks):
+        """Visits one after the other, then the heads on all their images."""
+
+        def visit(index, state):
+            choice, step, stats = jax.tree.map(lambda leaf: leaf[index], rows)
+            weights = Weights(variables, bn, stats)
+            state, pyramid, _ = self._paths.visit(weights, batch, state, choice, step)
+            return state, pyramid
+
+        number = len(jax.tree.leaves(rows)[0])
+        state, pyramids = _visits(visit, state, number, number, axis=1)
+        canvas = batch["image"].shape[1:3]
+        weights, size = Weights(variables, bn), batch["image_size"]
+        found = self._paths.detections(weights, pyramids, size, canvas, self.mesh)
+        # What is not put out is not computed.
+        found = {name: leaf for name, leaf in found.items() if masks or name != "masks"}
+        return state, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), found)
+
+    def _moments(self, variables, batch, state, rows, number):
+        def visit(index, state):
+            choice, step = jax.tree.map(lambda leaf: leaf[index], rows)
+            weights = Weights(variables, "collect")
+            state, _, moments = self._paths.visit(weights, batch, state, choice, step)
+            return state, moments
+
+        return _visits(visit, state, number, len(jax.tree.leaves(rows)[0]), axis=0)
+
+
+def _visits(visit, state, number, most, axis):
+    """The state after `number` visits, and of each what it puts out, at most `most`, on an axis."""
+    shapes = jax.eval_shape(visit, 0, state)[1]
+
+    def room(shape):
+        dims = (*shape.shape[:axis], most, *shape.shape[axis:])
+        return jnp.zeros(dims, shape.dtype)
+
+    def body(index, carry):
+        state, found = carry
+        state, new = visit(index, state)
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=index, axis=axis)
+        return state, jax.tree.map(put, found, new)
+
+    return lax.fori_loop(0, number, body, (state, jax.tree.map(room, shapes)))
 
 
 def _stack(trees):

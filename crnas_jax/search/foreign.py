@@ -18,14 +18,16 @@ from crnas_jax.errors import UserError
 class Space(Protocol):
     """What may be chosen. `StageSpace` and `OperationSpace` are two.
 
-    The greedy search (`operation_search`) asks for two more attributes, `blocks`, the length of a
-    code, and `operations`, the number of values of its entries, and not for `enumerate`.
+    Strategies ask it for the codes of a budget, None where there are no budgets. The greedy search
+    (`operation_search`) asks for `blocks`, the length of a code, `operations`, the number of values
+    of its entries, and `begins`, whether a code may begin so, and not for `enumerate`; evolution
+    also for `mutate` and `cross`.
     """
 
-    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
         """One code."""
 
-    def enumerate(self) -> Iterable[tuple[int, ...]]:
+    def enumerate(self, budget: float | None = None) -> Iterable[tuple[int, ...]]:
         """All codes."""
 
 
@@ -47,7 +49,8 @@ class Searchable(Protocol):
 
         The choice is traced: pick branches with `lax.switch`. Of what comes back training adds up
         the entries whose name begins with `loss` and keeps `batch_stats`, if there are any; scoring
-        takes `boxes` [B, n, 4] in canvas pixels, `scores`, `labels` (from 1) and `valid` [B, n].
+        takes `boxes` [B, n, 4] in canvas pixels, `scores` (higher is surer), `labels` (from 1) and
+        `valid` [B, n], in any order.
         What is not asked for is not computed. Nothing is drawn: the same arguments give the same.
         """
 
@@ -96,6 +99,38 @@ class Foreign:
     def moves(self, gradient: PyTree) -> PyTree:
         """Which parameters got a gradient."""
         return jax.tree.map(lambda leaf: jnp.any(leaf != 0), gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignPaths:
+    """As `models.shared_paths.SharedPaths`; a network of which nothing is known shares nothing."""
+
+    model: Foreign
+
+    def paths(self, choices: list) -> tuple[list, tuple[int, ...]]:
+        """One stage of one block each."""
+        return [
+            (((index, *np.ravel(choice).tolist()),),) for index, choice in enumerate(choices)
+        ], (1,)
+
+    def begin(self, weights, batch):
+        """Nothing is carried from one visit to the next."""
+        del weights, batch
+        return (), ()
+
+    def visit(self, weights, batch, state, choice, step):
+        """The state, detections, no moments."""
+        del step
+        found = self.model.apply(weights.banks, batch, choice, weights.bn)
+        found = {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
+        # COCO's matching goes by the order, best first.
+        order = jnp.argsort(jnp.where(found["valid"], -found["scores"], jnp.inf), 1)
+        return state, jax.vmap(lambda tree, o: jax.tree.map(lambda x: x[o], tree))(found, order), ()
+
+    def detections(self, weights, found, image_size, canvas, mesh):
+        """What the visits found."""
+        del weights, image_size, canvas, mesh
+        return found
 
 
 def choice_of(code, batch: int = 0) -> np.ndarray:

@@ -1,29 +1,42 @@
 """Operation reallocation (paper section 3.3, algorithm 1): greedy search of the dilations."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from crnas_jax.search.stage_search import Scorer, best
+from crnas_jax.errors import UserError
+from crnas_jax.search.interface import Ranked, Search, best
 from crnas_jax.search_space import OperationSpace
 
 
-def operation_search(
-    space: OperationSpace, keep: int, score: Scorer
-) -> tuple[tuple[int, ...], float]:
+def greedy(
+    space: OperationSpace, budgets: Sequence, search: Search, seed: int = 0, keep: int = 3
+) -> dict[object, Ranked]:
     """Walks the blocks in order; extends each kept partial code by each operation, keeps the best.
 
     Args:
       space: of operation codes.
+      budgets: one, which every code costs.
+      search: scores partial codes, all of one length in a call (see `complete`).
+      seed: nothing is drawn here.
       keep: K, partial codes kept after each block.
-      score: of partial codes, all of one length in a call (see `complete`).
 
     Returns:
-      The best full code and its score; of equals the lexicographically smallest, in the top-K too.
+      For the budget the kept full codes and their scores, best first; of equals the
+      lexicographically smallest, in the top-K too.
+
+    Raises:
+      UserError: no code is allowed.
     """
+    del seed
     kept = [((), 0.0)]
     for _ in range(space.blocks):
         codes = [(*code, operation) for code, _ in kept for operation in range(space.operations)]
-        kept = best(codes, score(codes), keep)
-    return kept[0]
+        codes = [code for code in codes if space.begins(code)]
+        if not codes:
+            raise UserError("search space", "constraints", "no code is allowed", "relax them")
+        kept = best(codes, search.score(codes), keep)
+    return dict.fromkeys(budgets, kept)
 
 
 def complete(space: OperationSpace, partial, seed: int, batch: int) -> tuple[int, ...]:

@@ -1,32 +1,40 @@
-"""Stage reallocation (paper section 3.2): the best of all allocations that cost the budget."""
+"""Exhaustive search: stage reallocation as the paper does it (section 3.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from crnas_jax.search_space import StageSpace
-
-# From codes to their scores, in the same order; higher is better.
-Scorer = Callable[[Sequence[tuple[int, ...]]], Sequence[float]]
+from crnas_jax.errors import UserError
+from crnas_jax.search.interface import Ranked, Search, rank
 
 
-def stage_search(space: StageSpace, budget: float, score: Scorer) -> tuple[tuple[int, ...], float]:
-    """Scores every allocation.
+def exhaustive(space, budgets: Sequence, search: Search, seed: int = 0) -> dict[object, Ranked]:
+    """Scores every code of every budget, all of them on each mini-batch.
 
     Args:
-      space: of allocations.
-      budget: in blocks.
-      score: see `Scorer`.
+      space: of codes: `enumerate(budget)`.
+      budgets: whose best codes are wanted.
+      search: scores them.
+      seed: nothing is drawn.
 
     Returns:
-      The best depths and their score; of equals the lexicographically smallest.
+      For each budget its codes and their scores, best first; of equals the lexicographically
+      smallest.
 
     Raises:
-      UserError: no allocation costs the budget.
+      UserError: no code costs a budget.
     """
-    space.require(budget)
-    codes = list(space.enumerate(budget))
-    return best(codes, score(codes), 1)[0]
+    del seed
+    return rank(search, candidates(space, budgets))
 
 
-def best(codes, scores, number: int) -> list[tuple[tuple[int, ...], float]]:
-    """The `number` best (code, score) pairs; of equal scores the smaller code first."""
-    return sorted(zip(codes, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))[:number]
+def candidates(space, budgets: Sequence) -> dict[object, list[tuple[int, ...]]]:
+    """The codes of each budget.
+
+    Raises:
+      UserError: there are none.
+    """
+    codes = {budget: list(space.enumerate(budget)) for budget in budgets}
+    for budget, some in codes.items():
+        if not some:
+            of = "" if budget is None else f" that costs {budget:g}"
+            raise UserError("search space", "budget", f"no code{of} is allowed", "relax the limits")
+    return codes

@@ -25,9 +25,9 @@ from crnas_jax import command  # noqa: E402
 from crnas_jax.data.synthetic import SyntheticSource  # noqa: E402
 from crnas_jax.data.transforms import DetectionRows, ImageSize  # noqa: E402
 from crnas_jax.search.foreign import Foreign, affordable, choice_of  # noqa: E402
+from crnas_jax.search.interface import Search, best  # noqa: E402
 from crnas_jax.search.journal import Journal  # noqa: E402
 from crnas_jax.search.scoring import ScoreOptions, SubnetScorer  # noqa: E402
-from crnas_jax.search.stage_search import best  # noqa: E402
 from crnas_jax.training.loop import TrainOptions, train  # noqa: E402
 from crnas_jax.training.optimizer import OptimizerOptions  # noqa: E402
 
@@ -38,10 +38,12 @@ NOTHING, PLAIN, DILATED = range(3)
 class Space:
     """An operation for every block."""
 
-    def sample(self, rng):
+    def sample(self, rng, budget=None):
+        del budget
         return tuple(int(operation) for operation in rng.integers(3, size=BLOCKS))
 
-    def enumerate(self):
+    def enumerate(self, budget=None):
+        del budget
         return itertools.product(range(3), repeat=BLOCKS)
 
 
@@ -147,9 +149,9 @@ def search(workdir, limit=2.0, epochs=80.0, images=384):
 
     codes = affordable(network, limit)
     journal = Journal(workdir / "journal.jsonl", "foreign example")
-    scoring = ScoreOptions(16, size, bn="running", chunk=8, devices=1)
+    scoring = ScoreOptions(16, size, bn="running", devices=1)
     scorer = SubnetScorer(model, variables, *splits.values(), scoring, journal, workdir / "partial")
-    (code, score), *_ = best(codes, scorer.score("foreign", codes, choice_of), 1)
+    ((code, score),) = best(codes, Search(scorer, "foreign", choice_of).score(codes), 1)
     return code, score, len(codes)
 
 

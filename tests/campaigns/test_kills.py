@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,10 @@ pytestmark = pytest.mark.campaign
 
 KILLS = 20
 LOADING = 8.0  # seconds
-FLAGS = [
-    "--config=configs/quickstart.py:pretrain",
+TINY = [
     "--config.widths=(4,8,16,32)",
     "--config.supernet.widths=(4,8,16,32)",
-    "--config.supernet.grids=((1,2),(1,2),(2,),(2,3))",
     "--config.data.synthetic.train=64",
-    "--config.data.synthetic.val=24",
     "--config.data.synthetic.test=16",
     "--config.data.short=64",
     "--config.data.long=64",
@@ -32,6 +30,12 @@ FLAGS = [
     "--config.search.chunk=2",
     "--config.search.calibration_images=16",
     "--config.bootstrap=50",
+]
+RUN = [
+    "--config=configs/quickstart.py:pretrain",
+    *TINY,
+    "--config.supernet.grids=((1,2),(1,2),(2,),(2,3))",
+    "--config.data.synthetic.val=24",
     "--config.pretrain.networks=('stage_supernet','searched')",
     "--config.pretrain.epochs=1",
     "--config.pretrain.data.synthetic.train=256",
@@ -50,7 +54,7 @@ def log(tmp_path):
 
 
 def _start(workdir, log):
-    command = [sys.executable, "scripts/run_crnas.py", *FLAGS, f"--workdir={workdir}"]
+    command = [sys.executable, "scripts/run_crnas.py", *RUN, f"--workdir={workdir}"]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
     )
@@ -71,7 +75,7 @@ def _phase(workdir):
         return "stage_search"
     if "operation_supernet" in finished and "operation_search" not in finished:
         return "operation_search"
-    return ",".join(sorted(begun - finished - {"partial"})) or "start"
+    return ",".join(sorted(begun - finished - {"search"})) or "start"
 
 
 def _missing(phases):
@@ -154,3 +158,81 @@ def test_requests_to_stop_change_nothing(tmp_path, log):
     assert stops > 3
     assert _start(cut, log).wait() == 0
     assert _result(cut) == _result(tmp_path / "whole")
+
+
+SEARCH = [
+    "--config=configs/quickstart.py",
+    *TINY,
+    "--config.supernet.grids=((1,2,3),(1,2,3),(1,2,3),(1,2,3))",
+    "--config.data.synthetic.val=200",
+    "--config.search.stage_strategy=halving",
+]
+
+
+def _search(workdir, log, script="search_stage"):
+    command = [sys.executable, f"scripts/{script}.py", *SEARCH, f"--workdir={workdir}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+    )
+
+
+def _kept(workdir):
+    """Files with matches and statistics, and when they were written."""
+    files = (workdir / "search").rglob("*.npz")
+    return {file.relative_to(workdir): file.stat().st_mtime_ns for file in files}
+
+
+def test_twenty_kills_of_a_search_repeat_nothing_that_was_kept(tmp_path, log):
+    whole = tmp_path / "whole"
+    assert _search(whole, log, "train_supernet").wait() == 0
+    for name in ("warm", "cut1"):
+        shutil.copytree(whole, tmp_path / name)
+    assert _search(tmp_path / "warm", log).wait() == 0  # fills the compilation cache
+    began = time.monotonic()
+    assert _search(whole, log).wait() == 0
+    total = time.monotonic() - began
+    answer = _answer(whole)
+
+    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    kills, met, cut, runs = 0, 0, tmp_path / "cut1", 1
+    while kills < KILLS:
+        before = _kept(cut)
+        process = _search(cut, log)
+        try:
+            assert process.wait(rng.uniform(0.2, 0.9) * total) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            after = _kept(cut)
+            over = not any(name.name.startswith("matches") for name in after)
+            same = {name: after.get(name) for name in before} == before
+            assert same or over, "kept work was repeated"
+            met += after != before
+            continue
+        assert _answer(cut) == answer
+        runs += 1
+        cut = tmp_path / f"cut{runs}"
+        shutil.copytree(tmp_path / "cut1", cut)
+        for left in ("search", "stage_search", "journal.jsonl"):
+            _remove(cut / left)
+    assert _search(cut, log).wait() == 0
+    assert _answer(cut) == answer
+    print(f"\nsearch of {total:.0f} s killed {kills} times in {runs} runs, {met} with work kept")
+    assert met > KILLS // 4
+
+
+def _answer(workdir):
+    """The result and every score, the time apart."""
+    result = json.loads((workdir / "stage_search" / "result.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+    scored = {(tuple(row["code"]), row["batches"]): row["score"] for row in rows}
+    assert len(scored) == len(rows), "a journaled score was computed twice"
+    return {name: value for name, value in result.items() if name != "seconds"}, scored
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

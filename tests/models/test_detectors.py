@@ -94,7 +94,8 @@ def _step_by_step(detector, variables, batch):
     options, logits = detector.options, 0.0
 
     def dense(module):
-        pyramid, outputs, anchors, _ = module._dense(batch, None, BN_RUNNING)
+        pyramid = module.features(batch, None, BN_RUNNING)
+        outputs, anchors = module._dense(pyramid, (64, 64))
         size = batch["image_size"]
         return pyramid, rpn.proposals(outputs, anchors, size, options.rpn, training=False)[0]
 
@@ -224,13 +225,6 @@ def test_nas_fpn_is_the_papers_pyramid():
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * abs(other).max())
     assert tuple(cell.level for cell in CELLS) == _NAS_FPN_LEVELS
-
-
-def test_recalibration_covers_the_neck():
-    detector, variables = _made(ARCH, nas_fpn=True)
-    moments = jax.jit(lambda v, b: detector.moments(v, b, None))(variables, _batch())
-    for part in ("nas_fpn", "backbone"):
-        assert greatest_difference(moments[part], variables["batch_stats"][part]) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, tiny_batch
@@ -10,6 +11,7 @@ from conftest import ROOT, tiny_batch
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.search.evaluator import SubnetEvaluator
 from crnas_jax.search.foreign import Foreign, affordable, choice_of
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.scoring import ScoreOptions, SubnetScorer
@@ -50,6 +52,27 @@ def test_a_step_moves_what_it_ran_and_recompiles_nothing():
         for operation, (layer, old) in enumerate(zip(own, kept, strict=True), 1):
             moved = bool((np.asarray(layer["kernel"]) != old["kernel"]).any())
             assert moved == ((index, operation) in ((1, 1), (2, 2)))
+
+
+def test_detections_come_best_first():
+    class Network:
+        def init(self, key):
+            return {"params": {}}
+
+        def apply(self, variables, choice, batch):
+            scores = jnp.array([[-1.0, 2.0, -3.0], [0.5, 0.1, 0.7]])
+            labels = jnp.array([[1, 2, 3], [4, 5, 6]])
+            boxes = labels[..., None] * jnp.ones(4)
+            valid = jnp.array([[True, True, True], [True, True, False]])
+            return {"boxes": boxes, "scores": scores, "labels": labels, "valid": valid}
+
+    mesh = make_mesh(2, 1)
+    evaluator = SubnetEvaluator(Foreign(Network()), mesh)
+    batch = put_batch(mesh, {**tiny_batch(2), "image_id": np.arange(2)})
+    found = evaluator.detect({"params": {}, "batch_stats": {}}, batch, [choice_of((0,))])
+    assert found["labels"].tolist() == [[[2, 1, 3], [4, 5, 6]]]
+    np.testing.assert_array_equal(found["boxes"][..., 0], found["labels"])
+    assert found["valid"].tolist() == [[[True, True, True], [True, True, False]]]
 
 
 def test_statistics_it_does_not_give_are_not_recalibrated(tmp_path):

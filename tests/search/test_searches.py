@@ -6,49 +6,52 @@ import numpy as np
 import pytest
 
 from crnas_jax.errors import UserError
-from crnas_jax.search.operation_search import complete, operation_search
-from crnas_jax.search.stage_search import stage_search
-from crnas_jax.search_space import OperationSpace, StageSpace
+from crnas_jax.search.operation_search import complete, greedy
+from crnas_jax.search.stage_search import exhaustive
+from crnas_jax.search_space import Constrained, OperationSpace, StageSpace
 
 
-def _table(seed, levels):
-    """Scores of any code; few levels make many ties."""
-    cache = {}
+class Table:
+    """A `Search` over made-up scores of any code; few levels make many ties."""
 
-    def score(codes):
-        for code in codes:
-            rng = np.random.default_rng([seed, *code, len(code)])
-            cache.setdefault(tuple(code), float(rng.integers(levels)) / levels)
-        return [cache[tuple(code)] for code in codes]
+    def __init__(self, seed, levels):
+        self.seed, self.levels, self.calls = seed, levels, []
 
-    return score
+    def score(self, codes):
+        self.calls.extend(codes)
+        return [self.of(code) for code in codes]
+
+    def of(self, code):
+        rng = np.random.default_rng([self.seed, *code, len(code)])
+        return float(rng.integers(self.levels)) / self.levels
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**6])
-@pytest.mark.parametrize("budget", [8, 16])
-def test_stage_search_is_exhaustive(budget, levels):
+def test_exhaustive_search_of_several_budgets(levels):
     grids = StageSpace().grids
     for seed in range(5):
-        score = _table(seed, levels)
-        best = None
+        table, best = Table(seed, levels), {}
         for depths in itertools.product(*grids):
-            if sum(depths) == budget:
-                value = score([depths])[0]
-                if best is None or value > best[1]:  # the first of equals is the smallest
-                    best = (depths, value)
-        assert stage_search(StageSpace(), budget, score) == best
+            budget = sum(depths)
+            value = table.of(depths) if budget in (8, 16) else None
+            # The first of equals is the smallest.
+            if value is not None and (budget not in best or value > best[budget][1]):
+                best[budget] = (depths, value)
+        found = exhaustive(StageSpace(), (8, 16), table)
+        assert {budget: ranked[0] for budget, ranked in found.items()} == best
+        assert len(table.calls) == len(set(table.calls)) == 9 + 153
 
 
-def test_stage_search_refuses_an_impossible_budget():
-    with pytest.raises(UserError):
-        stage_search(StageSpace(), 5, _table(0, 2))
+def test_an_impossible_budget_is_refused():
+    with pytest.raises(UserError, match="costs 5"):
+        exhaustive(StageSpace(), (5,), Table(0, 2))
 
 
-def _brute_force_greedy(blocks, operations, keep, score):
+def _brute_force_greedy(blocks, operations, keep, table):
     kept = np.zeros((1, 0), int)
     for _ in range(blocks):
         codes = np.array([[*code, op] for code in kept for op in range(operations)])
-        scores = np.array(score([tuple(int(entry) for entry in code) for code in codes]))
+        scores = np.array([table.of(tuple(map(int, code))) for code in codes])
         # np.lexsort: the last key is the first to count.
         order = np.lexsort((*codes.T[::-1], -scores))
         kept, scores = codes[order[:keep]], scores[order[:keep]]
@@ -62,17 +65,20 @@ def _brute_force_greedy(blocks, operations, keep, score):
 def test_operation_search_is_algorithm_1(depths, dilations, keep, levels):
     space = OperationSpace(depths, dilations)
     for seed in range(10):
-        calls, table = [], _table(seed, levels)
+        table = Table(seed, levels)
+        found = greedy(space, (None,), table, keep=keep)[None]
+        assert len(table.calls) == space.evaluations(keep)
+        assert found[0] == _brute_force_greedy(space.blocks, len(dilations), keep, table)
+        assert len(found) == keep
 
-        def score(codes, calls=calls, table=table):
-            calls.extend(codes)
-            return table(codes)
 
-        found = operation_search(space, keep, score)
-        assert len(calls) == space.evaluations(keep)
-        assert found == _brute_force_greedy(
-            space.blocks, len(dilations), keep, _table(seed, levels)
-        )
+def test_a_limit_on_codes_holds_in_greedy_search():
+    space = OperationSpace((2, 2), (1, 2, 3))
+    limited = Constrained(space, lambda code: sum(code) <= 3, "a sum of at most 3")
+    (best, _), *_ = greedy(limited, (None,), Table(0, 10**6))[None]
+    assert sum(best) <= 3
+    with pytest.raises(UserError, match="no code is allowed"):
+        greedy(Constrained(space, lambda code: False, "nothing"), (None,), Table(0, 5))
 
 
 def test_completions_are_common_to_candidates_and_differ_between_batches():
