@@ -92,6 +92,8 @@ def test_masks(shared_data, tmp_path, cascade):
         box = dataclasses.replace(box, **stages)
     arch = Arch("resnet_basic", (1, 1, 1, 1), widths=(16, 32, 64, 128))
     detector = Detector(arch, DetectorOptions(80, 48, rpn, box, MaskHeadOptions(64, 3)))
-    found = _found(detector, source, ImageSize(192, 256), 400, 0.005, tmp_path)
+    # 400 steps were too near the threshold: 0.80 to 0.86 with the rounding of the machine at hand.
+    rate = 0.0075 if cascade else 0.005
+    found = _found(detector, source, ImageSize(192, 256), 500, rate, tmp_path)
     assert found["AP50"] >= 0.9
     assert found["segm"]["AP50"] >= 0.8
