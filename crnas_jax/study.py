@@ -85,8 +85,9 @@ def strategy_study(pipeline: Pipeline, seeds: int, levels: Sequence[str] = LEVEL
       `stage`: for each seed and strategy the code found, its regret (AP of the best of all
       allocations minus its own, both scored on all images) and its share of the image passes of the
       exhaustive search. `operation`: for each seed and strategy the code found at as many image
-      passes as greedy search takes, and its AP as a full code. Also in
-      `<workdir>/strategies/`, a file for each level.
+      passes as greedy search takes, and its AP as a full code. Image passes are those to score:
+      with `search.bn` "recalibrate" every code but greedy search's has its statistics first. Also
+      in `<workdir>/strategies/`, a file for each level.
     """
     found = {}
     if "stage" in levels:

@@ -84,7 +84,10 @@ class Journal:
         return len({code for name, code, _ in self._scores if name == search})
 
     def image_passes(self, search: str) -> int:
-        """Images that all subnets of a search were run on: of each, those of its longest score."""
+        """Images that all subnets of a search were scored on: of each, those of its longest score.
+
+        Those for recalibrated statistics, the same number for every subnet, are not among them.
+        """
         most: dict[tuple, int] = {}
         for (name, code, _), score in self._scores.items():
             if name == search:
