@@ -8,8 +8,8 @@ import numpy as np
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows
 from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.search import racing
 from crnas_jax.search.evaluator import SubnetEvaluator
-from crnas_jax.search.racing import SCHEDULE, fewest, room, rounds
 from crnas_jax.settings import Settings
 from crnas_jax.training.mesh import make_mesh, put_batch
 
@@ -54,18 +54,15 @@ def search_cost(settings: Settings, sources: dict, level: str, depths=None) -> d
     passes = evaluations * batches
     if name == "halving":
         truth, ids = GroundTruth.of(sources["val"]), sources["val"].image_ids
-        first = fewest(
+        first = racing.fewest(
             batches,
             lambda b: len(plan.first(b)),
             lambda b: truth.counted_in(ids[plan.first(b)]).sum(),
         )
-        passes = sum(
-            new * sum(min(room(share, count), count) for count in counts)
-            for new, share in _increments(rounds(SCHEDULE, batches, first))
-        )
+        passes = racing.passes(counts, batches, first)
     rng = np.random.default_rng(0)
-    codes = {space.sample(rng, budgets[0]) for _ in range(10 * _SAMPLE)}
-    codes = sorted(codes)[:_SAMPLE]
+    codes = [space.sample(rng, budgets[0]) for _ in range(10 * _SAMPLE)]
+    codes = list(dict.fromkeys(codes))[:_SAMPLE]
     choices = [
         spec.choice(code) if level == "stage" else spec.choice(depths, code) for code in codes
     ]
@@ -73,7 +70,7 @@ def search_cost(settings: Settings, sources: dict, level: str, depths=None) -> d
     seconds, statistics = _measure(detector, options, sources["val"], plan, choices)
     total = passes * seconds
     if options.bn == "recalibrate":
-        total += evaluations * options.calibration_batches * statistics
+        total += evaluations * options.calibration(sources["train"])[1] * statistics
     devices = settings.devices or len(jax.devices())
     return {
         "evaluations": evaluations,
@@ -82,14 +79,6 @@ def search_cost(settings: Settings, sources: dict, level: str, depths=None) -> d
         "device_hours": total * devices / 3600,
         "devices": devices,
     }
-
-
-def _increments(rounds):
-    """Mini-batches that are new in each round, and the share of the candidates it lets in."""
-    before = 0
-    for seen, share in rounds:
-        yield seen - before, share
-        before = seen
 
 
 def _measure(detector, options, source, plan, choices):

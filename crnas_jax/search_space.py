@@ -20,6 +20,8 @@ _MOBILENET_GRIDS = (*[tuple(range(1, 6))] * 2, tuple(range(3, 8)), *[tuple(range
 # The paper's weights; they are not the ratios of the true FLOPs of a block.
 _MOBILENET_COSTS = (1.5, 1.0, 1.0, 0.75, 1.25)
 PAPER_DILATIONS = (1, 2, 3)
+# Codes that are looked at for one within limits: a limit may have each of them measured.
+_DRAWS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +106,15 @@ class StageSpace:
         if budget is None:
             return tuple(int(grid[rng.integers(len(grid))]) for grid in self.grids)
         self.require(budget)
-        allocations = self._allocations(budget)
+        allocations = _allocations(self, budget)
         return allocations[rng.integers(len(allocations))]
 
     def mutate(self, depths, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
         """Another allocation of the budget, uniform over those that differ in fewest stages."""
-        others = [other for other in self._allocations(budget) if other != tuple(depths)]
+        others = [other for other in _allocations(self, budget) if other != tuple(depths)]
         changes = [sum(a != b for a, b in zip(other, depths, strict=True)) for other in others]
-        near = [o for o, number in zip(others, changes, strict=True) if number == min(changes)]
+        fewest = min(changes, default=0)
+        near = [o for o, number in zip(others, changes, strict=True) if number == fewest]
         return near[rng.integers(len(near))] if near else tuple(depths)
 
     def cross(self, first, second, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
@@ -127,9 +130,6 @@ class StageSpace:
             if depths not in parents and self.cost(depths) == budget
         ]
         return sorted(mixed)[rng.integers(len(mixed))] if mixed else self.mutate(first, rng, budget)
-
-    def _allocations(self, budget):
-        return _allocations(self, budget)
 
     def branch(self, depths) -> np.ndarray:
         """Index of each depth in its grid, int32 [stages].
@@ -324,17 +324,17 @@ class Constrained:
         Raises:
           UserError: next to none is.
         """
-        for _ in range(1000):
-            code = self.space.sample(rng, budget)
-            if self.allows(code):
-                return code
-        # So few of the operation codes are as good as none; allocations can all be looked at.
-        stages = isinstance(self.space, StageSpace)
-        codes = list(self.enumerate(budget)) if stages else []
-        if not codes:
+        # Allocations can all be looked at; operation codes are too many.
+        if isinstance(self.space, StageSpace):
+            codes = _allocations(self, budget)
+            found = codes[rng.integers(len(codes))] if codes else None
+        else:
+            draws = (self.space.sample(rng, budget) for _ in range(_DRAWS))
+            found = next(filter(self.allows, draws), None)
+        if found is None:
             problem = f"next to nothing has {self.what}"
             raise UserError("search space", "constraints", problem, "relax it")
-        return codes[rng.integers(len(codes))]
+        return found
 
     def mutate(self, code, rng: np.random.Generator, budget: float | None = None):
         """As the space's; any code of the budget where none of its mutations is allowed."""

@@ -40,6 +40,9 @@ DETECTORS = tuple(name for name in cost.DETECTORS if name != "retinanet")
 # data folder holds is in the sources' digests.
 _EXECUTION = ("devices", "folder", "remat", "checkpoint_seconds", "log_every", "chunk")
 
+# Arrays of each stage's size that greedy search may keep on the devices.
+_MOST_SLOTS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -295,8 +298,9 @@ class Settings:
             bn=bn,
             calibration_images=fields.calibration_images,
             chunk=fields.chunk or None,
-            # Greedy candidates part at the block in question and where the kept codes part.
-            slots=fields.keep if bn == "batch" else 0,
+            # Greedy candidates part at the block in question and where the kept codes part; with
+            # fewer slots than that a stage is run again, with many they fill the memory.
+            slots=min(fields.keep, _MOST_SLOTS) if bn == "batch" else 0,
             samples=fields.samples,
             seed=self.config.seed + repeat,
             devices=self.devices,

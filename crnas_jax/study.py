@@ -134,7 +134,8 @@ def _operation_strategies(searches, depths, seed):
     full = searches.of_operations(depths, False, seed, "operation, full codes")
     for name in ("greedy", "random", "evolution"):
         search = searches.of_operations(depths, name == "greedy", seed, f"operation, {name}")
-        row = _run(search, settings, name, seed, space, (None,), evaluations=number)
+        options = {} if name == "greedy" else {"evaluations": number}
+        row = _run(search, settings, name, seed, space, (None,), **options)
         code = row["ranked"][0][0]
         found[name] = {
             "code": list(code),
@@ -146,11 +147,9 @@ def _operation_strategies(searches, depths, seed):
 
 def _run(search, settings, name, seed, space=None, budgets=None, **options):
     """A strategy's ranking and image passes."""
-    fields = copy.deepcopy(settings.config.search)
-    with fields.unlocked():
-        fields.update(options)
+    run = strategy(name, settings.config.search)
     space, budgets = space or settings.stage_space, budgets or (settings.budget,)
-    ranked = strategy(name, fields)(space, budgets, search, settings.config.seed + seed)
+    ranked = run(space, budgets, search, settings.config.seed + seed, **options)
     passes = search.scorer.journal.image_passes(search.name)
     return {"ranked": ranked[budgets[0]], "image_passes": passes}
 
@@ -172,6 +171,7 @@ def _train(pipeline, code, seed):
     config = copy.deepcopy(pipeline.settings.config)
     with config.unlocked():
         config.baseline, config.seed = str(file), seed
+        config.data.val = ""  # nothing is searched
     alone = Pipeline(Settings(config), folder)
     try:
         return alone.evaluate("baseline")["AP"] or 0.0

@@ -40,7 +40,9 @@ def scatter(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     mean = y.mean(1)
-    axes.errorbar(x, mean, [mean - y.min(1), y.max(1) - mean], fmt="o", capsize=3)
+    # A mean of equal numbers may be rounded to less or more than they are.
+    reach = np.maximum([mean - y.min(1), y.max(1) - mean], 0)
+    axes.errorbar(x, mean, reach, fmt="o", capsize=3)
     for name, *place in zip(names, x, mean, strict=False):
         # A name is shown as it is: it is no formula.
         axes.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7, parse_math=False)

@@ -128,14 +128,15 @@ def without_nan(value):
 
 def _rows(path, columns):
     try:
-        with pathlib.Path(path).open(newline="") as file:
+        with pathlib.Path(path).open(newline="", encoding="utf-8-sig") as file:  # Excel's mark
             reader = csv.DictReader(file)
             rows, header = list(reader), reader.fieldnames or []
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(path, "file", str(error), "give a CSV file") from error
     for column in columns:
-        if column not in header:
-            raise UserError(path, "header", f"no column {column!r}", f"there are {header}")
+        if header.count(column) != 1:
+            number = "two columns" if column in header else "no column"
+            raise UserError(path, "header", f"{number} {column!r}", f"there are {header}")
     return rows
 
 

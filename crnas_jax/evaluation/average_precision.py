@@ -77,6 +77,9 @@ class MatchTable:
         """Args: the data set's objects; `flags` of mini-batches; all images seen."""
         image_ids = np.unique(np.asarray(image_ids, np.int64))
         rows = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+        known = (rows["label"] > 0) & (rows["label"] <= truth.classes)
+        if not known.all():  # as in pycocotools, a category that is none counts nowhere
+            rows = {name: leaf[known] for name, leaf in rows.items()}
         image = np.searchsorted(image_ids, rows["image_id"]).astype(np.int32)
         # Of equal scores in a class the image with the smaller id comes first, as in pycocotools.
         label = rows["label"] - 1
@@ -198,11 +201,13 @@ def match_tables(truth: GroundTruth, found: dict[str, np.ndarray], image_ids) ->
 
     Args:
       truth: the data set's objects.
-      found: `boxes` [detectors, images, n, 4] xyxy in pixels of the annotations, `scores`,
-        `labels`, `valid` [detectors, images, n], best first.
+      found: `boxes` [detectors, images, n, 4] xyxy in pixels of the annotations, or in their place
+        `bbox`, COCO's (x, y, width, height); `scores`, `labels`, `valid` [detectors, images, n],
+        best first.
       image_ids: of the images.
     """
     image_ids = np.asarray(image_ids, np.int64)
+    boxes = "bbox" if "bbox" in found else "boxes"
     # Images with about as many objects go together: a call has room for the most of its images.
     order = np.argsort(truth.numbers(image_ids), kind="stable")
     detectors = len(found["scores"])
@@ -212,8 +217,8 @@ def match_tables(truth: GroundTruth, found: dict[str, np.ndarray], image_ids) ->
     for start in range(0, len(order), at_once):
         # The last call begins earlier and not with fewer images: one program for all.
         images = order[min(start, len(order) - at_once) :][:at_once]
-        own = {name: found[name].take(images, axis=1) for name in ("boxes", "valid", "labels")}
-        own = match(own["boxes"], own["valid"], own["labels"], truth.batch(image_ids[images]))
+        own = (found[name].take(images, axis=1) for name in (boxes, "valid", "labels"))
+        own = match(*own, truth.batch(image_ids[images]), xywh=boxes == "bbox")
         for name, leaf in jax.device_get(own).items():
             if name not in matches:
                 shape = (detectors, len(order), *leaf.shape[2:])
@@ -243,15 +248,14 @@ def of_results(results: list[dict], category_ids, image_ids) -> dict[str, np.nda
         by_image[row_of[result["image_id"]]].append(result)
     shape = (1, len(image_ids), max(map(len, by_image), default=0) or 1)
     found = {
-        "boxes": np.zeros((*shape, 4)),
+        "bbox": np.zeros((*shape, 4)),
         "scores": np.zeros(shape),
         "labels": np.zeros(shape, np.int32),
         "valid": np.zeros(shape, bool),
     }
     for row, own in enumerate(by_image):
         for place, result in enumerate(sorted(own, key=lambda one: -one["score"])):
-            x, y, width, height = result["bbox"]
-            found["boxes"][0, row, place] = x, y, x + width, y + height
+            found["bbox"][0, row, place] = result["bbox"]
             found["scores"][0, row, place] = result["score"]
             found["labels"][0, row, place] = label_of[result["category_id"]]
             found["valid"][0, row, place] = True
@@ -289,11 +293,11 @@ def _order(label, score, image):
     score, label = score[by_image], label[by_image].astype(np.uint64)
     place_bits = max(len(label) - 1, 1).bit_length()
     bits = place_bits + 32 + int(label.max(initial=0)).bit_length()
-    if score.dtype != np.float32 or bits > 64 or score.min(initial=0) < 0:
+    if score.dtype != np.float32 or bits > 64 or not score.min(initial=0) >= 0:  # NaN comes last
         return by_image[np.lexsort((-score, label))]
     # One integer for each row: NumPy sorts those ten times faster than it finds a stable order.
     # The bits of positive floats rise with them.
-    falling = ~score.view(np.uint32)
+    falling = ~(score + np.float32(0)).view(np.uint32)  # there is a negative 0
     key = label << np.uint64(place_bits + 32) | falling.astype(np.uint64) << np.uint64(place_bits)
     key |= np.arange(len(key), dtype=np.uint64)
     key.sort()

@@ -107,7 +107,12 @@ class GroundTruth:
 
 
 def match(
-    boxes: Array, valid: Array, labels: Array, truth: dict[str, np.ndarray], scale=None
+    boxes: Array,
+    valid: Array,
+    labels: Array,
+    truth: dict[str, np.ndarray],
+    scale=None,
+    xywh: bool = False,
 ) -> dict[str, Array]:
     """What becomes of each detection at each threshold, for each area range.
 
@@ -118,6 +123,7 @@ def match(
       truth: see `GroundTruth.batch`.
       scale: float32 [images, 2], what boxes are divided by (height, width) to be in the pixels of
         the annotations; 1 when None.
+      xywh: boxes are COCO's (x, y, width, height), whose sides corners would round.
 
     Returns:
       `true` and `ignored`, uint16 [subnets, images, n, areas]: bit k for `THRESHOLDS[k]`, set where
@@ -127,14 +133,16 @@ def match(
     if scale is None:
         scale = np.ones((boxes.shape[1], 2), np.float32)
     with jax.enable_x64(True):
-        return _match(boxes, valid, labels, truth, scale)
+        return _match(boxes, valid, labels, truth, scale, xywh)
 
 
-@jax.jit
-def _match(boxes, valid, labels, truth, scale):
+@functools.partial(jax.jit, static_argnames="xywh")
+def _match(boxes, valid, labels, truth, scale, xywh):
     subnets, images, number = valid.shape
     rows = subnets * images
     boxes = (boxes / scale[:, None, jnp.array([1, 0, 1, 0])]).astype(jnp.float64)
+    if not xywh:
+        boxes = jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
     boxes, labels, valid = (leaf.reshape(rows, *leaf.shape[2:]) for leaf in (boxes, labels, valid))
     truth = jax.tree.map(lambda leaf: jnp.tile(leaf, (subnets, *[1] * (leaf.ndim - 1))), truth)
 
@@ -181,7 +189,7 @@ def _match(boxes, valid, labels, truth, scale):
     _, found = lax.fori_loop(0, steps, step, (taken, none))
     found = jnp.take_along_axis(found, place[None], 2, mode="clip")
     true, ignored = jnp.where(decides, found, jnp.uint64(0))
-    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))[..., None]
+    area = (boxes[..., 2] * boxes[..., 3])[..., None]
     outside = (area < AREAS[:, 0]) | (area > AREAS[:, 1])
     ignored |= (outside * _AREA_BITS).sum(-1) & ~true
 
@@ -197,16 +205,22 @@ def _match(boxes, valid, labels, truth, scale):
 
 def _iou(boxes, truth):
     """pycocotools' IoU [rows, objects, detections]; of a crowd, over the detection's area."""
-    x, y, right, bottom = jnp.moveaxis(boxes[:, None], -1, 0)
-    width, height = right - x, bottom - y
+    x, y, width, height = jnp.moveaxis(boxes[:, None], -1, 0)
     own_x, own_y, own_width, own_height = jnp.moveaxis(truth["boxes"][:, :, None], -1, 0)
     across = jnp.minimum(x + width, own_x + own_width) - jnp.maximum(x, own_x)
     down = jnp.minimum(y + height, own_y + own_height) - jnp.maximum(y, own_y)
-    inter = jnp.where((across > 0) & (down > 0), across * down, 0.0)
-    area = width * height
-    union = area + own_width * own_height - inter
+    inter = jnp.where((across > 0) & (down > 0), _product(across, down), 0.0)
+    area = _product(width, height)
+    union = area + _product(own_width, own_height) - inter
     union = jnp.where(truth["crowd"][:, :, None], area, union)
     return jnp.where(inter > 0, inter / union, 0.0)
+
+
+def _product(first, second):
+    """Rounded before it is added to anything: compilers contract a plain product and a sum, and the
+    last bit decides ties at a threshold. Where a side is negative nothing overlaps.
+    """
+    return jnp.abs(first * second)
 
 
 def _candidates(iou):

@@ -21,9 +21,10 @@ from crnas_jax.models.shared_paths import SharedPaths, Weights
 from crnas_jax.search import memory, prefix_tree
 from crnas_jax.search.foreign import Foreign, ForeignPaths
 
+# Most subnets in a call: more gain nothing, and a search that is killed would repeat more.
+MOST = 16
 # A list is cut into calls of these sizes, so that no call is filled up with subnets nobody wants.
-# More at once gain nothing, and a search that is killed would repeat more.
-_SIZES = (16, 4, 1)
+_SIZES = (MOST, 4, 1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -125,16 +126,16 @@ class SubnetEvaluator:
         """Mean and variance of this mini-batch at every batch normalisation.
 
         Returns:
-          The stem's; and all others' in the order of `schedule`, a list of trees with 16 subnets
-          each (the last one filled up), 0 where a subnet runs no block of its own.
+          The stem's; and all others' in the order of `schedule`, a list of trees with `MOST`
+          subnets each (the last one filled up), 0 where a subnet runs no block of its own.
         """
         schedule = self.schedule(choices)
         state, stem = self._begin(variables, batch, None, "collect")
         found = []
-        for start in range(0, len(choices), _SIZES[0]):
-            positions = schedule.order[start : start + _SIZES[0]].tolist()
+        for start in range(0, len(choices), MOST):
+            positions = schedule.order[start : start + MOST].tolist()
             number = len(positions)
-            fill = _SIZES[0] - number
+            fill = MOST - number
             some = _stack([choices[position] for position in positions + positions[:1] * fill])
             steps = {
                 name: np.pad(rows, ((0, fill), (0, 0)))
@@ -156,12 +157,12 @@ class SubnetEvaluator:
 
     def _fitting(self, variables, batch, state, rows, bn, masks):
         """How many subnets the memory holds at once; `rows` are those of one."""
-        canvas = batch["image"].shape[1:3]
-        if canvas not in self._fits:
+        key = (batch["image"].shape, bn, masks)
+        if key not in self._fits:
             run = functools.partial(self._detections, bn=bn, masks=masks)
             one = memory.peak_bytes(run, variables, batch, state, rows) // self.mesh.size
-            self._fits[canvas] = memory.fitting(self.mesh.devices.flat[0], one)
-        return self._fits[canvas]
+            self._fits[key] = memory.fitting(self.mesh.devices.flat[0], one)
+        return self._fits[key]
 
     @functools.cached_property
     def _fits(self):

@@ -58,7 +58,7 @@ class Searchable(Protocol):
         """Of a subnet, in any unit."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # whatever the network is, this has a hash
 class Foreign:
     """A `Searchable` as `Trainer`, `train`, `SubnetEvaluator` and `SubnetScorer` want a model.
 

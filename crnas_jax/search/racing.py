@@ -86,6 +86,18 @@ def fewest(batches: int, images: Callable[[int], int], objects: Callable[[int], 
     return next(enough, batches)
 
 
+def passes(counts: Sequence[int], batches: int, fewest: int) -> int:
+    """The most mini-batches through a subnet that races of so many candidates take.
+
+    Args: candidates of each budget; mini-batches there are; see `rounds`.
+    """
+    total = before = 0
+    for seen, kept in rounds(SCHEDULE, batches, fewest):
+        total += (seen - before) * sum(min(room(kept, count), count) for count in counts)
+        before = seen
+    return total
+
+
 def _unbeaten(ranked: Ranked, draws: dict, confidence: float) -> list[tuple[int, ...]]:
     """Those of which it is not as sure that the first is better on the resampled images."""
     leader = draws[ranked[0][0]]

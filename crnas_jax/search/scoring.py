@@ -24,7 +24,7 @@ from crnas_jax.evaluation.average_precision import (
 from crnas_jax.evaluation.matching import GroundTruth, match
 from crnas_jax.models.build import Detector
 from crnas_jax.search.bn_calibration import calibrate
-from crnas_jax.search.evaluator import shared_evaluator
+from crnas_jax.search.evaluator import MOST, shared_evaluator
 from crnas_jax.search.foreign import Foreign
 from crnas_jax.search.journal import Journal, Score
 from crnas_jax.search.partial import PartialResults
@@ -34,7 +34,7 @@ from crnas_jax.training.mesh import make_mesh, put_batch, replicated
 # Statistics subnets are scored with.
 BN_RULES = ("recalibrate", "batch", "running")
 # Subnets whose results go to disk together: what a search that is killed repeats at most.
-CHUNK = 16
+CHUNK = MOST
 _KEPT = "what was found so far is kept"
 
 
@@ -66,10 +66,12 @@ class ScoreOptions:
     seed: int = 0
     devices: int | None = None
 
-    @property
-    def calibration_batches(self) -> int:
-        """Mini-batches for `recalibrate`, one at least."""
-        return max(self.calibration_images // self.batch_size, 1)
+    def calibration(self, train_source) -> tuple[loader.Plan, int]:
+        """Which training images each mini-batch for `recalibrate` has, and how many there are, one
+        at least.
+        """
+        plan = loader.Plan(train_source.sizes, self.batch_size, self.seed)
+        return plan, min(max(self.calibration_images // self.batch_size, 1), len(plan))
 
     def plan(self, val_source) -> tuple[loader.Plan, int]:
         """Which validation images each mini-batch has, and how many mini-batches count."""
@@ -148,11 +150,13 @@ class SubnetScorer:
           keep: the matches, for more mini-batches or for `draws`; until `clear`.
 
         Raises:
-          ValueError: the mini-batches hold no object.
+          ValueError: more mini-batches than there are, or the first of them hold no object.
           Stopped: somebody asked to stop.
         """
         codes, batches = [tuple(code) for code in codes], batches or self.batches
-        missing = [code for code in codes if self.journal.get(search, code, batches) is None]
+        if batches > self.batches:
+            raise ValueError(f"{batches} mini-batches of {self.batches}")
+        missing = [c for c in dict.fromkeys(codes) if self.journal.get(search, c, batches) is None]
         if missing:
             began = time.monotonic()
             kept = self._matches(search, missing, choices_of, label or search, batches)
@@ -267,8 +271,7 @@ class SubnetScorer:
         # Their images are drawn by the seed.
         kept_in = self._kept("statistics", options.seed)
         kept = kept_in.statistics()
-        plan = loader.Plan(self._train.sizes, options.batch_size, options.seed)
-        number = min(options.calibration_batches, len(plan))
+        plan, number = options.calibration(self._train)
         # Neighbours share most.
         missing = sorted(code for code in codes if path_of[code] not in kept)
         progress = Progress(f"{label}, statistics", len(codes), len(codes) - len(missing), "subnet")

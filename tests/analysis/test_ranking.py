@@ -97,6 +97,11 @@ def test_names_in_a_figure_are_no_formulas(tmp_path):
             plots.scatter(tmp_path / name, [1, 2], [1, 2], "x", "y")
 
 
+def test_equal_seeds_have_no_range(tmp_path):
+    equal = [[0.1] * 3, [0.7] * 3]  # whose means are rounded
+    plots.scatter(tmp_path / "a.png", [1, 2], equal, "x", "y")
+
+
 def test_columns_of_a_table(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("name,top1,AP\na,70,30\nb,71,x\n")
@@ -114,6 +119,11 @@ def test_columns_of_a_table(tmp_path):
         ranking.read_table(table, ["top1"])
     with pytest.raises(UserError, match="No such file"):
         ranking.read_table(tmp_path / "b.csv", ["AP"])
+    table.write_text("top1,AP\n70,30\n71,31\n72,32\n", encoding="utf-8-sig")  # as Excel does
+    assert ranking.read_table(table, ["top1"]).tolist() == [[70], [71], [72]]
+    table.write_text("AP,top1,AP\n1,70,30\n2,71,31\n3,72,32\n")
+    with pytest.raises(UserError, match="two columns 'AP'"):
+        ranking.read_table(table, ["AP"])
 
 
 def test_the_script_compares_columns_and_draws(tmp_path):

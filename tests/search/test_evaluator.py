@@ -242,7 +242,7 @@ def test_the_programs_export_for_accelerators(model):
     found = np.zeros((4, 8, 10, 4), np.float32), np.zeros((4, 8, 10), bool)
     with jax.enable_x64(True):
         jax.export.export(matching._match, platforms=platforms)(
-            *found, np.zeros((4, 8, 10), np.int32), truth, np.ones((8, 2), np.float32)
+            *found, np.zeros((4, 8, 10), np.int32), truth, np.ones((8, 2), np.float32), xywh=False
         )
 
 

@@ -1,5 +1,6 @@
 """The example of a network that is not ours, in our trainer and search."""
 
+import dataclasses
 import sys
 
 import jax
@@ -55,6 +56,7 @@ def test_a_step_moves_what_it_ran_and_recompiles_nothing():
 
 
 def test_detections_come_best_first():
+    @dataclasses.dataclass  # without a hash
     class Network:
         def init(self, key):
             return {"params": {}}

@@ -99,7 +99,8 @@ def score(variables, val):
                     yield positions, found
 
         scorer._evaluator = Counted()
-        return scorer.score("stage", CODES, lambda code, _: SPEC.choice(code), **given)
+        given = {"codes": CODES, **given}
+        return scorer.score("stage", choices_of=lambda code, _: SPEC.choice(code), **given)
 
     return run
 
@@ -133,6 +134,22 @@ def test_more_mini_batches_go_on_where_fewer_ended(score, tmp_path):
     assert len(calls) == len(set(calls)) == 9
     assert [one.images for one in whole] == [10, 10, 10]
     assert all(one.interval[0] <= one.value <= one.interval[1] for one in whole)
+
+
+def test_a_code_that_is_given_twice_is_scored_once(score, tmp_path):
+    first, again = score(tmp_path, calls := [], bn="batch", codes=CODES[:1] * 2)
+    assert first == again
+    assert len(calls) == 3
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 1
+    with pytest.raises(ValueError, match="4 mini-batches of 3"):
+        score(tmp_path, calls, bn="batch", batches=4)
+
+
+def test_statistics_see_no_image_twice():
+    source = SyntheticSource(10, 64)
+    for images, number in ((512, 2), (8, 2), (4, 1), (1, 1)):
+        options = dataclasses.replace(OPTIONS, calibration_images=images)
+        assert options.calibration(source)[1] == number
 
 
 def test_draws_outlive_the_matches(score, variables, val, tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from crnas_jax.errors import UserError
 from crnas_jax.search.baselines import evolution, random_search
 from crnas_jax.search.racing import SCHEDULE, halving, rounds
 from crnas_jax.search.stage_search import exhaustive
@@ -137,6 +138,19 @@ def test_evolution_ends_where_hardly_anything_is_allowed(number):
     limited = Constrained(StageSpace(), set(few).__contains__, "one of a few")
     ranked = evolution(limited, (8,), Noisy(), evaluations=10, population=2)[8]
     assert sorted(code for code, _ in ranked) == few
+
+
+def test_few_of_many_allocations_are_found_at_once():
+    space = StageSpace()
+    few = list(space.enumerate(33))[::100]
+    asked = []
+    limited = Constrained(space, lambda code: asked.append(code) or code in few, "one of a few")
+    ranked = random_search(limited, (33,), Noisy(), evaluations=10)[33]
+    assert sorted(code for code, _ in ranked) == few
+    assert len(asked) == space.count(33)
+    nothing = Constrained(OperationSpace((8, 8)), lambda code: False, "nothing")
+    with pytest.raises(UserError, match="next to nothing has nothing"):
+        nothing.sample(np.random.default_rng(0))
 
 
 def test_evolution_climbs():
