@@ -1,5 +1,6 @@
 """Random search and evolution: what the paper's searches are to be held against."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def random_search(
     drawn = {}
     for budget in budgets:
         rng = np.random.default_rng([seed, _RANDOM])
-        drawn[budget] = _fresh(lambda b=budget, r=rng: space.sample(r, b), set(), evaluations)
+        drawn[budget] = _fresh(functools.partial(space.sample, rng, budget), set(), evaluations)
     return rank(search, drawn)
 
 
@@ -53,9 +54,7 @@ def evolution(
     for budget in budgets:
         rng = np.random.default_rng([seed, _EVOLUTION])
         scores: dict[tuple, float] = {}
-
-        def random(b=budget, r=rng):
-            return space.sample(r, b)
+        random = functools.partial(space.sample, rng, budget)
 
         while len(scores) < evaluations:
             room = min(population, evaluations - len(scores))

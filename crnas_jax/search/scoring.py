@@ -160,7 +160,8 @@ class SubnetScorer:
         if missing:
             began = time.monotonic()
             kept = self._matches(search, missing, choices_of, label or search, batches)
-            found = in_threads(functools.partial(self._score, kept, batches), missing)
+            weights = self._weights(batches)
+            found = in_threads(functools.partial(self._score, kept, batches, weights), missing)
             seconds = round((time.monotonic() - began) / len(missing), 3)
             for code, score in zip(missing, found, strict=True):
                 self.journal.add(search, code, score, seed=self._options.seed, seconds=seconds)
@@ -200,11 +201,10 @@ class SubnetScorer:
         parts = [kept[code, batch] for batch in range(batches)]
         return MatchTable.of(self._truth, parts, self.image_ids(batches))
 
-    def _score(self, kept, batches, code):
+    def _score(self, kept, batches, weights, code):
         table = self._table(kept, code, batches)
         ap = table.metrics()["AP"]
-        draws = table.ap(self._weights(batches))
-        return Score(ap, interval(draws, ap), batches, len(table.truths))
+        return Score(ap, interval(table.ap(weights), ap), batches, len(table.truths))
 
     def _matches(self, search, codes, choices_of, label, batches):
         """By (code, mini-batch) what became of the detections; works out what is not kept."""
