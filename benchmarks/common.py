@@ -13,10 +13,10 @@ import time
 import jax
 import numpy as np
 
-from crnas_jax.models.detectors import DetectorOptions
-from crnas_jax.models.roi_heads import BoxHeadOptions
-from crnas_jax.models.rpn import RPNOptions
-from crnas_jax.training.mesh import make_mesh, put_parts
+from crnas_jax.models.heads.box_head import BoxHeadOptions
+from crnas_jax.models.heads.rpn import RPNOptions
+from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.parallel.mesh import make_mesh, put_parts
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 HALF_WIDTHS = (32, 64, 128, 256)

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from configs import base
 from crnas_jax.models.build import Detector
-from crnas_jax.settings import Settings
+from crnas_jax.settings.run import Settings
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer
 

@@ -37,25 +37,25 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from crnas_jax import cost
+from crnas_jax.arch.cost import detectors as cost
 from crnas_jax.data import loader
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.coco import CocoEvaluator, compact, to_results
-from crnas_jax.models.backbone import Backbone, Stage
-from crnas_jax.models.banks import SupernetSpec
+from crnas_jax.models.backbones.resnet import ResNetStem
+from crnas_jax.models.backbones.staged import Backbone, Stage
 from crnas_jax.models.build import Detector
-from crnas_jax.models.detectors import DetectorOptions
+from crnas_jax.models.heads.box_head import BoxHeadOptions
+from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, preprocess
-from crnas_jax.models.resnet import ResNetStem
-from crnas_jax.models.roi_heads import BoxHeadOptions
-from crnas_jax.models.rpn import RPNOptions
-from crnas_jax.search.evaluator import SubnetEvaluator
+from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.parallel.mesh import make_mesh, put_batch
 from crnas_jax.search.journal import Journal
-from crnas_jax.search.operation_search import complete
-from crnas_jax.search.scoring import ScoreOptions, SubnetScorer
-from crnas_jax.search_space import PAPER_DILATIONS, PAPER_GRIDS, OperationSpace, StageSpace
-from crnas_jax.training.mesh import make_mesh, put_batch
+from crnas_jax.search.strategies.greedy import complete
+from crnas_jax.search.supernet.evaluator import SubnetEvaluator
+from crnas_jax.search.supernet.scorer import ScoreOptions, SubnetScorer
+from crnas_jax.spaces.stages import PAPER_DILATIONS, PAPER_GRIDS, OperationSpace, StageSpace
 
 _HEIGHT = flags.DEFINE_integer("height", 256, "Of the canvas, pixels.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Of the canvas, pixels.")

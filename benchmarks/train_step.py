@@ -21,7 +21,7 @@ import common
 import jax
 from absl import app, flags
 
-from crnas_jax.arch import Arch
+from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Detector
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer

@@ -12,7 +12,7 @@ multiply-adds; a ResNet-101 takes 1.35 times as long, a ResNet-18 0.75, a Mobile
 """
 
 from configs import base
-from crnas_jax import zoo
+from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
 
 # Epochs, and after which the rate falls to a tenth (paper, section 4).

@@ -8,6 +8,8 @@ def load_detector(folder):
 
     crnas_jax.load_detector("runs/bccd/searched").predict(["photo.jpg"])
     """
-    from crnas_jax import export  # here, so that `crnas_jax.arch` stays free of JAX
+    from crnas_jax.export.detector import (
+        detector as export,  # here, so that `crnas_jax.arch.staged` stays free of JAX
+    )
 
     return export.load_detector(folder)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
-from crnas_jax.workdir import replacing
+from crnas_jax.runtime.workdir import replacing
 
 _DIGEST = ".sha256"
 

@@ -10,7 +10,7 @@ import json
 
 from absl import flags
 
-from crnas_jax import command
+from crnas_jax import cli
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
 
@@ -33,4 +33,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, ["table", "x", "y"])
+    cli.run(main, ["table", "x", "y"])

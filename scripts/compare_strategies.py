@@ -8,8 +8,8 @@ import json
 
 from absl import flags
 
-from crnas_jax import command
-from crnas_jax.study import LEVELS, strategy_study
+from crnas_jax import cli
+from crnas_jax.experiments.studies import LEVELS, strategy_study
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of the searches.", lower_bound=1)
 _LEVELS = flags.DEFINE_multi_enum("levels", LEVELS, LEVELS, "Which searches.")
@@ -20,4 +20,4 @@ def main(pipeline):
 
 
 if __name__ == "__main__":
-    command.launch(main, check=lambda settings: settings.require_search())
+    cli.launch(main, check=lambda settings: settings.require_search())

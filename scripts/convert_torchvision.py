@@ -12,12 +12,12 @@ import pathlib
 
 from absl import flags
 
-from crnas_jax import command
+from crnas_jax import cli
 from crnas_jax.checkpoint import save_variables
 from crnas_jax.data.coco import category_entries
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.export import VARIABLES, save_detector
+from crnas_jax.export.detector import VARIABLES, save_detector
 from crnas_jax.interop import torchvision
 from crnas_jax.interop.state_dict import read_state_dict
 
@@ -57,4 +57,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, ["model", "weights", "output"])
+    cli.run(main, ["model", "weights", "output"])

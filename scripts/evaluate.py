@@ -5,8 +5,8 @@ python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --networ
 
 from absl import flags
 
-from crnas_jax import command
-from crnas_jax.settings import COMPARED
+from crnas_jax import cli
+from crnas_jax.settings.run import COMPARED
 
 _NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
 
@@ -16,7 +16,7 @@ def network(settings):
 
 
 if __name__ == "__main__":
-    command.launch(
+    cli.launch(
         lambda pipeline: print(pipeline.evaluate(network(pipeline.settings))),
         check=lambda settings: settings.require_detection(network(settings)),
     )

@@ -11,7 +11,9 @@ import re
 
 from absl import flags
 
-from crnas_jax import command, cost, zoo
+from crnas_jax import cli
+from crnas_jax.arch import zoo
+from crnas_jax.arch.cost import detectors as cost
 from crnas_jax.errors import UserError
 
 _ARCH = flags.DEFINE_string(
@@ -58,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, ["arch"])
+    cli.run(main, ["arch"])

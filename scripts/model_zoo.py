@@ -7,7 +7,9 @@ Our AP is blank until it is measured, and never copied.
 
 import dataclasses
 
-from crnas_jax import command, cost, zoo
+from crnas_jax import cli
+from crnas_jax.arch import zoo
+from crnas_jax.arch.cost import detectors as cost
 
 SIZE = (800, 1088)
 CLASSES = 80
@@ -177,4 +179,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    command.run(lambda: print(page(), end=""), [])
+    cli.run(lambda: print(page(), end=""), [])

@@ -10,10 +10,10 @@ import pathlib
 from absl import flags
 
 import crnas_jax
-from crnas_jax import command
+from crnas_jax import cli
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import list_images, to_coco
-from crnas_jax.workdir import write_json
+from crnas_jax.runtime.workdir import write_json
 
 _DETECTOR = flags.DEFINE_string("detector", None, "Folder with detector.json and variables/.")
 _IMAGES = flags.DEFINE_multi_string("images", None, "An image or a folder; may be repeated.")
@@ -40,4 +40,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, ["detector", "images", "output"])
+    cli.run(main, ["detector", "images", "output"])

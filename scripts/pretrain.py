@@ -8,8 +8,8 @@ python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=run
 
 from absl import flags
 
-from crnas_jax import command
-from crnas_jax.settings import NETWORKS
+from crnas_jax import cli
+from crnas_jax.settings.run import NETWORKS
 
 _NETWORK = flags.DEFINE_enum(
     "network",
@@ -20,7 +20,7 @@ _NETWORK = flags.DEFINE_enum(
 
 
 if __name__ == "__main__":
-    command.launch(
+    cli.launch(
         lambda pipeline: print(pipeline.pretrain(_NETWORK.value)),
         check=lambda settings: settings.require_pretraining(_NETWORK.value),
     )

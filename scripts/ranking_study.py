@@ -5,15 +5,15 @@ python scripts/ranking_study.py --config=configs/bccd.py --workdir=runs/bccd --s
 
 from absl import flags
 
-from crnas_jax import command
-from crnas_jax.study import ranking_study
+from crnas_jax import cli
+from crnas_jax.experiments.studies import ranking_study
 
 _SUBNETS = flags.DEFINE_integer("subnets", 12, "How many allocations are drawn.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each.")
 _REPEATS = flags.DEFINE_integer("repeats", 2, "Scorings of each.")
 
 if __name__ == "__main__":
-    command.launch(
+    cli.launch(
         lambda pipeline: print(
             ranking_study(pipeline, _SUBNETS.value, _SEEDS.value, _REPEATS.value)
         ),

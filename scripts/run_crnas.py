@@ -3,7 +3,7 @@
 python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd
 """
 
-from crnas_jax import command
+from crnas_jax import cli
 from crnas_jax.analysis import report
 
 
@@ -13,4 +13,4 @@ def main(pipeline):
 
 
 if __name__ == "__main__":
-    command.launch(main, check=lambda settings: settings.require_search())
+    cli.launch(main, check=lambda settings: settings.require_search())

@@ -4,7 +4,7 @@ python scripts/search_operations.py --config=configs/bccd.py --workdir=runs/bccd
 ... --dry_run       evaluations, image passes and device hours, from a short measurement
 """
 
-from crnas_jax import command
+from crnas_jax import cli
 
 if __name__ == "__main__":
-    command.launch_search("operation")
+    cli.launch_search("operation")

@@ -12,9 +12,9 @@ import pathlib
 
 from absl import flags
 
-from crnas_jax import command
+from crnas_jax import cli
 from crnas_jax.errors import UserError
-from crnas_jax.workdir import write_json
+from crnas_jax.runtime.workdir import write_json
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The json to split.")
 _NUMBER = flags.DEFINE_integer("number", 5000, "Images of archval.", 1)
@@ -57,4 +57,4 @@ def _hash(image_id):
 
 
 if __name__ == "__main__":
-    command.run(main, ["annotations"])
+    cli.run(main, ["annotations"])

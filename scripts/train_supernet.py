@@ -5,13 +5,13 @@ python scripts/train_supernet.py --config=configs/bccd.py --workdir=runs/bccd [-
 
 from absl import flags
 
-from crnas_jax import command
+from crnas_jax import cli
 
 _LEVEL = flags.DEFINE_enum("level", "stage", ["stage", "operation"], "Which supernet.")
 
 
 if __name__ == "__main__":
-    command.launch(
+    cli.launch(
         lambda pipeline: pipeline.train(f"{_LEVEL.value}_supernet"),
         check=lambda settings: settings.require_detection(f"{_LEVEL.value}_supernet"),
     )

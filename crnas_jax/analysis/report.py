@@ -5,8 +5,8 @@ import math
 
 import jax
 
-from crnas_jax.cost import backbone
-from crnas_jax.settings import COMPARED, Settings
+from crnas_jax.arch.cost.detectors import backbone
+from crnas_jax.settings.run import COMPARED, Settings
 
 
 def plan(settings: Settings, sources: dict, workdir) -> str:

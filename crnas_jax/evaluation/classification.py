@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crnas_jax.data.transforms import ClassificationRows
-from crnas_jax.evaluation.split import over_split
+from crnas_jax.evaluation.predict_split import over_split
 from crnas_jax.models.build import Classifier
 
 

@@ -5,7 +5,7 @@ import math
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.data.voc import VocSource
 from crnas_jax.evaluation.coco import CocoEvaluator, compact, to_results
-from crnas_jax.evaluation.split import over_split
+from crnas_jax.evaluation.predict_split import over_split
 from crnas_jax.evaluation.voc import voc_ap
 from crnas_jax.models.build import Detector
 

@@ -16,7 +16,7 @@ from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import compact
 from crnas_jax.models.build import Detector
-from crnas_jax.training.mesh import make_mesh, put_batch
+from crnas_jax.parallel.mesh import make_mesh, put_batch
 
 
 @dataclasses.dataclass(frozen=True)

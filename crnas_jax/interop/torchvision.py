@@ -11,13 +11,13 @@ import re
 import numpy as np
 from jaxtyping import PyTree
 
-from crnas_jax import zoo
-from crnas_jax.arch import Arch
+from crnas_jax.arch import zoo
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Classifier, Detector, Model
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import DetectorOptions
-from crnas_jax.models.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.rcnn import DetectorOptions
 
 CLASSIFIERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "mobilenet_v2")
 # COCO's classes by their ids from 1; a dash is an id without a class.

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from crnas_jax.arch import Arch
-from crnas_jax.models import banks
-from crnas_jax.models.backbone import Backbone, Frozen
+from crnas_jax.arch.staged import Arch
+from crnas_jax.models.backbones.staged import Backbone, Frozen
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
-from crnas_jax.models.detectors import RCNN, DetectorOptions
 from crnas_jax.models.layers import BN_BATCH, BN_RUNNING, BN_TRAIN
-from crnas_jax.models.supernet import Supernet, init_banks
-from crnas_jax.search_space import OperationSpace, StageSpace
+from crnas_jax.models.rcnn import RCNN, DetectorOptions
+from crnas_jax.models.supernet import banks
+from crnas_jax.models.supernet.module import Supernet, init_banks
+from crnas_jax.spaces.stages import OperationSpace, StageSpace
 
 # Statistics a model may be run with: the stored ones, or those of the mini-batch.
 BN_MODES = {"running": BN_RUNNING, "batch": BN_BATCH}

@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
-from crnas_jax.models.banks import SupernetSpec, bank_keys
 from crnas_jax.models.build import Model
+from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys
 
 
 def fill(

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from crnas_jax.workdir import replacing
+from crnas_jax.runtime.workdir import replacing
 
 
 class Progress:

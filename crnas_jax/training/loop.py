@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from crnas_jax import interruption
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Model
+from crnas_jax.parallel.mesh import make_mesh, put_parts, replicated
+from crnas_jax.runtime import interruption
 from crnas_jax.training.logging import RunLog
-from crnas_jax.training.mesh import make_mesh, put_parts, replicated
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from crnas_jax.training.step import Trainer, sample_choice
 

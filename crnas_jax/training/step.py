@@ -18,9 +18,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models.banks import WHOLE, gather, scatter
 from crnas_jax.models.build import Model
-from crnas_jax.training.mesh import replicated
+from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
+from crnas_jax.parallel.mesh import replicated
 
 
 @dataclasses.dataclass(frozen=True)

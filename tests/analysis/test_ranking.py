@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_commands
+from helpers import run_commands
 
 from configs import quickstart
-from crnas_jax import study
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
-from crnas_jax.settings import Settings
+from crnas_jax.experiments import studies as study
+from crnas_jax.settings.run import Settings
 
 
 def test_agreement_of_known_columns():

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.campaign
 

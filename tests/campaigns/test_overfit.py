@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crnas_jax.arch import Arch
+from crnas_jax.arch.staged import Arch
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.detect import detect, metrics
 from crnas_jax.models.build import Detector
-from crnas_jax.models.detectors import DetectorOptions
-from crnas_jax.models.mask_head import MaskHeadOptions
-from crnas_jax.models.roi_heads import CASCADE_STAGES, BoxHeadOptions
-from crnas_jax.models.rpn import RPNOptions
+from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.rpn import RPNOptions
+from crnas_jax.models.rcnn import DetectorOptions
 from crnas_jax.training.loop import TrainOptions, train
 from crnas_jax.training.optimizer import OptimizerOptions
 

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import randomised, run_commands, tiny_options
+from helpers import randomised, run_commands, tiny_options
 
 import crnas_jax
-from crnas_jax.arch import Arch
+from crnas_jax.arch.staged import Arch
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import to_coco
-from crnas_jax.export import load_detector, save_detector
+from crnas_jax.export.detector import load_detector, save_detector
 from crnas_jax.models.build import Detector
-from crnas_jax.models.mask_head import MaskHeadOptions
-from crnas_jax.models.roi_heads import CASCADE_STAGES
+from crnas_jax.models.heads.box_head import CASCADE_STAGES
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 8, "name": "übel"}]
 RNG = np.random.default_rng(0)

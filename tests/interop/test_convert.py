@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision_reference as reference
-from conftest import run_commands
+from helpers import run_commands
 from safetensors.numpy import save_file
 
 import crnas_jax
-from crnas_jax import zoo
+from crnas_jax.arch import zoo
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.errors import UserError
-from crnas_jax.export import load_weights
+from crnas_jax.export.detector import load_weights
 from crnas_jax.interop import torchvision
-from crnas_jax.models.banks import SupernetSpec
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import DetectorOptions
+from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.models.transfer import fill
 
 OLD = {

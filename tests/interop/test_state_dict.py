@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 from crnas_jax.errors import UserError
 from crnas_jax.interop.state_dict import read_state_dict

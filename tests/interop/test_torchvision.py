@@ -14,7 +14,7 @@ from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.masks import paste
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.interop import torchvision
-from crnas_jax.models.backbone import Frozen
+from crnas_jax.models.backbones.staged import Frozen
 from crnas_jax.models.layers import BN_RUNNING, preprocess
 
 

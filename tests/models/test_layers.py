@@ -7,7 +7,7 @@ import pytest
 
 from crnas_jax.models import layers
 from crnas_jax.models.layers import BatchNorm, BNMode
-from crnas_jax.training.mesh import make_mesh
+from crnas_jax.parallel.mesh import make_mesh
 
 
 def _batch_norm(x, weight, mode, mean, var):

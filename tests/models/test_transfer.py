@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from conftest import randomised, tiny_options
+from helpers import randomised, tiny_options
 
-from crnas_jax.arch import Arch
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.models.banks import SupernetSpec, bank_keys
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
+from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys
 from crnas_jax.models.transfer import fill
 
 WIDTHS = (8, 8, 16, 16)

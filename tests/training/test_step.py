@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import greatest_difference, tiny_batch, tiny_options
+from helpers import greatest_difference, tiny_batch, tiny_options
 
-from crnas_jax.arch import Arch
-from crnas_jax.models.banks import SupernetSpec
+from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
-from crnas_jax.models.detectors import NeckOptions
-from crnas_jax.models.mask_head import MaskHeadOptions
-from crnas_jax.models.roi_heads import CASCADE_STAGES
-from crnas_jax.training.mesh import make_mesh, put_batch, put_parts
+from crnas_jax.models.heads.box_head import CASCADE_STAGES
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.rcnn import NeckOptions
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.parallel.mesh import make_mesh, put_batch, put_parts
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer, sample_choice
 

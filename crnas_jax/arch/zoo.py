@@ -1,0 +1,80 @@
+"""Published architectures: baselines, stage-searched (scr_), fully searched (cr_).
+
+Source: CR-NAS, tables 1, 2 and 7. Operation codes there are 0-based, 0 standing for dilation 1.
+"""
+
+import difflib
+import json
+import pathlib
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.workdir import read_json
+
+_BASIC, _BOTTLENECK, _RESNEXT, _MOBILE = (
+    "resnet_basic",
+    "resnet_bottleneck",
+    "resnext_32x4d",
+    "mobilenet_v2",
+)
+# A digit for each block, stages apart. MobileNetV2's leave out stem and tail, which are 0.
+_OPERATIONS = {
+    "resnet18": "0 0 10 1021",
+    "resnet50": "0 010 00120 0102112",
+    "resnet101": "00 000 01010002000101010 11001012011",
+    "mobilenet_v2": "1 01 02 011 0011 0110 2",
+}
+
+
+def _searched(name: str, stage_searched: Arch) -> Arch:
+    code = _OPERATIONS[name].replace(" ", "")
+    dilations = tuple(int(operation) + 1 for operation in code)
+    return Arch(stage_searched.family, stage_searched.depths, dilations)
+
+
+ARCHS = {
+    "resnet18": Arch(_BASIC, (2, 2, 2, 2)),
+    "resnet34": Arch(_BASIC, (3, 4, 6, 3)),
+    "resnet50": Arch(_BOTTLENECK, (3, 4, 6, 3)),
+    "resnet101": Arch(_BOTTLENECK, (3, 4, 23, 3)),
+    "resnext50_32x4d": Arch(_RESNEXT, (3, 4, 6, 3)),
+    "resnext101_32x4d": Arch(_RESNEXT, (3, 4, 23, 3)),
+    "mobilenet_v2": Arch(_MOBILE, (2, 3, 4, 3, 3)),
+    "scr_resnet18": Arch(_BASIC, (1, 1, 2, 4)),
+    "scr_resnet50": Arch(_BOTTLENECK, (1, 3, 5, 7)),
+    "scr_resnet101": Arch(_BOTTLENECK, (2, 3, 17, 11)),
+    "scr_resnext50_32x4d": Arch(_RESNEXT, (2, 2, 6, 6)),
+    "scr_resnext101_32x4d": Arch(_RESNEXT, (3, 4, 15, 11)),
+    "scr_mobilenet_v2": Arch(_MOBILE, (2, 2, 3, 4, 4)),
+}
+ARCHS |= {f"cr_{name}": _searched(name, ARCHS[f"scr_{name}"]) for name in _OPERATIONS}
+
+
+def get(name: str) -> Arch:
+    """The published architecture of that name.
+
+    Raises:
+      UserError: no such name; the nearest one is proposed.
+    """
+    if name not in ARCHS:
+        near = difflib.get_close_matches(name, ARCHS, n=1) or sorted(ARCHS)
+        raise UserError("zoo", "name", f"{name!r} is unknown", f"did you mean {', '.join(near)}?")
+    return ARCHS[name]
+
+
+def find(name: str) -> Arch:
+    """A published architecture by its name, or one in a file, whose name ends with `.json`: what
+    `Arch.to_json` wrote, or the `result.json` of a search.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not name.endswith(".json"):
+        return get(name)
+    remedy = "give a file of Arch.to_json(), or the result.json of a search"
+    fields = read_json(pathlib.Path(name), remedy)
+    try:
+        fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
+        return Arch.from_json(json.dumps(fields))
+    except UserError as error:
+        raise UserError(name, error.field, error.problem, remedy) from error

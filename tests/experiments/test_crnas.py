@@ -1,0 +1,156 @@
+"""The whole procedure on a tiny synthetic set, as a user launches it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import ENVIRONMENT, ROOT
+from orbax.checkpoint import v1 as ocp
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.data.build import require_consistent
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.errors import UserError
+
+TINY = [
+    "--config=configs/quickstart.py",
+    "--config.widths=(4,8,16,32)",
+    "--config.supernet.widths=(4,8,16,32)",
+    "--config.supernet.grids=((1,2),(2,),(1,),(1,2))",
+    "--config.data.synthetic.train=16",
+    "--config.data.synthetic.val=8",
+    "--config.data.synthetic.test=8",
+    "--config.data.short=64",
+    "--config.data.long=64",
+    "--config.detector.pyramid_channels=16",
+    "--config.detector.head_channels=32",
+    "--config.stage_train.epochs=1",
+    "--config.operation_train.epochs=1",
+    "--config.detector_train.epochs=1",
+    "--config.search.batch_size=8",
+    "--config.search.calibration_images=8",
+    "--config.bootstrap=10",
+]
+
+
+def _launch(script, workdir, *arguments):
+    """On a baseline of six blocks, in a file beside the working folder."""
+    baseline = workdir.with_name("baseline.json")
+    baseline.write_text(Arch("resnet_basic", (1, 2, 1, 2)).to_json())
+    command = [sys.executable, f"scripts/{script}.py", *TINY, f"--workdir={workdir}"]
+    command += [f"--config.baseline={baseline}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = _launch("run_crnas", folder)
+    assert run.returncode == 0, run.stderr
+    assert "2 allocations" in run.stdout
+    assert "difference in AP" in run.stdout
+    return folder
+
+
+def test_the_result_keeps_the_contract(workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["stage_search"]["evaluated"] == 2
+    assert result["operation_search"]["evaluated"] == 2 + 4 + 6 * 4
+    assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.02)
+    for network in ("baseline", "searched"):
+        assert {"arch", "flops", "params", "AP", "AP50", "ARl", "per_class"} <= set(result[network])
+    seconds = dict(result["seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()), abs=0.1)
+    low, high = result["difference"]["ci95"]
+    assert low <= result["difference"]["AP"] <= high
+    journal = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+    codes = [(row["search"], tuple(row["code"])) for row in journal]
+    assert len(codes) == len(set(codes)) == 32
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_weights_load_as_the_readme_says(workdir):
+    variables = ocp.load(workdir / "searched" / "variables")
+    assert variables["params"]["backbone"]["stage2"]["block2"]["conv2"]["kernel"].shape == (
+        3,
+        3,
+        8,
+        8,
+    )
+    assert set(variables) == {"params", "batch_stats"}
+
+
+def test_the_same_command_repeats_nothing(workdir):
+    kept = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    result = (workdir / "result.json").read_text()
+    run = _launch("run_crnas", workdir)
+    assert run.returncode == 0, run.stderr
+    assert (workdir / "result.json").read_text() == result
+    changed = {path.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"result.json"}
+    assert run.stdout.count("step") == 1  # the plan's
+
+
+def test_a_workdir_of_another_config_is_refused(workdir):
+    run = _launch("search_stage", workdir, "--config.seed=1")
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "another config" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_race_over_two_budgets_within_limits(tmp_path):
+    folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=halving"]
+    arguments += ["--config.search.budgets=(5,)", "--config.search.max_flops=5400000"]
+    arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
+    arguments += ["--config.data.synthetic.val=32"]
+    dry = _launch("search_stage", folder, *arguments, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    cost = json.loads(dry.stdout.splitlines()[-1])
+    assert cost["evaluations"] == 3
+    assert cost["image_passes"] <= 3 * 32
+    assert cost["device_hours"] > 0
+    assert not folder.exists()
+    run = _launch("search_stage", folder, *arguments)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((folder / "stage_search" / "result.json").read_text())
+    assert result["image_passes"] <= cost["image_passes"]
+    assert [row["budget"] for row in result["pareto"]] == [5, 6]
+    assert all(row["flops"] <= 5400000 for row in result["pareto"])
+    assert result["arch"] == result["pareto"][1]["arch"]
+    latency = json.loads((folder / "search" / "latency.json").read_text())
+    assert latency
+    assert all(milliseconds > 0 for milliseconds in latency.values())
+
+
+def test_splits_that_share_an_image_are_refused():
+    sources = {name: SyntheticSource(2, 32, seed=0) for name in ("train", "test")}
+    with pytest.raises(UserError, match="synthetic_0_0 is in train too"):
+        require_consistent(sources)
+    sources["test"] = SyntheticSource(2, 32, seed=1)
+    require_consistent(sources)
+    sources["test"].category_ids = [1, 2]
+    with pytest.raises(UserError, match="other categories"):
+        require_consistent(sources)
+    sources["test"] = SyntheticSource(2, 32, seed=1)
+    sources["test"].coco["annotations"] = []
+    with pytest.raises(UserError, match="no object"):
+        require_consistent(sources)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["detector_train.schedule=cosin", "search.keep=0", "search.bn=x", "supernet.kernel_sharing=x"],
+)
+def test_what_would_fail_late_is_refused_at_the_start(tmp_path, flag):
+    run = _launch("run_crnas", tmp_path / "w", f"--config.{flag}")
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest(tmp_path):
+    run = _launch("run_crnas", tmp_path / "w", "--config.budget=4")
+    assert run.returncode == 2
+    assert "nearest: 5, 6" in run.stderr
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,157 @@
+"""Training learns, resumes, and does not depend on the number of devices."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from helpers import greatest_difference, tiny_batch, tiny_options
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.checkpoint import Checkpoints
+from crnas_jax.data import loader
+from crnas_jax.data.classification import SyntheticClassification
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.evaluation.classification import accuracy
+from crnas_jax.models.build import Classifier, Detector
+from crnas_jax.models.classifier import ClassifierOptions
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.parallel.mesh import make_mesh
+from crnas_jax.runtime import interruption
+from crnas_jax.training.loop import TrainOptions, train
+from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
+from crnas_jax.training.step import Trainer, sample_choice
+
+ROWS = DetectionRows(ImageSize(64, 64), max_objects=5, flip=True)
+TINY = Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16))
+SMALL = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1,), (1, 2), (1,), (1,)))
+
+
+def test_interrupted_training_resumes_to_the_same_result(tmp_path):
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=4, devices=1)
+    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    class Source(SyntheticSource):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if self.reads > 33:
+                raise Interrupted
+            return super().__getitem__(index)
+
+    with pytest.raises(Interrupted):
+        train(detector, Source(12, 64), ROWS, options, tmp_path / "cut", "cut")
+    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
+        assert 0 < checkpoints.steps()[-1] < 9
+    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    assert greatest_difference(whole, resumed) == 0
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+def test_padding_images_count_for_nothing():
+    detector = Detector(TINY, tiny_options())
+    variables = jax.jit(detector.init)(jax.random.key(0))
+    one, other = tiny_batch(4, seed=1), tiny_batch(4, seed=1)
+    for name in ("image", "boxes", "labels"):
+        other[name][3] = tiny_batch(4, seed=2)[name][3]
+    one["weight"][3] = other["weight"][3] = 0
+    keys = jax.random.split(jax.random.key(0), 4)
+    losses = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))
+    assert greatest_difference(losses(one), losses(other)) < 1e-6
+
+
+def test_images_without_objects_have_finite_losses():
+    detector = Detector(TINY, tiny_options())
+    variables = jax.jit(detector.init)(jax.random.key(0))
+    batch = tiny_batch(4)
+    batch["valid"][:] = False
+    keys = jax.random.split(jax.random.key(0), 4)
+    losses, _ = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))(batch)
+    assert all(np.isfinite(value) for value in losses.values())
+    assert losses["loss_box"] == losses["loss_rpn_box"] == 0
+
+
+def test_schedules():
+    step = make_schedule(OptimizerOptions(0.01, drops=(0.5, 0.75), warmup_steps=10), 4, 100)
+    np.testing.assert_allclose(
+        [step(i) for i in (0, 5, 10, 49, 51, 80)],
+        [4e-5, 0.02002, 0.04, 0.04, 0.004, 4e-4],
+        rtol=1e-3,
+    )
+    cosine = make_schedule(OptimizerOptions(0.01, schedule="cosine", warmup_steps=1), 4, 100)
+    np.testing.assert_allclose([cosine(50), cosine(100)], [0.02, 0], atol=1e-6)
+    with pytest.raises(UserError):
+        make_schedule(OptimizerOptions(schedule="linear"), 1, 1)
+
+
+def test_a_batch_the_devices_cannot_share_is_refused():
+    with pytest.raises(UserError, match="multiple of 8"):
+        make_mesh(6, 8)
+    with pytest.raises(UserError, match="are there"):
+        make_mesh(6, 1000)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    """A rate far too high: the first step is saved, the second has no finite loss."""
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(1e30, schedule="cosine", warmup_steps=0)
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=50, devices=1)
+    with pytest.raises(UserError) as caught:
+        train(detector, source, ROWS, options, tmp_path, "diverges")
+    message = str(caught.value)
+    assert "step 2: loss nan" in message
+    assert "at learning rate 3.8" in message
+    named = {int(number) for number in re.search(r"images \[(.*?)\]", message)[1].split(",")}
+    plan = loader.Plan(source.sizes, 4, options.seed)
+    assert named == {index + 1 for index in plan[1].indices}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [1]
+        trainer = Trainer(detector, make_optimizer(optimizer, 4, 9), make_mesh(4, 1), 0)
+        state = checkpoints.restore_latest(jax.eval_shape(trainer.init))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+
+
+def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
+    detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+    options = TrainOptions(3, 4, optimizer, log_every=4, devices=1)
+    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
+    answers = iter([False] * 4 + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "requested", lambda: next(answers))
+        with pytest.raises(interruption.Stopped, match="saved at step 5 of 9"):
+            train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    assert greatest_difference(whole, resumed) == 0
+    rows = [
+        json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [4, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("spec", "least"), [(TINY, 0.4), (SMALL, 0.3)], ids=["network", "supernet"]
+)
+def test_a_classifier_learns(tmp_path, spec, least):
+    model = Classifier(spec, ClassifierOptions(9, label_smoothing=0.05))
+    source, rows = SyntheticClassification(180, 32), ClassificationRows(32, augment=False)
+    optimizer = OptimizerOptions(0.004, schedule="cosine", warmup_steps=5)
+    options = TrainOptions(10, 20, optimizer, devices=1)
+    variables = train(model, source, rows, options, tmp_path, "classifier")
+
+    def choice_of(index):
+        return sample_choice(model, 0, index)
+
+    unseen = SyntheticClassification(90, 32, seed=1)
+    found = accuracy(model, variables, unseen, 32, 40, choice_of, devices=1)
+    assert least < found["top1"] < found["top5"] <= 1
