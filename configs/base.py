@@ -7,16 +7,16 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The paper's settings on COCO; `data` names where yours lies."""
+    """Return the paper's settings on COCO; `data` names where your images are."""
     config = ConfigDict()
-    config.seed = 0  # of everything drawn: weights, paths, samples, order
-    config.devices = 0  # how many to use; 0 for all
-    config.precision = "float32"  # of activations: "float32" or "bfloat16"; parameters are float32
+    config.seed = 0  # seed of everything drawn: weights, paths, samples, order
+    config.devices = 0  # number of devices; 0 for all
+    config.precision = "float32"  # activations: "float32" or "bfloat16"; parameters are float32
     config.remat = False  # recompute backbone blocks in the backward pass: less memory, more time
-    # Of the zoo, or a .json with an architecture; its cost in blocks is the budget.
+    # Name in the zoo, or a .json with an architecture; its cost in blocks is the budget.
     config.baseline = "resnet50"
     config.budget = 0.0  # total cost in blocks; 0 for the baseline's
-    config.widths = ()  # per stage, of the networks that are trained in the end; () for the zoo's
+    config.widths = ()  # per stage, for the networks that are trained in the end; () for the zoo's
     config.network = "searched"  # what train_detector and evaluate mean: "searched" or "baseline"
 
     config.data = ConfigDict()
@@ -24,21 +24,21 @@ def get_config() -> ConfigDict:
     # classification alone).
     config.data.name = "coco"
     config.data.folder = "data/coco"  # holds the following
-    config.data.images = "images"  # folder of the images; of "coco" alone
-    config.data.train_images = ""  # the same for one split; "" for `images`
+    config.data.images = "images"  # folder of the images ("coco")
+    config.data.train_images = ""  # folder of one split's images; "" for `images`
     config.data.val_images = ""
     config.data.test_images = ""
-    # Of "coco" json files; of "voc" lists such as "VOC2007/trainval+VOC2012/trainval".
+    # Json files ("coco") or lists such as "VOC2007/trainval+VOC2012/trainval" ("voc").
     config.data.train = "train.json"  # for weights
     config.data.val = "val.json"  # for the searches; "" where nothing is searched
     config.data.test = "test.json"  # once, at the end
-    config.data.class_names = ()  # of "voc"; () for VOC's 20
+    config.data.class_names = ()  # class names ("voc"); () for VOC's 20
     config.data.strict = False  # refuse boxes without size or out of their image; else left out
     config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
-    config.data.short = 800  # shorter side after resizing, pixels
-    config.data.long = 1333  # longer side at most
-    config.data.max_objects = 100  # boxes per image a batch has room for
-    config.data.mask_size = 112  # cells per side of the masks a batch holds
+    config.data.min_size = 800  # shorter side after resizing, pixels
+    config.data.max_size = 1333  # bound of the longer side, pixels
+    config.data.max_objects = 100  # boxes per image that a batch has room for
+    config.data.mask_size = 112  # cells per side of the masks that a batch holds
     config.data.flip = True  # mirror half of the training images
 
     config.detector = ConfigDict()
@@ -46,11 +46,11 @@ def get_config() -> ConfigDict:
     config.detector.kind = "faster_rcnn"
     config.detector.neck = "fpn"  # or "nas_fpn"
     config.detector.stacks = 7  # pyramids on top of each other in NAS-FPN
-    config.detector.lowest_level = 3  # of NAS-FPN's five levels: p3..p7, or 2 for p2..p6
-    config.detector.mask_channels = 256  # of the mask head
+    config.detector.lowest_level = 3  # finest of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6
+    config.detector.mask_channels = 256  # channels of the mask head
     # What of the backbone is not trained: 0 nothing, 1 the stem, 2 up to c2, .. 5 all of it.
     config.detector.freeze_at = 0
-    config.detector.freeze_norm = False  # keep the backbone's batch normalisation as it starts
+    config.detector.freeze_norm = False  # do not train the backbone's batch normalisation
     config.detector.pyramid_channels = 256
     config.detector.head_channels = 1024
     config.detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, by level
@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
     config.detector.nms_candidates = 1000  # entering suppression at once: speed and memory alone
 
     config.supernet = ConfigDict()
-    # Of the supernet; () for the paper's: half of the network's, of MobileNetV2 all. Equal to
-    # `widths`: a full-width supernet, which can start from a standard network's weights.
+    # Widths of the supernet; () for the paper's: half of the network's, for MobileNetV2 all. Equal
+    # to `widths`: a full-width supernet, which can start from a standard network's weights.
     config.supernet.widths = ()
     config.supernet.grids = ()  # candidate depths per searched stage; () for the paper's
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
@@ -74,20 +74,20 @@ def get_config() -> ConfigDict:
     # "own": each dilation owns its kernel; "shared": one for all.
     config.supernet.kernel_sharing = "own"
 
-    # One recipe each; `detector_train` is used for the found network and for the baseline.
-    config.stage_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
-    config.operation_train = _recipe(epochs=25.0, drops=(16 / 25, 22 / 25))
-    config.detector_train = _recipe(epochs=13.0, drops=(8 / 13, 11 / 13))
+    # One recipe each; `detector_train` trains the searched network and the baseline.
+    config.stage_train = _recipe(epochs=25.0, lr_drops=(16 / 25, 22 / 25))
+    config.operation_train = _recipe(epochs=25.0, lr_drops=(16 / 25, 22 / 25))
+    config.detector_train = _recipe(epochs=13.0, lr_drops=(8 / 13, 11 / 13))
 
-    # Weights to start from: folders of `variables/`; "" for freshly drawn ones.
-    config.initial = ConfigDict(
+    # Weights to start from: folders with `variables/`; "" for fresh ones.
+    config.init_from = ConfigDict(
         {"stage_supernet": "", "operation_supernet": "", "baseline": "", "searched": ""}
     )
     # Classification before detection, for the networks named; the paper's recipe on ImageNet.
-    config.pretrain = _recipe(epochs=150.0, drops=())
-    config.pretrain.networks = ()  # of the names in `initial`
+    config.pretrain = _recipe(epochs=150.0, lr_drops=())
+    config.pretrain.networks = ()  # some of the names in `init_from`
     config.pretrain.batch_size = 1024
-    config.pretrain.rate_per_image = 0.4 / 1024
+    config.pretrain.lr_per_image = 0.4 / 1024
     config.pretrain.schedule = "cosine"
     config.pretrain.warmup_steps = 6000
     config.pretrain.label_smoothing = 0.0
@@ -101,44 +101,44 @@ def get_config() -> ConfigDict:
 
     config.search = ConfigDict()
     config.search.batch_size = 16  # images in a mini-batch
-    config.search.keep = 3  # K of algorithm 1
+    config.search.beam = 3  # K of algorithm 1: partial codes that stay after each block
     config.search.batches = 0  # first mini-batches of val to score on (c); 0 for all
     # Batch statistics of subnets in the stage search: "recalibrate", "batch" or "running".
     config.search.bn = "recalibrate"
     config.search.calibration_images = 512  # training images for "recalibrate"
-    config.search.chunk = 0  # most subnets in a compiled call; 0 for what fits the memory
+    config.search.max_subnets_per_call = 0  # subnets in a compiled call; 0 for what fits the memory
     # "exhaustive" (the paper's), "halving" (about a third of the images), "random", "evolution".
     config.search.stage_strategy = "exhaustive"
     config.search.operation_strategy = "greedy"  # the paper's; or "random", "evolution"
     config.search.evaluations = 100  # subnets that "random" and "evolution" score
-    config.search.population = 20  # of a generation of "evolution"
-    config.search.parents = 5  # of the next generation
-    config.search.confidence = 0.95  # with which "halving" drops a candidate early
-    config.search.samples = 200  # of the bootstrap behind a score's interval
+    config.search.population = 20  # subnets in a generation of "evolution"
+    config.search.parents = 5  # subnets that the next generation is bred from
+    config.search.confidence = 0.95  # how sure "halving" must be to drop a candidate early
+    config.search.samples = 200  # resamplings of the images behind a score's interval
     config.search.budgets = ()  # further budgets of the stage search, in blocks: a Pareto set
-    # Limits on the networks that are trained in the end; 0 for none. Of the whole detector, one
-    # image of the landscape canvas; latency on the device at hand.
+    # Limits on the networks that are trained in the end; 0 for none. They apply to the whole
+    # detector on one image of the landscape canvas; latency is measured on this device.
     config.search.max_flops = 0.0  # multiply-adds
     config.search.max_params = 0.0
     config.search.max_latency = 0.0  # milliseconds
-    config.bootstrap = 500  # replicates of the interval of the difference
+    config.bootstrap = 500  # resamplings of the images behind the interval of the difference
     return config.lock()
 
 
-def _recipe(epochs, drops):
+def _recipe(epochs, lr_drops):
     return ConfigDict(
         {
             "epochs": epochs,
-            "batch_size": 16,  # global
-            "accumulate": 1,  # parts a batch is cut into, one after the other: less memory
-            "rate_per_image": 0.00125,  # learning rate over batch size
+            "batch_size": 16,  # images in a global batch
+            "accumulate": 1,  # parts that a batch is cut into, one after the other: less memory
+            "lr_per_image": 0.00125,  # learning rate over batch size
             "momentum": 0.9,
             "weight_decay": 1e-4,
-            "clip": 0.0,  # greatest norm of the gradient; 0 for none
-            "schedule": "step",  # "step" (a tenth after each of drops) or "cosine"
-            "drops": drops,  # as fractions of the run
+            "clip_norm": 0.0,  # largest norm of the gradient; 0 for no limit
+            "schedule": "step",  # "step" (a tenth after each of lr_drops) or "cosine"
+            "lr_drops": lr_drops,  # fractions of the run
             "warmup_steps": 500,  # at most a quarter of the run
-            "checkpoint_seconds": 120.0,
-            "log_every": 10,
+            "checkpoint_seconds": 120.0,  # least time between checkpoints
+            "log_every": 10,  # steps between log entries
         }
     )

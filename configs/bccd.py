@@ -1,10 +1,11 @@
 """Blood cells (BCCD, 364 photographs of 640 x 480, 3 classes): the whole procedure on real images.
 
     python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd \
-        --config.data.folder=PATH       two CPU cores, about 40 minutes
+        --config.data.folder=DATA       two CPU cores, about 40 minutes
     ... --config=configs/bccd.py:gpu    480 x 640, standard widths, the paper's grid
 
-`docs/results.md` has what came out.
+DATA is a folder with `images/`, `train.json`, `val.json` and `test.json`, of any data set in
+COCO's format. The results are in `docs/results.md`.
 """
 
 from configs import base
@@ -13,18 +14,18 @@ from crnas_jax.errors import UserError
 
 
 def get_config(device: str = "cpu"):
-    """`device`: "cpu" for two cores, "gpu" for the full size."""
+    """Return the config for two CPU cores ("cpu") or for the full size ("gpu")."""
     config = base.get_config()
     config.baseline = "resnet18"
-    config.data.folder = "../shared/data/bccd"
+    config.data.folder = ""  # yours: --config.data.folder=DATA
     config.data.max_objects = 32
     recipes = (config.stage_train, config.operation_train, config.detector_train)
     for recipe in recipes:
         recipe.update(
-            {"schedule": "cosine", "batch_size": 8, "rate_per_image": 0.0025, "warmup_steps": 100}
+            {"schedule": "cosine", "batch_size": 8, "lr_per_image": 0.0025, "warmup_steps": 100}
         )
     if device == "gpu":
-        config.data.short, config.data.long = 480, 640
+        config.data.min_size, config.data.max_size = 480, 640
         config.detector.anchor_sizes = (16.0, 32.0, 64.0, 128.0, 256.0)
         config.detector.canonical_size = 112.0
         for recipe, epochs in zip(recipes, (120.0, 120.0, 80.0), strict=True):
@@ -32,7 +33,7 @@ def get_config(device: str = "cpu"):
         return config
     if device != "cpu":
         raise UserError("configs/bccd.py", "device", device, "use cpu or gpu")
-    config.data.short, config.data.long = 192, 256
+    config.data.min_size, config.data.max_size = 192, 256
     config.widths = config.supernet.widths = (32, 64, 128, 256)
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
     small_detector(config, anchor=16.0, canonical_size=112.0)

@@ -12,7 +12,7 @@ from configs import paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK[,20e|1x|2x]`: a name of the zoo, or a .json with an architecture that was found."""
+    """Return the recipe of `NETWORK[,20e|1x|2x]`: a name in the zoo or a .json; the schedule."""
     file = "configs/cascade_mask_rcnn_coco.py"
     choices = (paper.networks("resnet101"), ("20e", "1x", "2x"))
     config = paper.detection(*paper.arguments(file, arguments, *choices))

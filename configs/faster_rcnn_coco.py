@@ -14,6 +14,6 @@ from configs import paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK[,1x|2x]`: a name of the zoo, or a .json with an architecture that was found."""
+    """Return the recipe of `NETWORK[,1x|2x]`: a name in the zoo or a .json; the schedule."""
     choices = (paper.networks("resnet50"), ("1x", "2x"))
     return paper.detection(*paper.arguments("configs/faster_rcnn_coco.py", arguments, *choices))

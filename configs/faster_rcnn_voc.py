@@ -13,7 +13,7 @@ from configs import paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK`: a name of the zoo, or a .json with an architecture that was found."""
+    """Return the recipe of `NETWORK`: a name in the zoo, or a .json with an architecture."""
     file, choices = "configs/faster_rcnn_voc.py", paper.networks("resnet50")
     (network,) = paper.arguments(file, arguments, choices)
     config = paper.detection(network, "18e")
@@ -23,8 +23,8 @@ def get_config(arguments: str = ""):
             "folder": "data/VOCdevkit",
             "train": "VOC2007/trainval+VOC2012/trainval",
             "test": "VOC2007/test",
-            "short": 600,
-            "long": 1000,
+            "min_size": 600,
+            "max_size": 1000,
         }
     )
     return config

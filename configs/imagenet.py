@@ -15,7 +15,7 @@ from configs import base, paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK[,150|100]`: a name of the zoo, or a .json with an architecture; epochs."""
+    """Return the recipe of `NETWORK[,150|100]`: a name in the zoo or a .json; the epochs."""
     choices = (paper.networks("resnet50"), ("150", "100"))
     network, epochs = paper.arguments("configs/imagenet.py", arguments, *choices)
     config = base.get_config()

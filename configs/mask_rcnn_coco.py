@@ -13,7 +13,7 @@ from configs import paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK[,1x|2x]`: a name of the zoo, or a .json with an architecture that was found."""
+    """Return the recipe of `NETWORK[,1x|2x]`: a name in the zoo or a .json; the schedule."""
     choices = (paper.networks("resnet50"), ("1x", "2x"))
     config = paper.detection(*paper.arguments("configs/mask_rcnn_coco.py", arguments, *choices))
     config.detector.kind = "mask_rcnn"

@@ -25,13 +25,13 @@ SCHEDULES = {
 
 
 def arguments(file: str, text: str, *choices: tuple[str, ...]) -> list[str]:
-    """The comma-separated arguments of a config; those left out are the first of their choices.
+    """Split the comma-separated arguments of a config; one left out is the first of its choices.
 
     Args:
-      file: of the config, for the message.
-      text: what stands behind the colon.
-      choices: for each argument its values; a `.json` file of an `Arch` may stand for the first,
-        the network.
+      file: path of the config, for the message.
+      text: text after the colon.
+      choices: allowed values of each argument; the first, the network, may also be a `.json` file
+        with an `Arch`.
 
     Raises:
       UserError: there are too many, or one is unknown.
@@ -47,22 +47,23 @@ def arguments(file: str, text: str, *choices: tuple[str, ...]) -> list[str]:
 
 
 def networks(first: str) -> tuple[str, ...]:
-    """Names of the zoo, the default first."""
+    """Return the names in the zoo, the default first."""
     return (first, *(name for name in zoo.ARCHS if name != first))
 
 
 def recipe(fields, schedule: str) -> None:
-    """Sets the epochs and drops of a recipe."""
+    """Set the epochs and learning rate drops of a recipe."""
     epochs, drops = SCHEDULES[schedule]
     fields.epochs = float(epochs)
-    fields.drops = tuple(drop / epochs for drop in drops)
+    fields.lr_drops = tuple(drop / epochs for drop in drops)
 
 
 def detection(network: str, schedule: str):
-    """One network trained on COCO's trainval35k (train2017), tested on minival (val2017).
+    """Return the training of one network on COCO's trainval35k (train2017), tested on minival.
 
-    It starts from its ImageNet weights: `configs/imagenet.py` in `runs/imagenet_NETWORK`, of a
-    network in a file `FOLDER/NAME.json` in `FOLDER/imagenet_NAME`.
+    It starts from its ImageNet weights, which `configs/imagenet.py` trains: in
+    `runs/imagenet_NETWORK`, and for a network in a file `FOLDER/NAME.json` in
+    `FOLDER/imagenet_NAME`.
     """
     config = base.get_config()
     config.network, config.baseline = "baseline", network
@@ -72,6 +73,6 @@ def detection(network: str, schedule: str):
     config.data.val = ""
     config.data.test, config.data.test_images = annotations.format("val"), "val2017"
     folder, _, name = network.removesuffix(".json").rpartition("/")
-    config.initial.baseline = f"{folder or 'runs'}/imagenet_{name}/baseline/pretrain"
+    config.init_from.baseline = f"{folder or 'runs'}/imagenet_{name}/baseline/pretrain"
     recipe(config.detector_train, schedule)
     return config

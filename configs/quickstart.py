@@ -8,9 +8,10 @@ from crnas_jax.errors import UserError
 
 
 def get_config(start: str = "scratch"):
-    """ResNet-18, narrow, on 96-pixel images: shows that it runs, not what it is worth.
+    """Return a narrow ResNet-18 on 96-pixel images: it shows that everything runs, no more.
 
-    Args: `start`: "scratch" or "pretrain".
+    Args:
+      start: "scratch" or "pretrain".
     """
     config = base.get_config()
     config.baseline = "resnet18"
@@ -19,30 +20,34 @@ def get_config(start: str = "scratch"):
     config.supernet.dilations = (1, 2)
     config.data.name = "synthetic"
     config.data.synthetic = {"size": 96, "train": 384, "val": 48, "test": 96}
-    config.data.short = config.data.long = 96
+    config.data.min_size = config.data.max_size = 96
     config.data.max_objects = 8
     small_detector(config, anchor=8.0, canonical_size=56.0)
     for recipe in (config.stage_train, config.operation_train, config.detector_train):
-        recipe.update(
-            {"epochs": 4.0, "batch_size": 8, "rate_per_image": 0.0025, "warmup_steps": 50}
-        )
+        recipe.update({"epochs": 4.0, "batch_size": 8, "lr_per_image": 0.0025, "warmup_steps": 50})
     config.detector_train.epochs = 10.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
     if start not in ("scratch", "pretrain"):
         raise UserError("configs/quickstart.py", "start", start, "use scratch or pretrain")
     if start == "pretrain":
-        config.pretrain.networks = tuple(config.initial)
+        config.pretrain.networks = tuple(config.init_from)
     config.pretrain.data.name = "synthetic"
     config.pretrain.data.size = 64
     config.pretrain.update(
-        {"epochs": 4.0, "batch_size": 32, "rate_per_image": 0.0025, "warmup_steps": 20}
+        {"epochs": 4.0, "batch_size": 32, "lr_per_image": 0.0025, "warmup_steps": 20}
     )
     return config
 
 
 def small_detector(config, anchor: float, canonical_size: float):
-    """Narrow neck and heads, few proposals: for a CPU; `anchor` is p2's, in pixels."""
+    """Set narrow neck and heads and few proposals, for a CPU.
+
+    Args:
+      config: config to change.
+      anchor: anchor side on p2, pixels.
+      canonical_size: an RoI of this side is read from p4, pixels.
+    """
     config.detector.pyramid_channels = 64
     config.detector.head_channels = 256
     config.detector.anchor_sizes = tuple(anchor * 2**level for level in range(5))

@@ -22,7 +22,7 @@ from configs import base, paper
 
 
 def get_config(arguments: str = ""):
-    """`NETWORK`: the baseline; its cost in blocks is the budget."""
+    """Return the search of `NETWORK`, the baseline: its cost in blocks is the budget."""
     file, choices = "configs/search_coco.py", paper.networks("resnet50")
     (network,) = paper.arguments(file, arguments, choices)
     config = base.get_config()

@@ -4,12 +4,13 @@ __version__ = "0.1.0"
 
 
 def load_detector(folder):
-    """The trained detector in a folder, for one `<workdir>/searched`; see `evaluation.predict`.
+    """Load the trained detector in a folder, such as `<workdir>/searched`.
 
     crnas_jax.load_detector("runs/bccd/searched").predict(["photo.jpg"])
-    """
-    from crnas_jax.export.detector import (
-        detector as export,  # here, so that `crnas_jax.arch.staged` stays free of JAX
-    )
 
-    return export.load_detector(folder)
+    Returns:
+      An `evaluation.predict.Predictor`.
+    """
+    from crnas_jax.export import detector  # imported here, so that `crnas_jax.arch` needs no JAX
+
+    return detector.load_detector(folder)

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: of a running training, and of a finished detector for downstream Flax code."""
+"""Orbax checkpoints: the state of a running training, and the weights of a finished network."""
 
 import contextlib
 import hashlib
@@ -11,15 +11,16 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.workdir import replacing
+from crnas_jax.runtime.files import replacing
 
 _DIGEST = ".sha256"
 
 
 class Checkpoints:
-    """The checkpoints of one run; the latest two are kept."""
+    """The checkpoints of one training; the latest two stay."""
 
     def __init__(self, folder: str | pathlib.Path):
+        """Open the folder; it need not exist yet."""
         self._folder = pathlib.Path(folder).absolute()
         policy = ocp.training.preservation_policies.LatestN(2)
         self._checkpointer = ocp.training.Checkpointer(
@@ -29,7 +30,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: PyTree) -> None:
-        """Saves unless this step is saved."""
+        """Save the state unless this step is saved."""
         if step in self.steps():
             return
         self._checkpointer.save(step, state)
@@ -41,13 +42,13 @@ class Checkpoints:
                     old.unlink()
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, ascending."""
+        """Return the steps that can be restored, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
-        """The latest state that loads, laid out as `like`; None where nothing was saved.
+        """Return the latest state that loads, with the layout of `like`; None if none was saved.
 
-        What is damaged is moved aside, once an earlier step is found to load.
+        Damaged checkpoints are moved aside once an earlier one loads.
 
         Raises:
           UserError: there are checkpoints, but none loads.
@@ -58,14 +59,14 @@ class Checkpoints:
                 self._require_whole(step)
                 state = self._checkpointer.load(step, abstract)
             except Exception as error:
-                if _is_of_the_machine(error):
+                if _is_machine_fault(error):
                     raise
                 logging.warning("checkpoint of step %d does not load: %s", step, error)
                 damaged.append(step)
                 continue
             # Left in their places they would block saving their steps and those before them.
-            for number in damaged:
-                self._move_aside(number)
+            for damaged_step in damaged:
+                self._move_aside(damaged_step)
             return state
         if damaged:
             raise UserError(
@@ -77,7 +78,7 @@ class Checkpoints:
         return None
 
     def _require_whole(self, step):
-        """Raises ValueError for bytes that changed; Orbax would load them as other numbers."""
+        """Raise ValueError if bytes changed; Orbax would load them as other numbers."""
         digest = self._folder / f"{step}{_DIGEST}"
         # A kill between the two leaves a checkpoint without its digest.
         if digest.exists() and digest.read_text() != _content(self._folder / str(step)):
@@ -91,7 +92,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Wait for what is being written."""
         self._checkpointer.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -102,7 +103,7 @@ class Checkpoints:
 
 
 def _content(folder):
-    """Digest of all files of a checkpoint."""
+    """Return a digest over all files of a checkpoint."""
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -112,8 +113,8 @@ def _content(folder):
     return sha.hexdigest()
 
 
-def _is_of_the_machine(error):
-    """Whether the machine is at fault (memory, open files, disk), not the checkpoint."""
+def _is_machine_fault(error):
+    """Return whether the machine (memory, open files, disk) failed rather than the checkpoint."""
     gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     return isinstance(error, MemoryError | OSError) and not isinstance(error, gone)
 
@@ -126,7 +127,7 @@ def _abstract(leaf):
 
 
 def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
-    """Writes {"params", "batch_stats"} of a network, replacing what is there."""
+    """Write a network's {"params", "batch_stats"}, replacing what is there."""
     folder = pathlib.Path(folder).absolute()
     if folder.exists():
         shutil.rmtree(folder)
@@ -134,34 +135,34 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
 
 
 def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> PyTree:
-    """Reads what `save_variables` wrote.
+    """Read what `save_variables` wrote.
 
     Args:
-      folder: as given there.
-      like: the layout it must have (shapes without a sharding: on the first device); whatever is
-        there when None.
+      folder: folder that was given there.
+      like: layout that the weights must have (shapes without a sharding go to the first device);
+        None to take whatever is there.
 
     Raises:
-      UserError: there is no such checkpoint, or it is another network's.
+      UserError: there is no such checkpoint, or it belongs to another network.
     """
     like = layout(folder) if like is None else like
-    with _naming(folder) as path:
+    with _reading(folder) as path:
         return ocp.load(path, jax.tree.map(_abstract, like))
 
 
 def layout(folder: str | pathlib.Path) -> PyTree:
-    """Shapes of what `save_variables` wrote.
+    """Return the shapes of what `save_variables` wrote.
 
     Raises:
       UserError: there is no such checkpoint.
     """
-    with _naming(folder) as path:
+    with _reading(folder) as path:
         return ocp.metadata(path).metadata
 
 
 @contextlib.contextmanager
-def _naming(folder):
-    """The absolute path; whatever reading it raises becomes a UserError."""
+def _reading(folder):
+    """Yield the absolute path; whatever reading it raises becomes a UserError."""
     path = pathlib.Path(folder).absolute()
     if not path.is_dir():
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,19 +19,20 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def launch(
-    action: Callable, check: Callable | None = None, dry: Callable[[], bool] = lambda: False
+    action: Callable, require: Callable | None = None, is_dry: Callable[[], bool] = lambda: False
 ) -> None:
-    """Runs a script of the procedure.
+    """Run a script of the procedure.
 
     Args:
-      action: what is done with the pipeline of `--config` and `--workdir`.
-      check: what is done with the settings before anything is read or written.
-      dry: whether the working folder is only looked at; asked when flags are parsed.
+      action: function of the run of `--config` and `--workdir`.
+      require: function that refuses configs without what the script needs, before anything is read
+        or written.
+      is_dry: whether the working folder is only looked at; called after flags are parsed.
     """
     from ml_collections import config_flags
 
-    from crnas_jax.experiments.crnas import Pipeline
-    from crnas_jax.settings.run import Settings
+    from crnas_jax.experiments.plan import plan
+    from crnas_jax.experiments.steps import open_run
 
     config = config_flags.DEFINE_config_file(
         "config", None, "Config file, as configs/bccd.py or configs/bccd.py:gpu."
@@ -47,35 +49,39 @@ def launch(
             raise UserError("command line", "--workdir", "empty", "name a folder")
         interruption.listen()
         try:
-            settings = Settings(config.value)
-            pipeline = Pipeline(settings, pathlib.Path(workdir.value), check, dry())
-            print(pipeline.plan(), flush=True)
-            action(pipeline)
+            run = open_run(config.value, workdir.value, require, is_dry())
+            print(plan(run), flush=True)
+            action(run)
         except UserError as error:
             if error.where != "config":
                 raise
             raise UserError(file, error.field, error.problem, error.remedy) from error
 
-    run(main, ["config", "workdir"])
+    run_script(main, ["config", "workdir"])
 
 
 def launch_search(level: str) -> None:
-    """Runs the script of a search: of `stage` or `operation`."""
+    """Run the script of a search: `stage` or `operation`."""
+    from crnas_jax.settings.run import require_search
+
     dry_run = flags.DEFINE_bool(
-        "dry_run", False, "Say what the search would cost, and write nothing."
+        "dry_run", False, "Print what the search would cost, and write nothing."
     )
 
-    def main(pipeline):
+    def main(run):
+        from crnas_jax.experiments.crnas import search_operations, search_stage
+        from crnas_jax.experiments.search_cost import search_cost
+
         if dry_run.value:
-            print(json.dumps(pipeline.search_cost(level)))
+            print(json.dumps(search_cost(run, level)))
         else:
-            print(pipeline.search_stage() if level == "stage" else pipeline.search_operations())
+            print(search_stage(run) if level == "stage" else search_operations(run))
 
-    launch(main, lambda settings: settings.require_search(), lambda: dry_run.value)
+    launch(main, require_search, lambda: dry_run.value)
 
 
-def run(main: Callable[[], None], required: Sequence[str]) -> None:
-    """Parses the flags and calls `main`.
+def run_script(main: Callable[[], None], required: Sequence[str]) -> None:
+    """Parse the flags and call `main`.
 
     Exits with 2 and one line for a mistake, with 143 when asked to stop; any other exception is a
     bug and shows its traceback.
@@ -104,7 +110,7 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
 
 
 def _parse(arguments):
-    """`absl`'s parsing with our way of saying what is wrong, in config files too."""
+    """Parse flags as `absl` does, but report mistakes in one line, those in config files too."""
     if any(argument in ("-h", "--help", "--helpfull", "--helpshort") for argument in arguments):
         return app.parse_flags_with_usage(arguments)
     try:
@@ -117,7 +123,9 @@ def _parse(arguments):
 
 
 def _mistake(error):
-    """What an exception while parsing flags and config comes down to."""
+    """Return the UserError behind an exception while parsing flags and config."""
+    from crnas_jax.settings.fields import RENAMED
+
     if isinstance(error, UserError):
         return error
     text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
@@ -134,6 +142,10 @@ def _mistake(error):
         where, field = frames[-1].filename, f"line {frames[-1].lineno}"
     elif isinstance(error, KeyError | AttributeError):
         field = "unknown field"
+    if isinstance(error, KeyError | AttributeError):
+        old = next((word for word in re.findall(r"\w+", text) if word in RENAMED), None)
+        if old:
+            return UserError(where, field, f"{old!r} is now {RENAMED[old]!r}", "use the new name")
     remedy = "--help shows all flags"
     if "config" in flags.FLAGS:
         remedy = f"configs/base.py has all fields of a config, {remedy}"
@@ -146,7 +158,7 @@ def _fail(error):
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    """Store compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     folder = (
         os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"

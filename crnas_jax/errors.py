@@ -1,14 +1,14 @@
-"""The one exception family for mistakes a user can mend."""
+"""The exception for mistakes that a user can mend."""
 
 
 class UserError(Exception):
-    """A mistake in a config, a data set or a checkpoint.
+    """A mistake in a config, a data set, a checkpoint or the command line.
 
     Scripts print it as one line and exit with status 2, without a traceback.
 
-    Args:
-      where: the file, folder or config the mistake is in.
-      field: the entry inside it.
+    Attributes:
+      where: file, folder, config or options class with the mistake.
+      field: entry inside it.
       problem: what is wrong, in a few words.
       remedy: what to do about it.
     """

@@ -1,9 +1,9 @@
-"""How one column of a CSV file ranks another: Kendall's tau, Spearman, regret, as JSON.
+"""Measure how one column of a CSV file ranks another: Kendall's tau, Spearman, regret, as JSON.
 
 python scripts/compare_scores.py --table=networks.csv --x=top1 --y=AP --plot=figure6.png
 
 The file has a header and a row for each network; --y may name one column for each seed (AP_0,AP_1).
-`--names` is the column whose entries stand beside the points.
+--names is the column with the names that are drawn beside the points.
 """
 
 import json
@@ -15,9 +15,9 @@ from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
 
 _TABLE = flags.DEFINE_string("table", None, "CSV file.")
-_X = flags.DEFINE_string("x", None, "Column that scores, higher is better.")
-_Y = flags.DEFINE_list("y", None, "Column or columns with what was reached.")
-_NAMES = flags.DEFINE_string("names", "", "Column with the names.")
+_X = flags.DEFINE_string("x", None, "Column with the scores, higher is better.")
+_Y = flags.DEFINE_list("y", None, "Column or columns with the results to be ranked.")
+_NAMES = flags.DEFINE_string("names", "", "Column with the names of the networks.")
 _PLOT = flags.DEFINE_string("plot", "", "PNG to write.")
 
 
@@ -29,8 +29,8 @@ def main():
     if _PLOT.value:
         names = ranking.read_names(_TABLE.value, _NAMES.value) if _NAMES.value else ()
         plots.scatter(_PLOT.value, x, y, _X.value, ", ".join(_Y.value), names)
-    print(json.dumps(ranking.without_nan(ranking.agreement(x, y))))
+    print(json.dumps(ranking.nan_to_none(ranking.agreement(x, y))))
 
 
 if __name__ == "__main__":
-    cli.run(main, ["table", "x", "y"])
+    cli.run_script(main, ["table", "x", "y"])

@@ -57,4 +57,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, ["model", "weights", "output"])
+    cli.run_script(main, ["model", "weights", "output"])

@@ -1,4 +1,4 @@
-"""Test metrics of the found network or the baseline; trains it if need be.
+"""Test metrics of the searched network or the baseline; trains it if need be.
 
 python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --network=baseline
 """
@@ -6,17 +6,18 @@ python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --networ
 from absl import flags
 
 from crnas_jax import cli
-from crnas_jax.settings.run import COMPARED
+from crnas_jax.experiments import crnas
+from crnas_jax.settings.run import COMPARED, require_detection
 
 _NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
 
 
-def network(settings):
-    return _NETWORK.value or settings.config.network
+def network(config):
+    return _NETWORK.value or config.network
 
 
 if __name__ == "__main__":
     cli.launch(
-        lambda pipeline: print(pipeline.evaluate(network(pipeline.settings))),
-        check=lambda settings: settings.require_detection(network(settings)),
+        lambda run: print(crnas.evaluate(run, network(run.config))),
+        lambda config: require_detection(config, network(config)),
     )

@@ -60,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, ["arch"])
+    cli.run_script(main, ["arch"])

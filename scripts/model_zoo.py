@@ -179,4 +179,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: print(page(), end=""), [])
+    cli.run_script(lambda: print(page(), end=""), [])

@@ -40,4 +40,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, ["detector", "images", "output"])
+    cli.run_script(main, ["detector", "images", "output"])

@@ -1,4 +1,4 @@
-"""Trains a supernet, the found network or the baseline on classification: a start for detection.
+"""Trains a supernet, the searched network or the baseline on classification before detection.
 
 python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=runs/pretrained \
     --network=stage_supernet
@@ -9,18 +9,14 @@ python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=run
 from absl import flags
 
 from crnas_jax import cli
-from crnas_jax.settings.run import NETWORKS
+from crnas_jax.experiments import crnas
+from crnas_jax.settings.run import NETWORKS, require_pretraining
 
-_NETWORK = flags.DEFINE_enum(
-    "network",
-    "stage_supernet",
-    NETWORKS,
-    "Which network.",
-)
+_NETWORK = flags.DEFINE_enum("network", "stage_supernet", NETWORKS, "Which network.")
 
 
 if __name__ == "__main__":
     cli.launch(
-        lambda pipeline: print(pipeline.pretrain(_NETWORK.value)),
-        check=lambda settings: settings.require_pretraining(_NETWORK.value),
+        lambda run: print(crnas.pretrain(run, _NETWORK.value)),
+        lambda config: require_pretraining(config, _NETWORK.value),
     )

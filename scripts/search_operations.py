@@ -1,4 +1,4 @@
-"""Finds the best dilations; does what comes before if need be.
+"""Searches the best dilations; runs the steps before if need be.
 
 python scripts/search_operations.py --config=configs/bccd.py --workdir=runs/bccd
 ... --dry_run       evaluations, image passes and device hours, from a short measurement

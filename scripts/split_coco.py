@@ -57,4 +57,4 @@ def _hash(image_id):
 
 
 if __name__ == "__main__":
-    cli.run(main, ["annotations"])
+    cli.run_script(main, ["annotations"])

@@ -1,4 +1,4 @@
-"""Trains the found network or the baseline, both under one recipe.
+"""Trains the searched network or the baseline, both under one recipe.
 
 python scripts/train_detector.py --config=configs/bccd.py --workdir=runs/bccd --network=baseline
 """
@@ -6,17 +6,18 @@ python scripts/train_detector.py --config=configs/bccd.py --workdir=runs/bccd --
 from absl import flags
 
 from crnas_jax import cli
-from crnas_jax.settings.run import COMPARED
+from crnas_jax.experiments import crnas
+from crnas_jax.settings.run import COMPARED, require_detection
 
 _NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
 
 
-def network(settings):
-    return _NETWORK.value or settings.config.network
+def network(config):
+    return _NETWORK.value or config.network
 
 
 if __name__ == "__main__":
     cli.launch(
-        lambda pipeline: pipeline.train(network(pipeline.settings)),
-        check=lambda settings: settings.require_detection(network(settings)),
+        lambda run: crnas.train_network(run, network(run.config)),
+        lambda config: require_detection(config, network(config)),
     )

@@ -1,4 +1,4 @@
-"""Trains a supernet: of allocations, or (--level=operation) of dilations.
+"""Trains the supernet of allocations, or (--level=operation) the supernet of dilations.
 
 python scripts/train_supernet.py --config=configs/bccd.py --workdir=runs/bccd [--level=operation]
 """
@@ -6,12 +6,14 @@ python scripts/train_supernet.py --config=configs/bccd.py --workdir=runs/bccd [-
 from absl import flags
 
 from crnas_jax import cli
+from crnas_jax.experiments import crnas
+from crnas_jax.settings.run import require_detection
 
 _LEVEL = flags.DEFINE_enum("level", "stage", ["stage", "operation"], "Which supernet.")
 
 
 if __name__ == "__main__":
     cli.launch(
-        lambda pipeline: pipeline.train(f"{_LEVEL.value}_supernet"),
-        check=lambda settings: settings.require_detection(f"{_LEVEL.value}_supernet"),
+        lambda run: crnas.train_supernet(run, _LEVEL.value),
+        lambda config: require_detection(config, f"{_LEVEL.value}_supernet"),
     )

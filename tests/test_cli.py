@@ -204,12 +204,12 @@ CASES = {
     ),
     "no weights to start from": (
         None,
-        ["--config.initial.baseline=none"],
-        "none: config.initial.baseline: there are no weights",
+        ["--config.init_from.baseline=none"],
+        "none: config.init_from.baseline: there are no weights",
     ),
     "weights that are none": (
         lambda folder: (folder / "weights").mkdir(),
-        ["--config.initial.baseline={folder}/weights"],
+        ["--config.init_from.baseline={folder}/weights"],
         "weights: checkpoint: does not load",
     ),
     "grids of numbers": (None, ["--config.supernet.grids=(1,2,3,4)"], r"grids\[0\]: 1; give"),
@@ -230,9 +230,9 @@ CASES = {
     ),
     "half a dilation": (None, ["--config.supernet.dilations=(1.5,2)"], "dilations: .*whole"),
     "half a proposal": (None, ["--config.detector.pre_nms=(30.5,20)"], "pre_nms: .*whole"),
-    "drops of text": (None, ["--config.stage_train.drops=('a',)"], r"stage_train\.drops: "),
+    "drops of text": (None, ["--config.stage_train.lr_drops=('a',)"], r"stage_train\.drops: "),
     "seed too large": (None, ["--config.seed=99999999999999999999"], "seed: 9+; give a whole"),
-    "rate not finite": (None, ["--config.stage_train.rate_per_image=inf"], "rate_per_image: inf"),
+    "rate not finite": (None, ["--config.stage_train.lr_per_image=inf"], "lr_per_image: inf"),
     "a JPEG cut short": (_cut_jpeg, [], r"train1\.jpg: image: missing or broken"),
     "category name twice": (
         _json(lambda c: c["categories"].append({"id": 6, "name": "cell"})),
@@ -242,8 +242,8 @@ CASES = {
     "area beyond any image": (_set("annotations", "area", 1e11), [], r"annotations\[1\]\.area"),
     "weights without a backbone": (
         lambda folder: save_variables(folder / "weights", {"params": {"a": np.zeros(2)}}),
-        ["--config.initial.baseline={folder}/weights"],
-        "weights: config.initial.baseline: holds no backbone",
+        ["--config.init_from.baseline={folder}/weights"],
+        "weights: config.init_from.baseline: holds no backbone",
     ),
     "unknown field": (None, ["--config.serch.keep=3"], "unknown field: .*serch"),
     "unknown nested field": (None, ["--config.search.kep=3"], 'Did you mean "keep"'),
@@ -281,21 +281,21 @@ CASES = {
     ),
     "unknown precision": (None, ["--config.precision=float16"], "precision: 'float16' is unknown"),
     "no epochs": (None, ["--config.detector_train.epochs=0"], "detector_train.epochs: 0.0"),
-    "drops": (None, ["--config.stage_train.drops=(0.9,0.5)"], "stage_train.drops"),
+    "drops": (None, ["--config.stage_train.lr_drops=(0.9,0.5)"], "stage_train.lr_drops"),
     "batch of none": (None, ["--config.search.batch_size=0"], "search.batch_size: 0"),
     "limit of nothing": (
         None,
         ["--config.search.max_flops=4.1"],
         "no allocation of 8 blocks has at most 4.1 multiply-adds",
     ),
-    "keep of none": (None, ["--config.search.keep=0"], "search.keep: 0"),
+    "keep of none": (None, ["--config.search.beam=0"], "search.beam: 0"),
     "batch and parts": (
         None,
         ["--config.detector_train.accumulate=3"],
         "detector_train.batch_size: 8 on 1 devices, accumulated over 3 parts; use a multiple of 3",
     ),
     "too many devices": (None, ["--config.devices=64"], "devices: 64 asked for; 1 are there"),
-    "long side": (None, ["--config.data.long=10"], "data.long: less than data.short"),
+    "long side": (None, ["--config.data.max_size=10"], "data.max_size: less than data.min_size"),
     "unknown data": (None, ["--config.data.name=yolo"], "data.name: 'yolo' is unknown"),
     "pre-trains what": (
         None,
@@ -339,8 +339,8 @@ CASES = {
     ),
     "weights not there": (
         None,
-        ["--config.initial.baseline={folder}/none"],
-        "config.initial.baseline: there are no weights",
+        ["--config.init_from.baseline={folder}/none"],
+        "config.init_from.baseline: there are no weights",
     ),
 }
 # What concerns the flags --config and --workdir themselves.

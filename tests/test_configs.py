@@ -18,8 +18,8 @@ DETECTION = ("faster_rcnn_coco", "mask_rcnn_coco", "cascade_mask_rcnn_coco", "na
 RECIPES = (*DETECTION, "faster_rcnn_voc", "imagenet", "search_coco")
 TINY = [
     "--config.precision=float32",
-    "--config.data.short=64",
-    "--config.data.long=64",
+    "--config.data.min_size=64",
+    "--config.data.max_size=64",
     "--config.data.mask_size=16",
     "--config.detector.pyramid_channels=8",
     "--config.detector.head_channels=16",
@@ -70,9 +70,9 @@ def test_recipes_say_how_to_launch_what_to_reach_and_how_long(name):
 def test_schedules_are_the_papers():
     fields = _config("faster_rcnn_coco", "cr_resnet50,2x").detector_train
     assert fields.epochs == 25
-    assert fields.drops == (16 / 25, 22 / 25)
-    assert fields.rate_per_image * 16 == pytest.approx(0.02)
-    assert _config("cascade_mask_rcnn_coco").detector_train.drops == (0.8, 0.95)
+    assert fields.lr_drops == (16 / 25, 22 / 25)
+    assert fields.lr_per_image * 16 == pytest.approx(0.02)
+    assert _config("cascade_mask_rcnn_coco").detector_train.lr_drops == (0.8, 0.95)
     assert _config("imagenet", "resnet50,100").pretrain.epochs == 100
 
 
@@ -184,7 +184,7 @@ def runs(stand_ins):
             run = _command(stand_ins, "pretrain", name, network, "--network=baseline", **flags)
         else:
             script = "evaluate" if name in TESTED else "train_detector"
-            start = [] if "voc" in name else ["--config.initial.baseline="]
+            start = [] if "voc" in name else ["--config.init_from.baseline="]
             run = _command(stand_ins, script, name, network, *start)
         commands.append(run)
     return dict(zip(["split", *DRY_RUNS], run_commands(commands), strict=True))

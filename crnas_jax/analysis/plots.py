@@ -1,4 +1,4 @@
-"""Figures of what was measured."""
+"""Figures of measurements."""
 
 import pathlib
 from collections.abc import Sequence
@@ -17,21 +17,22 @@ def scatter(
     names: Sequence[str] = (),
     title: str = "",
 ) -> None:
-    """A scatter plot of two columns as PNG.
+    """Draw a scatter plot of two columns as PNG.
 
     Args:
-      path: of the file.
-      x: [rows].
-      y: [rows], or [rows, seeds]: mean and range are drawn.
-      x_name: of the axis.
-      y_name: of the axis.
-      names: of the rows.
-      title: of the figure.
+      path: file to write.
+      x: values on the x axis, [rows].
+      y: values on the y axis, [rows], or [rows, seeds], drawn as mean and range.
+      x_name: label of the x axis.
+      y_name: label of the y axis.
+      names: names of the rows, drawn beside their points.
+      title: title of the figure.
 
     Raises:
       UserError: the file cannot be written.
     """
-    # Importing it takes a second; only those who draw pay. No display, no global state.
+    # Importing matplotlib takes a second, which only callers that draw should pay. The Agg canvas
+    # needs no display and no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,11 +41,11 @@ def scatter(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     mean = y.mean(1)
-    # A mean of equal numbers may be rounded to less or more than they are.
-    reach = np.maximum([mean - y.min(1), y.max(1) - mean], 0)
-    axes.errorbar(x, mean, reach, fmt="o", capsize=3)
+    # Rounding may put the mean of equal numbers below or above them.
+    error_bars = np.maximum([mean - y.min(1), y.max(1) - mean], 0)
+    axes.errorbar(x, mean, error_bars, fmt="o", capsize=3)
     for name, *place in zip(names, x, mean, strict=False):
-        # A name is shown as it is: it is no formula.
+        # Names are shown as they are, not parsed as formulas.
         axes.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7, parse_math=False)
     axes.set_xlabel(x_name, parse_math=False)
     axes.set_ylabel(y_name, parse_math=False)
@@ -53,6 +54,6 @@ def scatter(
     figure.tight_layout()
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:  # no such folder, no such format
+    except (OSError, ValueError) as error:  # a missing folder or an unknown format
         problem = str(error)
         raise UserError(path, "file", problem, "name a .png that can be written") from error

@@ -1,12 +1,31 @@
-"""`Arch`: the value that names one backbone, and its codes and JSON form."""
+"""`Arch`: the value that describes a backbone of stages, and its codes, parts and JSON form."""
 
 import dataclasses
 import json
 
-from crnas_jax.arch.families import FAMILIES, INVERTED_EXPANSION, BlockShape, Family
+from crnas_jax.arch.families import FAMILIES, BlockShape, Family, StemShape, TailShape
 from crnas_jax.errors import UserError
 
 FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of a backbone: the stem, a stage or the tail.
+
+    Attributes:
+      kind: `stem`, `stage` or `tail`.
+      name: name of its parameters: `stem`, `stage1`, `stage2`, ..., `tail`.
+      stage: index of the stage; -1 for the stem, and the last stage's for the tail.
+      units: shapes of what is run in order: the blocks of a stage, the layers of stem or tail.
+      level: pyramid level that ends with this part (2 for c2), None where none does.
+    """
+
+    kind: str
+    name: str
+    stage: int
+    units: tuple[StemShape | BlockShape | TailShape, ...]
+    level: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +33,14 @@ class Arch:
     """One backbone: how many blocks each stage has and how each block is dilated.
 
     Attributes:
-      family: of `families.FAMILIES`.
-      depths: blocks in each searched stage: of ResNet and ResNeXt the four with stride 4, 8, 16 and
-        32, of MobileNetV2 m1..m5 (the middle of the paper's stage code).
-      dilations: dilation of the searched 3x3 convolution of every block, in network order;
-        all ones when left out.
-      widths: of every stage; the family's when left out. ResNet: channels of the 3x3 convolutions,
-        a bottleneck puts out four times as many. ResNeXt: half of them. MobileNetV2: output
-        channels of the seven stages.
+      family: key of `families.FAMILIES`.
+      depths: number of blocks in each searched stage: for ResNet and ResNeXt the four with stride
+        4, 8, 16 and 32, for MobileNetV2 m1..m5 (the middle of the paper's stage code).
+      dilations: dilation of every block's searched 3x3 convolution, in network order; all ones
+        when left out.
+      widths: width of every stage; the family's when left out. ResNet: channels of the 3x3
+        convolutions, a bottleneck puts out four times as many. ResNeXt: half of them. MobileNetV2:
+        output channels of the seven stages.
 
     Raises:
       UserError: a field does not describe a network.
@@ -42,10 +61,11 @@ class Arch:
         traits = FAMILIES[self.family]
         if not self.widths:
             object.__setattr__(self, "widths", traits.widths)
-        for name, number in (("depths", len(traits.searched)), ("widths", len(traits.widths))):
-            if len(getattr(self, name)) != number:
+        lengths = {"depths": len(traits.searched_stages), "widths": len(traits.widths)}
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
                 raise UserError(
-                    "arch", name, f"{getattr(self, name)}", f"give {number} for {self.family}"
+                    "arch", name, f"{getattr(self, name)}", f"give {length} for {self.family}"
                 )
         if any(traits.inner * width % traits.groups for width in self.widths):
             raise UserError(
@@ -55,61 +75,65 @@ class Arch:
                 f"give multiples of {traits.groups // traits.inner}",
             )
         if not self.dilations:
-            object.__setattr__(self, "dilations", (1,) * self.blocks)
-        if len(self.dilations) != self.blocks:
+            object.__setattr__(self, "dilations", (1,) * self.num_blocks)
+        if len(self.dilations) != self.num_blocks:
             raise UserError(
                 "arch",
                 "dilations",
-                f"{len(self.dilations)} entries for {self.blocks} blocks",
+                f"{len(self.dilations)} entries for {self.num_blocks} blocks",
                 "give one dilation for each block",
             )
 
     @property
     def traits(self) -> Family:
-        """What the family fixes."""
+        """The family's row."""
         return FAMILIES[self.family]
 
     @property
     def stage_depths(self) -> tuple[int, ...]:
-        """Blocks in every stage, fixed ones included."""
+        """Number of blocks in every stage, fixed stages included."""
         depths = iter(self.depths)
         stages = range(len(self.traits.widths))
-        return tuple(1 if stage in self.traits.fixed else next(depths) for stage in stages)
+        return tuple(1 if stage in self.traits.fixed_stages else next(depths) for stage in stages)
 
     @property
-    def blocks(self) -> int:
-        """Number of blocks."""
+    def num_blocks(self) -> int:
+        """Number of blocks in all stages."""
         return sum(self.stage_depths)
 
-    @property
-    def stem_channels(self) -> int:
-        """Channels before the first block."""
-        return self.traits.stem * self.widths[0]
+    def parts(self) -> tuple[Part, ...]:
+        """List stem, stages and tail in network order.
+
+        Everything that walks a backbone (modules, cost, conversion of weights) walks this list.
+        """
+        traits, last = self.traits, len(self.widths) - 1
+        stem_channels = traits.stem * self.widths[0]
+        stem = StemShape(stem_channels, traits.stem_size, traits.stem_pool_stride)
+        parts = [Part("stem", "stem", -1, (stem,), None)]
+        levels = {stage: level for level, stage in enumerate(traits.levels, 2)}
+        for stage, depth in enumerate(self.stage_depths):
+            blocks = tuple(self.block(stage, first=index == 0) for index in range(depth))
+            level = None if stage == last and traits.tail else levels.get(stage)
+            parts.append(Part("stage", f"stage{stage + 1}", stage, blocks, level))
+        if traits.tail:
+            tail = TailShape(traits.expansion * self.widths[last], traits.tail * self.widths[last])
+            parts.append(Part("tail", "tail", last, (tail,), levels[last]))
+        return tuple(parts)
 
     @property
-    def tail_channels(self) -> int:
-        """Channels of the last 1x1 convolution; 0 where there is none."""
-        return self.traits.tail * self.widths[-1]
+    def stages(self) -> tuple[Part, ...]:
+        """The stages alone, in network order."""
+        return tuple(part for part in self.parts() if part.kind == "stage")
 
     @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of c2..c5."""
-        channels = [self.traits.expansion * self.widths[stage] for stage in self.traits.levels]
-        return (*channels[:-1], self.tail_channels or channels[-1])
+        outputs = [part.units[-1] for part in self.parts() if part.level]
+        return tuple(unit.convolutions[-1].out_channels for unit in outputs)
 
     def block(self, stage: int, first: bool) -> BlockShape:
-        """The first or a later block of a stage (0-based)."""
-        traits = self.traits
-        outer = traits.expansion * self.widths[stage]
-        before = traits.expansion * self.widths[stage - 1] if stage else self.stem_channels
-        before = before if first else outer
-        if traits.block == "inverted":
-            factor = 1 if stage == 0 else INVERTED_EXPANSION
-            inner = groups = factor * before
-        else:
-            inner, groups = traits.inner * self.widths[stage], traits.groups
-        stride = traits.strides[stage] if first else 1
-        return BlockShape(traits.block, before, inner, outer, stride, groups)
+        """Return the shape of the first or a later block of a stage (0-based)."""
+        return self.traits.block_shape(self.widths, stage, first)
 
     @property
     def stage_code(self) -> tuple[int, ...]:
@@ -120,13 +144,13 @@ class Arch:
     def operation_code(self) -> tuple[int, ...]:
         """The paper's 0-based operation code: 0, 1, 2 stand for dilation 1, 2, 3.
 
-        MobileNetV2's has an entry for every unit of its stage code; those without a block are 0.
+        MobileNetV2's has an entry for every unit of its stage code; units without a block are 0.
         """
         code = tuple(dilation - 1 for dilation in self.dilations)
         return (0, *code, 0, 0) if self.traits.tail else code
 
     def stage_dilations(self) -> tuple[tuple[int, ...], ...]:
-        """The dilations cut into stages."""
+        """Return the dilations of each stage's blocks."""
         rest, stages = self.dilations, []
         for depth in self.stage_depths:
             stages.append(rest[:depth])
@@ -134,12 +158,12 @@ class Arch:
         return tuple(stages)
 
     def to_json(self) -> str:
-        """One JSON object with the four fields and the format version."""
+        """Return a JSON object with the four fields and the format version."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "Arch":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
           UserError: the text is not such an object.
@@ -160,12 +184,13 @@ class Arch:
 
 def _positive_integers(name: str, values) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(value) for value in values)
+        integers = tuple(int(value) for value in values)
         whole = all(
-            number == value and number >= 1 for number, value in zip(numbers, values, strict=True)
+            integer == value and integer >= 1
+            for integer, value in zip(integers, values, strict=True)
         )
     except (TypeError, ValueError):
         whole = False
     if not whole:
         raise UserError("arch", name, f"{values!r}", "give whole numbers of at least 1")
-    return numbers
+    return integers

@@ -1,15 +1,16 @@
 """Published architectures: baselines, stage-searched (scr_), fully searched (cr_).
 
-Source: CR-NAS, tables 1, 2 and 7. Operation codes there are 0-based, 0 standing for dilation 1.
+Source: CR-NAS, tables 1, 2 and 7. Operation codes there are 0-based: 0 stands for dilation 1.
 """
 
 import difflib
 import json
 import pathlib
 
+from crnas_jax import arch
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.workdir import read_json
+from crnas_jax.runtime.files import read_json
 
 _BASIC, _BOTTLENECK, _RESNEXT, _MOBILE = (
     "resnet_basic",
@@ -17,7 +18,7 @@ _BASIC, _BOTTLENECK, _RESNEXT, _MOBILE = (
     "resnext_32x4d",
     "mobilenet_v2",
 )
-# A digit for each block, stages apart. MobileNetV2's leave out stem and tail, which are 0.
+# A digit for each block, a space between stages. MobileNetV2's leave out stem and tail, both 0.
 _OPERATIONS = {
     "resnet18": "0 0 10 1021",
     "resnet50": "0 010 00120 0102112",
@@ -51,23 +52,25 @@ ARCHS |= {f"cr_{name}": _searched(name, ARCHS[f"scr_{name}"]) for name in _OPERA
 
 
 def get(name: str) -> Arch:
-    """The published architecture of that name.
+    """Return the published architecture of that name.
 
     Raises:
-      UserError: no such name; the nearest one is proposed.
+      UserError: the name is unknown; the message proposes the nearest.
     """
     if name not in ARCHS:
-        near = difflib.get_close_matches(name, ARCHS, n=1) or sorted(ARCHS)
-        raise UserError("zoo", "name", f"{name!r} is unknown", f"did you mean {', '.join(near)}?")
+        nearest = difflib.get_close_matches(name, ARCHS, n=1) or sorted(ARCHS)
+        remedy = f"did you mean {', '.join(nearest)}?"
+        raise UserError("zoo", "name", f"{name!r} is unknown", remedy)
     return ARCHS[name]
 
 
 def find(name: str) -> Arch:
-    """A published architecture by its name, or one in a file, whose name ends with `.json`: what
-    `Arch.to_json` wrote, or the `result.json` of a search.
+    """Return a published architecture, or one in a file if the name ends with `.json`.
+
+    The file holds what `Arch.to_json` wrote, or is the `result.json` of a search.
 
     Raises:
-      UserError: there is none.
+      UserError: the name is unknown, or the file holds no architecture.
     """
     if not name.endswith(".json"):
         return get(name)
@@ -75,6 +78,6 @@ def find(name: str) -> Arch:
     fields = read_json(pathlib.Path(name), remedy)
     try:
         fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
-        return Arch.from_json(json.dumps(fields))
+        return arch.read(json.dumps(fields))
     except UserError as error:
         raise UserError(name, error.field, error.problem, remedy) from error

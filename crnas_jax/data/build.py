@@ -1,104 +1,220 @@
-"""From the data part of a config to sources."""
+"""From options to the splits of a data set."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
 from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.duplicates import shared_image
+from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.voc import VocSource
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.options import check_counts
 
 SPLITS = ("train", "val", "test")
 
 
-def source(data, split: str, with_masks: bool = False):
-    """The split of a data set.
+@dataclasses.dataclass(frozen=True)
+class SyntheticOptions:
+    """Size of a generated data set.
+
+    Attributes:
+      size: side of the images, pixels.
+      train: number of images to train on.
+      val: number of images for the searches.
+      test: number of images for the end.
+    """
+
+    size: int = 64
+    train: int = 1
+    val: int = 1
+    test: int = 1
+
+    def __post_init__(self):
+        check_counts(self, "size", "train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Where a detection data set lies, and what of it a batch holds.
+
+    Attributes:
+      name: `coco`, `voc`, `synthetic`, or `none` for no detection data.
+      folder: folder of the data set.
+      images: folder of the images inside it (`coco`).
+      train_images: the same for one split, as the next two; "" for `images`.
+      val_images: see `train_images`.
+      test_images: see `train_images`.
+      train: json file (`coco`) or lists (`voc`) of the training split.
+      val: the same for the searches; "" where nothing is searched.
+      test: the same for the end.
+      class_names: names of the classes (`voc`); () for VOC's 20.
+      strict: refuse boxes without size or out of their image instead of leaving them out.
+      synthetic: size of a generated data set.
+      max_objects: boxes per image that a batch has room for.
+      mask_size: cells per side of the masks that a batch holds.
+      flip: mirror half of the training images.
+    """
+
+    name: str
+    folder: str = ""
+    images: str = "images"
+    train_images: str = ""
+    val_images: str = ""
+    test_images: str = ""
+    train: str = ""
+    val: str = ""
+    test: str = ""
+    class_names: tuple[str, ...] = ()
+    strict: bool = False
+    synthetic: SyntheticOptions = SyntheticOptions()
+    max_objects: int = 100
+    mask_size: int = 112
+    flip: bool = True
+
+    def __post_init__(self):
+        check_counts(self, "max_objects", "mask_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationDataOptions:
+    """Where a classification data set lies.
+
+    Attributes:
+      name: `folder` (one subfolder per class) or `synthetic`.
+      folder: folder of the data set.
+      train: folder of the training split inside it.
+      val: folder of the split for accuracy.
+      size: side of the crops, pixels.
+      synthetic: size of a generated data set.
+    """
+
+    name: str
+    folder: str = ""
+    train: str = "train"
+    val: str = "val"
+    size: int = 224
+    synthetic: SyntheticOptions = SyntheticOptions()
+
+    def __post_init__(self):
+        check_counts(self, "size")
+
+
+def detection_source(options: DataOptions, split: str, with_masks: bool = False) -> DetectionSource:
+    """Open a split of a detection data set.
 
     Args:
-      data: the `data` part of a config (see `configs/base.py`).
-      split: `train`, `val` (for the searches) or `test`.
-      with_masks: the objects' masks too; COCO's layout alone has them.
+      options: where the data lies.
+      split: one of `SPLITS`.
+      with_masks: whether records have the objects' masks; only COCO's layout has them.
 
     Raises:
-      UserError: the config or the files are faulty.
+      UserError: the options or the files are faulty.
     """
-    if split not in SPLITS:
-        raise UserError("data", "split", f"{split!r} is unknown", f"use one of {SPLITS}")
-    if data.name == "coco":
-        folder = pathlib.Path(data.folder)
-        images = data[f"{split}_images"] or data.images
-        annotations = folder / getattr(data, split)
-        return CocoSource(folder / images, annotations, data.strict, with_masks)
+    place = getattr(options, split)
+    if options.name == "coco":
+        folder = pathlib.Path(options.folder)
+        if not options.folder:
+            raise UserError(
+                "config",
+                "data.folder",
+                "empty",
+                "give the folder with images/ and the json files: --config.data.folder=PATH",
+            )
+        images = getattr(options, f"{split}_images") or options.images
+        return CocoSource(folder / images, folder / place, options.strict, with_masks)
     if with_masks:
-        raise UserError("config", "data.name", f"{data.name!r} has no masks", "use 'coco'")
-    if data.name == "synthetic":
-        number = getattr(data.synthetic, split)
-        return SyntheticSource(number, data.synthetic.size, seed=SPLITS.index(split))
-    if data.name == "voc":
-        names = tuple(data.class_names) or None
-        if "/" not in getattr(data, split):
+        raise UserError("config", "data.name", f"{options.name!r} has no masks", "use 'coco'")
+    if options.name == "synthetic":
+        num_images = getattr(options.synthetic, split)
+        return SyntheticSource(num_images, options.synthetic.size, seed=SPLITS.index(split))
+    if options.name == "voc":
+        if "/" not in place:
             raise UserError(
                 "config",
                 f"data.{split}",
-                f"{getattr(data, split)!r} is no list of a VOCdevkit",
+                f"{place!r} is no list of a VOCdevkit",
                 'give such as VOC2007/trainval; for data.val "" where nothing is searched',
             )
-        return VocSource(data.folder, getattr(data, split), names, data.strict)
+        return VocSource(options.folder, place, options.class_names or None, options.strict)
     raise UserError(
-        "config", "data.name", f"{data.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"
+        "config", "data.name", f"{options.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"
     )
 
 
-def classification_source(data, split: str):
-    """The `train` or `val` split of a classification set.
+def detection_sources(options: DataOptions, with_masks: bool = False) -> dict[str, DetectionSource]:
+    """Open the splits of a detection data set by name.
 
-    Args:
-      data: the `pretrain.data` part of a config.
-      split: which.
+    `val` is left out where the options name none; the result is empty for the data set `none`.
 
     Raises:
-      UserError: the config or the files are faulty.
+      UserError: the files are faulty, or the splits do not belong together.
     """
-    if data.name == "synthetic":
-        number = getattr(data.synthetic, split)
-        return SyntheticClassification(number, data.synthetic.size, seed=SPLITS.index(split))
-    if data.name == "folder":
-        return FolderSource(pathlib.Path(data.folder) / getattr(data, split))
+    if options.name == "none":
+        return {}
+    sources = {
+        split: detection_source(options, split, with_masks)
+        for split in SPLITS
+        if split != "val" or options.val
+    }
+    require_consistent(sources)
+    return sources
+
+
+def classification_sources(
+    options: ClassificationDataOptions,
+) -> dict[str, ClassificationSource]:
+    """Open the `train` and `val` split of a classification data set.
+
+    Raises:
+      UserError: the options or the files are faulty, or the splits have different classes.
+    """
+    sources = {split: _classification_source(options, split) for split in ("train", "val")}
+    if sources["train"].class_names != sources["val"].class_names:
+        raise UserError(
+            options.folder, options.val, "other classes than train", "give both the same folders"
+        )
+    return sources
+
+
+def _classification_source(options, split):
+    if options.name == "synthetic":
+        num_images, seed = getattr(options.synthetic, split), SPLITS.index(split)
+        return SyntheticClassification(num_images, options.synthetic.size, seed=seed)
+    if options.name == "folder":
+        return FolderSource(pathlib.Path(options.folder) / getattr(options, split))
     raise UserError(
-        "config", "pretrain.data.name", f"{data.name!r} is unknown", "use 'folder' or 'synthetic'"
+        "config",
+        "pretrain.data.name",
+        f"{options.name!r} is unknown",
+        "use 'folder' or 'synthetic'",
     )
 
 
-def require_consistent(sources: Mapping) -> None:
-    """Raises UserError when the splits of a data set do not belong together.
+def require_consistent(sources: Mapping[str, DetectionSource]) -> None:
+    """Raise UserError when the splits of a data set do not belong together.
 
-    They have the same classes, none shares an image with another (a search must not see the test
-    split; copies under another name are found by their content), each has objects, and all image
-    files are there.
-
-    Args:
-      sources: by name of their split.
+    They must have the same classes, share no image (a search must not see the test split; copies
+    under another name are found by their content), have an object each, and all image files.
     """
-    owner, first = {}, next(iter(sources.values()), None)
-    for split, one in sources.items():
-        if (one.category_ids, one.class_names) != (first.category_ids, first.class_names):
+    split_of, first = {}, next(iter(sources.values()), None)
+    for split, source in sources.items():
+        if (source.category_ids, source.class_names) != (first.category_ids, first.class_names):
             raise UserError(
                 "data", split, "other categories than train", "give all splits the same"
             )
-        annotations = one.coco["annotations"]
-        if all(any(entry.get(field) for field in one.set_apart) for entry in annotations):
+        annotations = source.coco["annotations"]
+        if all(any(entry.get(field) for field in source.ignore_fields) for entry in annotations):
             raise UserError("data", split, "no object in it", "label at least one image")
-        for name in one.names:
-            if owner.setdefault(name, split) != split:
-                raise UserError(
-                    "data", split, f"{name} is in {owner[name]} too", "give each image to one split"
-                )
-    files = {split: one for split, one in sources.items() if isinstance(one, CocoSource)}
-    for one in files.values():
-        one.check_images()
-    shared = shared_image({split: one.names for split, one in files.items()})
+        for name in source.image_names:
+            if split_of.setdefault(name, split) != split:
+                problem = f"{name} is in {split_of[name]} too"
+                raise UserError("data", split, problem, "give each image to one split")
+    for source in sources.values():
+        source.check_images()
+    shared = shared_image({split: source.image_files for split, source in sources.items()})
     if shared:
         split, name, other_split, other_name = shared
         raise UserError(

@@ -1,4 +1,4 @@
-"""Images that two splits share, whatever their names."""
+"""Find images that two splits share, whatever their names."""
 
 import hashlib
 import pathlib
@@ -6,37 +6,42 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 
-def shared_image(names: Mapping[str, Sequence[str]]) -> tuple[str, str, str, str] | None:
-    """(split, file, other split, other file) of an image two splits share; None where none is.
+def shared_image(files: Mapping[str, Sequence[str]]) -> tuple[str, str, str, str] | None:
+    """Return the first image file that two splits share, compared by content.
 
-    Files are compared by content. Only those of one size in bytes are opened, of those only a part
-    is read at first, so that a hundred thousand images take seconds.
+    Only files of equal size are opened, and at first only a part of each is read, so that a hundred
+    thousand images take seconds.
+
+    Args:
+      files: paths of the image files by split.
+
+    Returns:
+      (split, path, second split, path in the second split); None if no image is shared.
     """
-    files = [(split, name) for split, paths in names.items() for name in paths]
-    groups = [files]
-    for key in (_bytes, _middle, _content):
-        finer = defaultdict(list)
-        for number, group in enumerate(groups):
-            for split, name in group:
-                finer[number, key(name)].append((split, name))
-        groups = [group for group in finer.values() if len({split for split, _ in group}) > 1]
+    groups = [[(split, path) for split, paths in files.items() for path in paths]]
+    for key in (_num_bytes, _middle, _content_digest):
+        subgroups = defaultdict(list)
+        for index, group in enumerate(groups):
+            for split, path in group:
+                subgroups[index, key(path)].append((split, path))
+        groups = [group for group in subgroups.values() if len({split for split, _ in group}) > 1]
     for group in groups:
         first = group[0]
-        other = next(entry for entry in group if entry[0] != first[0])
-        return (*first, *other)
+        duplicate = next(entry for entry in group if entry[0] != first[0])
+        return (*first, *duplicate)
     return None
 
 
-def _bytes(path):
+def _num_bytes(path):
     return pathlib.Path(path).stat().st_size
 
 
 def _middle(path):
     with pathlib.Path(path).open("rb") as file:
-        file.seek(_bytes(path) // 2)
+        file.seek(_num_bytes(path) // 2)
         return file.read(4096)
 
 
-def _content(path):
+def _content_digest(path):
     with pathlib.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

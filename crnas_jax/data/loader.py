@@ -1,7 +1,7 @@
-"""Batches in an order that depends on seed and step alone, read ahead by grain's threads.
+"""Read batches in an order that depends only on seed and step, ahead of time in grain's threads.
 
-The position in the data is a pure function of the step, so resuming needs no iterator state and
-gives the same order on any number of hosts.
+The position in the data is a pure function of the step, so resuming needs no iterator state, and
+the order is the same on any number of hosts.
 """
 
 import dataclasses
@@ -14,31 +14,48 @@ import numpy as np
 
 from crnas_jax.errors import UserError
 
-# OpenCV's own threads inside the loader's threads only get in each other's way.
+# The loader's threads keep all cores busy; further threads of OpenCV in each would slow them down.
 cv2.setNumThreads(0)
+# Keys that keep the random draws of augmentation and order apart.
 _AUGMENT, _ORDER = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step reads: record indices (-1 for padding) on one canvas."""
+    """Records that one step reads.
+
+    Attributes:
+      indices: indices of the records in the source, -1 for padding.
+      portrait: whether the batch uses the portrait canvas, otherwise the landscape one.
+    """
 
     indices: tuple[int, ...]
     portrait: bool
 
 
 class Plan:
-    """Which records each step reads.
+    """Plan which records each step reads.
 
-    In training every epoch shuffles the landscape and the portrait images, cuts each into whole
-    batches (the remainder, another one each epoch, is left out; of fewer images than a batch, one
-    padded batch is made) and shuffles the batches. In evaluation every image comes once, in order
-    or, so that the first mini-batches stand for all, shuffled.
+    In training each epoch shuffles the landscape and the portrait images, divides each group into
+    full batches and shuffles the batches. The remainder of a group is left out and differs from
+    epoch to epoch; a group smaller than a batch makes one padded batch. In evaluation each image is
+    read once, either in order or shuffled, so that the first mini-batches represent the split.
     """
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, seed: int | None, whole: bool = False):
-        """Args: [images, 2] heights and widths; images in a global batch; seed of the order, None
-        for none; whether no image is left out (without a seed none is).
+    def __init__(
+        self, sizes: np.ndarray, batch_size: int, seed: int | None, keep_all: bool = False
+    ):
+        """Divide the images into landscape and portrait.
+
+        Args:
+          sizes: heights and widths of the images, [images, 2].
+          batch_size: number of images in a global batch.
+          seed: seed of the order; None reads all images in order.
+          keep_all: whether the last batch of a group is padded instead of left out; always so
+            without a seed.
+
+        Raises:
+          UserError: there are no images.
         """
         if not len(sizes):
             raise UserError("data", "images", "the split has none", "give at least one image")
@@ -48,19 +65,21 @@ class Plan:
             for flag in (False, True)
             if (portrait == flag).any()
         ]
-        self._batch_size, self._seed, self._whole = batch_size, seed, whole or seed is None
+        self._batch_size, self._seed = batch_size, seed
+        self._keep_all = keep_all or seed is None
         self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self.epoch(0))
 
     def __getitem__(self, step: int) -> Batch:
         return self.epoch(step // len(self))[step % len(self)]
 
-    def first(self, batches: int) -> list[int]:
-        """Indices of the records in the first batches of the first epoch."""
-        return [index for batch in self.epoch(0)[:batches] for index in batch.indices if index >= 0]
+    def first_indices(self, num_batches: int) -> list[int]:
+        """Return the indices of the records in the first batches of the first epoch."""
+        batches = self.epoch(0)[:num_batches]
+        return [index for batch in batches for index in batch.indices if index >= 0]
 
     def _epoch(self, epoch: int) -> list[Batch]:
         rng = None if self._seed is None else np.random.default_rng([self._seed, _ORDER, epoch])
@@ -68,7 +87,7 @@ class Plan:
         for portrait, members in self._groups:
             order = members if rng is None else rng.permutation(members)
             stop = len(order)
-            if not self._whole and stop > self._batch_size:
+            if not self._keep_all and stop > self._batch_size:
                 stop -= stop % self._batch_size
             for start in range(0, stop, self._batch_size):
                 indices = tuple(int(i) for i in order[start : start + self._batch_size])
@@ -77,28 +96,29 @@ class Plan:
 
 
 class _Steps:
-    """The part of each step's batch that one host reads, as a grain source."""
+    """The part of each step's batch that one host reads, as a source for grain."""
 
-    def __init__(self, source, plan, row, seed, steps, host, hosts):
+    def __init__(self, source, plan, row, seed, num_steps, host, hosts):
         self._source, self._plan, self._row = source, plan, row
-        self._seed, self._steps, self._host, self._hosts = seed, steps, host, hosts
+        self._seed, self._num_steps, self._host, self._hosts = seed, num_steps, host, hosts
 
     def __len__(self):
-        return self._steps
+        return self._num_steps
 
     def __getitem__(self, step):
         batch = self._plan[step]
-        share = len(batch.indices) // self._hosts
+        host_batch_size = len(batch.indices) // self._hosts
+        start = self._host * host_batch_size
         rows = []
-        for index in batch.indices[self._host * share : (self._host + 1) * share]:
-            # A padding row repeats some image of the batch at weight 0.
+        for index in batch.indices[start : start + host_batch_size]:
+            # A padding row repeats the first image of the batch at weight 0.
             record = self._source[index if index >= 0 else batch.indices[0]]
             row = self._row(record, batch.portrait, self._rng(step, int(record["image_id"])))
             rows.append({**row, "weight": np.float32(index >= 0)})
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _rng(self, step, image_id):
-        """Of one image in one step, wherever in the batch it stands."""
+        """Return the generator of one image in one step, whatever its place in the batch."""
         return np.random.default_rng([self._seed, _AUGMENT, step, image_id % 2**32])
 
 
@@ -113,18 +133,24 @@ def batches(
     hosts: int = 1,
     threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This host's rows of the batches of steps `start` to `stop`, NumPy.
+    """Yield this host's rows of the batches of steps `start` to `stop` - 1.
 
     Args:
-      source: random access to records.
-      plan: which records each step reads.
-      row: from (record, portrait, generator) to a row, `transforms.DetectionRows` for one.
-      seed: of what `row` draws.
+      source: random access to records, a `crnas_jax.data.source.DetectionSource` or
+        `ClassificationSource`.
+      plan: records that each step reads.
+      row: function of (record, portrait, generator) that makes a row of the batch, such as
+        `transforms.DetectionRows`.
+      seed: seed of the random draws in `row`.
       start: first step.
-      stop: the step after the last.
+      stop: step after the last one; None for the end of the first epoch.
       host: index of this process.
-      hosts: number of processes; they share each batch evenly.
-      threads: that read ahead.
+      hosts: number of processes, which share each batch evenly.
+      threads: number of threads that read ahead.
+
+    Yields:
+      The arrays that `row` returns, stacked to [batch / hosts, ...], and `weight` float32
+      [batch / hosts], 0 for padding rows; NumPy.
     """
     stop = len(plan) if stop is None else stop
     steps = _Steps(source, plan, row, seed, stop, host, hosts)

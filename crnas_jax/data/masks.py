@@ -1,53 +1,56 @@
-"""Instance masks: COCO's polygons and run-length codes to crops, and predicted crops to codes."""
+"""Convert instance masks between COCO's polygons and run-length codes and crops of fixed size."""
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# pycocotools' polygons need three points.
-_LEAST_NUMBERS = 6
+# Polygons in pycocotools need three points, of two coordinates each.
+_MIN_COORDINATES = 6
 
 
-def checked(segmentation, height: int, width: int):
-    """A list of polygons or a run-length code as it may be used, None for anything else.
+def validated(segmentation, height: int, width: int):
+    """Validate the segmentation of an annotation.
 
-    pycocotools checks nothing: what gets past here neither crashes it nor is read wrongly. Polygons
-    of two points, which COCO has a few of, are left out where there are others.
+    pycocotools checks nothing itself; what passes this function neither crashes it nor is misread.
+    COCO contains a few polygons of two points: they are removed if the object has valid polygons.
 
     Args:
-      segmentation: of an annotation.
-      height: of its image.
-      width: of its image.
+      segmentation: value of an annotation's `segmentation` field, of any type.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+
+    Returns:
+      A list of polygons or a run-length code that is safe to use; None if there is none.
     """
     if isinstance(segmentation, dict):
         return segmentation if _is_code(segmentation, height, width) else None
     if not isinstance(segmentation, list):
         return None
-    reach = max(height, width)  # annotators leave the image by a little
-    if not all(_is_polygon(polygon, reach) for polygon in segmentation):
+    margin = max(height, width)  # Annotators go beyond the image by a little.
+    if not all(_is_polygon(polygon, margin) for polygon in segmentation):
         return None
-    return [polygon for polygon in segmentation if len(polygon) >= _LEAST_NUMBERS] or None
+    return [polygon for polygon in segmentation if len(polygon) >= _MIN_COORDINATES] or None
 
 
 def crop(segmentation, box, size: int) -> np.ndarray:
-    """The part of a mask inside a box, as `size` x `size` cells.
+    """Rasterise the part of a mask inside a box.
 
     Args:
       segmentation: polygons or run-length code, in pixels of the original image.
-      box: xyxy in the same pixels; it need not lie on whole pixels.
-      size: M.
+      box: box in xyxy, pixels of the original image; it need not lie on whole pixels.
+      size: number of cells M along each side of the crop.
 
     Returns:
-      uint8 [size, size], 0 or 1.
+      Cells of the mask, 0 or 1, uint8 [size, size].
     """
     x0, y0, x1, y1 = box
     scale = np.array([size / (x1 - x0), size / (y1 - y0)])
     if isinstance(segmentation, dict):
-        whole = _decode(segmentation)
+        mask = _decode(segmentation)
         centres = (np.arange(size) + 0.5) / size
-        columns = np.clip((x0 + centres * (x1 - x0)).astype(int), 0, whole.shape[1] - 1)
-        rows = np.clip((y0 + centres * (y1 - y0)).astype(int), 0, whole.shape[0] - 1)
-        return whole[rows][:, columns]
+        columns = np.clip((x0 + centres * (x1 - x0)).astype(int), 0, mask.shape[1] - 1)
+        rows = np.clip((y0 + centres * (y1 - y0)).astype(int), 0, mask.shape[0] - 1)
+        return mask[rows][:, columns]
     polygons = [
         ((np.array(polygon, float).reshape(-1, 2) - (x0, y0)) * scale).reshape(-1).tolist()
         for polygon in segmentation
@@ -57,17 +60,19 @@ def crop(segmentation, box, size: int) -> np.ndarray:
 
 
 def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A predicted mask on the image, torchvision's way: the box, grown by the mask's border of one
-    cell and cut to whole pixels, is filled bilinearly.
+    """Paste a predicted mask into an image, as torchvision does.
+
+    The mask is padded by a border of one cell, the box is enlarged accordingly and truncated to
+    whole pixels, and the mask is resized to it bilinearly.
 
     Args:
-      mask: probabilities [M, M] over the box.
-      box: xyxy in pixels of the image.
-      height: of the image.
-      width: of the image.
+      mask: probabilities over the box, [M, M].
+      box: box in xyxy, pixels of the image, [4].
+      height: height of the image in pixels.
+      width: width of the image in pixels.
 
     Returns:
-      Probabilities, float32 [height, width].
+      Probabilities, float32 [height, width]; 0 outside the box.
     """
     cells = mask.shape[0]
     padded = np.pad(np.asarray(mask, np.float32), 1)
@@ -75,16 +80,23 @@ def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndar
     half = half * ((cells + 2) / cells)
     x0, y0, x1, y1 = np.concatenate([centre - half, centre + half]).astype(np.int64).tolist()
     columns, rows = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
-    filled = cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_LINEAR)
     image = np.zeros((height, width), np.float32)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1 + 1, width), min(y1 + 1, height)
     if right > left and bottom > top:
-        image[top:bottom, left:right] = filled[top - y0 : bottom - y0, left - x0 : right - x0]
+        image[top:bottom, left:right] = resized[top - y0 : bottom - y0, left - x0 : right - x0]
     return image
 
 
 def encode(mask: np.ndarray) -> dict:
-    """COCO's run-length code of a bool mask [height, width], ready for JSON."""
+    """Encode a mask as COCO's compressed run-length code.
+
+    Args:
+      mask: bool [height, width].
+
+    Returns:
+      {"size": [height, width], "counts": text}, ready for JSON.
+    """
     code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
 
@@ -95,11 +107,11 @@ def _decode(code):
     return coco_mask.decode(code)
 
 
-def _is_polygon(polygon, reach):
+def _is_polygon(polygon, margin):
     return (
         isinstance(polygon, list)
         and len(polygon) % 2 == 0
-        and all(type(v) in (int, float) and -reach <= v <= 2 * reach for v in polygon)
+        and all(type(v) in (int, float) and -margin <= v <= 2 * margin for v in polygon)
     )
 
 
@@ -108,16 +120,17 @@ def _is_code(code, height, width):
     if code.get("size") != [height, width]:
         return False
     if isinstance(counts, list):
-        whole = all(type(count) is int and count >= 0 for count in counts)
-        return whole and sum(counts) == height * width
-    return isinstance(counts, str) and _fills(counts, height * width)
+        valid = all(type(count) is int and count >= 0 for count in counts)
+        return valid and sum(counts) == height * width
+    return isinstance(counts, str) and _covers(counts, height * width)
 
 
-def _fills(text, pixels):
-    """Whether the runs of COCO's compressed code make up so many pixels.
+def _covers(text, num_pixels):
+    """Tell whether the runs of COCO's compressed code add up to a number of pixels.
 
-    The code: six bits a character from "0" on, of which the sixth says that more follow; five bits
-    each, lowest first, signed; from the fourth run on, differences to the run before the last.
+    Each character holds six bits, counted from "0": five bits of a run's value and, as the sixth, a
+    flag that more characters of the run follow. Values are signed, with the lowest bits first. From
+    the fourth run on, a value is the difference to the run before the last.
     """
     runs, value, shift = [], 0, 0
     for character in text:
@@ -134,4 +147,4 @@ def _fills(text, pixels):
         if runs[-1] < 0:
             return False
         value = shift = 0
-    return shift == 0 and sum(runs) == pixels
+    return shift == 0 and sum(runs) == num_pixels

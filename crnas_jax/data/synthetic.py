@@ -1,4 +1,4 @@
-"""A detection set made of nothing: textured shapes at several scales, deterministic by index."""
+"""Generate a detection data set: textured shapes at several scales, deterministic by index."""
 
 import cv2
 import numpy as np
@@ -9,29 +9,44 @@ CLASS_NAMES = ("disc", "square", "triangle")
 
 
 class SyntheticSource:
-    """Random access to generated images; the same interface as `CocoSource`, without files.
+    """Random access to generated images, a `crnas_jax.data.source.DetectionSource` without files.
 
     Image k of a seed is always the same. Splits are made with different seeds. Every 16th image has
-    no object.
+    no object. The attributes are those of `CocoSource`.
     """
 
-    def __init__(self, number: int, size: int = 128, seed: int = 0, max_objects: int = 5):
-        """Args: images, side in pixels, seed of the split, most objects in an image."""
+    ignore_fields = ("iscrowd",)
+    metrics = ("coco",)
+    num_skipped_boxes = 0
+    num_clipped_boxes = 0
+    image_files = ()
+
+    def __init__(self, num_images: int, size: int = 128, seed: int = 0, max_objects: int = 5):
+        """Draw the annotations; images are generated one by one later.
+
+        Args:
+          num_images: number of images.
+          size: side of the square images in pixels.
+          seed: seed of the split.
+          max_objects: largest number of objects in an image.
+        """
         self._size, self._seed, self._max_objects = size, seed, max_objects
         self.category_ids = list(range(1, len(CLASS_NAMES) + 1))
         self.class_names = list(CLASS_NAMES)
-        self.image_ids = np.arange(1, number + 1, dtype=np.int64)
-        self.sizes = np.full((number, 2), size, np.int32)
-        self.digest = f"synthetic-{number}-{size}-{seed}-{max_objects}"
-        self.skipped, self.cut, self.set_apart = 0, 0, ("iscrowd",)
+        self.image_ids = np.arange(1, num_images + 1, dtype=np.int64)
+        self.sizes = np.full((num_images, 2), size, np.int32)
+        self.digest = f"synthetic-{num_images}-{size}-{seed}-{max_objects}"
         self.coco = self._annotations()
-        self.names = [image["file_name"] for image in self.coco["images"]]
+        self.image_names = [image["file_name"] for image in self.coco["images"]]
+
+    def check_images(self) -> None:
+        """Do nothing: generated images are never missing or broken."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """As `CocoSource`."""
+        """Generate one image and its objects, as a record like that of `CocoSource`."""
         rng, objects = self._layout(index)
         image = texture(rng, self._size, contrast=50)
         for box, label, _, _ in objects:
@@ -40,12 +55,12 @@ class SyntheticSource:
         return {"image": image.astype(np.uint8), **objects_record(self.image_ids[index], objects)}
 
     def _layout(self, index):
-        """Boxes and labels, drawn before any pixel so that they cost nothing without the image."""
+        """Draw the objects of an image, before any pixel so that annotations need no image."""
         rng = np.random.default_rng([self._seed, index])
-        number = 0 if index % 16 == 15 else int(rng.integers(1, self._max_objects + 1))
+        num_objects = 0 if index % 16 == 15 else int(rng.integers(1, self._max_objects + 1))
         objects, occupied = [], []
-        for _ in range(number * 4):
-            if len(objects) == number:
+        for _ in range(num_objects * 4):
+            if len(objects) == num_objects:
                 break
             side = int(self._size * np.exp(rng.uniform(np.log(0.12), np.log(0.5))))
             x, y = (int(v) for v in rng.integers(0, self._size - side, 2))
@@ -84,7 +99,16 @@ class SyntheticSource:
 
 
 def texture(rng: np.random.Generator, size: int, contrast: float) -> np.ndarray:
-    """Stripes of random direction, period and colour, with noise; [size, size, 3]."""
+    """Draw noisy stripes of random direction, period and colour.
+
+    Args:
+      rng: generator of the random draws.
+      size: side of the image in pixels.
+      contrast: largest distance of the colour's channels from mid-grey (128).
+
+    Returns:
+      RGB values from 0 to 255, float64 [size, size, 3].
+    """
     y, x = np.mgrid[:size, :size]
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
@@ -94,7 +118,17 @@ def texture(rng: np.random.Generator, size: int, contrast: float) -> np.ndarray:
 
 
 def draw_shape(rng: np.random.Generator, label: int, box, size: int) -> np.ndarray:
-    """Mask [size, size] of the shape of a class (1-based) that fills a box."""
+    """Draw the mask of a shape that fills a box.
+
+    Args:
+      rng: generator of the random draws.
+      label: class of the shape, counted from 1 in the order of `CLASS_NAMES`.
+      box: box in xyxy, whole pixels.
+      size: side of the image in pixels.
+
+    Returns:
+      1 inside the shape and 0 elsewhere, uint8 [size, size].
+    """
     mask = np.zeros((size, size), np.uint8)
     x0, y0, x1, y1 = box
     name = CLASS_NAMES[label - 1]

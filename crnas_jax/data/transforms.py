@@ -1,4 +1,4 @@
-"""From a record to a row of a batch, for detection and for classification."""
+"""Transform the records of a source to rows of a batch, for detection and for classification."""
 
 import dataclasses
 
@@ -6,44 +6,73 @@ import cv2
 import numpy as np
 
 from crnas_jax.data import masks
+from crnas_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """The shorter side becomes `short` pixels, unless the longer would exceed `long`.
+    """Resize rule: the shorter side becomes `min_size`, unless the longer would exceed `max_size`.
 
     Attributes:
-      short: see above.
-      long: see above.
-      multiple: canvas sides are multiples of it: the coarsest stride of backbone and neck.
+      min_size: shorter side after resizing, in pixels.
+      max_size: upper bound of the longer side after resizing, in pixels.
+      multiple: number of pixels that divides the sides of the canvas: the coarsest stride of
+        backbone and neck.
+
+    Raises:
+      UserError: a value is below 1, or `max_size` is less than `min_size`.
     """
 
-    short: int
-    long: int
+    min_size: int
+    max_size: int
     multiple: int = 32
 
+    def __post_init__(self):
+        for field in ("min_size", "max_size", "multiple"):
+            value = getattr(self, field)
+            if value < 1:
+                raise UserError(
+                    "image size", field, f"{value}", "give a whole number of at least 1"
+                )
+        if self.max_size < self.min_size:
+            raise UserError(
+                "image size", "max_size", "less than min_size", "give the longer side's bound"
+            )
+
     def canvas(self, portrait: bool) -> tuple[int, int]:
-        """(height, width) that hold every image of the orientation."""
-        sides = (self.short, self.long)
-        short, long = (-(-side // self.multiple) * self.multiple for side in sides)
-        return (long, short) if portrait else (short, long)
+        """Return the (height, width) in pixels that hold every image of an orientation."""
+        sides = (self.min_size, self.max_size)
+        shorter, longer = (-(-side // self.multiple) * self.multiple for side in sides)
+        return (longer, shorter) if portrait else (shorter, longer)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of an image after resizing, aspect kept to half a pixel."""
-        scale = min(self.short / min(height, width), self.long / max(height, width))
+        """Return the (height, width) of an image after resizing; keeps aspect to half a pixel."""
+        scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectionRows:
-    """Resizes with kept aspect, mirrors, places on a canvas: the batch contract, without the batch
-    axis and `weight`.
+    """Make the rows of detection batches: resize with kept aspect, mirror, place on a canvas.
+
+    A row is a batch without the batch axis and without `weight`:
+      `image`: canvas, uint8 [height, width, 3] RGB, black beyond the image.
+      `image_size`: height and width of the resized image on the canvas, int32 [2].
+      `original_size`: height and width of the image before resizing, int32 [2].
+      `scale`: resized over original height and width, float32 [2].
+      `image_id`: id of the image, int64.
+      `boxes`: boxes in xyxy, pixels of the canvas, float32 [N, 4].
+      `labels`: classes 1..C, int32 [N].
+      `area`: areas from the annotations, square pixels of the original image, float32 [N].
+      `valid`: whether an entry is an object rather than padding, bool [N].
+      `crowd`: whether an object is a crowd, or ignored for another reason, bool [N].
+      `masks`: masks cropped to their boxes, uint8 [N, M, M]; only if `mask_size` is not 0.
 
     Attributes:
-      size: resizing rule.
-      max_objects: N of the contract; of more, N are drawn, crowds last.
-      flip: mirror half of the images left to right.
-      mask_size: M of the contract's `masks`; 0 for none.
+      size: resize rule.
+      max_objects: number N of entries; of more objects, N are drawn at random, crowds last.
+      flip: whether half of the images are mirrored left to right.
+      mask_size: side M of the masks in cells; 0 for no masks.
     """
 
     size: ImageSize
@@ -54,12 +83,12 @@ class DetectionRows:
     def __call__(
         self, record: dict, portrait: bool, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """The row of one record of a source.
+        """Make the row of one record.
 
         Args:
-          record: of a detection source.
-          portrait: which canvas.
-          rng: of the draws.
+          record: record of a `crnas_jax.data.source.DetectionSource`.
+          portrait: whether the canvas is portrait, otherwise landscape.
+          rng: generator of the random draws.
         """
         image, boxes = record["image"], record["boxes"]
         original = np.array(image.shape[:2], np.int32)
@@ -76,16 +105,17 @@ class DetectionRows:
         canvas = np.zeros((*self.size.canvas(portrait), 3), np.uint8)
         canvas[:height, :width] = image
 
-        number = len(boxes)
-        kept = np.arange(number)
-        if number > self.max_objects:
-            drawn = rng.permutation(number)
-            kept = drawn[np.argsort(record["crowd"][drawn], kind="stable")][: self.max_objects]
+        num_objects = len(boxes)
+        selected = np.arange(num_objects)
+        if num_objects > self.max_objects:
+            order = rng.permutation(num_objects)
+            order = order[np.argsort(record["crowd"][order], kind="stable")]
+            selected = order[: self.max_objects]
 
         def padded(values, dtype, shape=()):
-            out = np.zeros((self.max_objects, *shape), dtype)
-            out[: len(kept)] = values[kept]
-            return out
+            array = np.zeros((self.max_objects, *shape), dtype)
+            array[: len(selected)] = values[selected]
+            return array
 
         row = {
             "image": canvas,
@@ -96,31 +126,38 @@ class DetectionRows:
             "boxes": padded(boxes, np.float32, (4,)),
             "labels": padded(record["labels"], np.int32),
             "area": padded(record["area"], np.float32),
-            "valid": padded(np.ones(number, bool), bool),
+            "valid": padded(np.ones(num_objects, bool), bool),
             "crowd": padded(record["crowd"], bool),
         }
         if self.mask_size:
-            row["masks"] = self._masks(record, kept, flip)
+            row["masks"] = self._masks(record, selected, flip)
         return row
 
-    def _masks(self, record, kept, flip):
-        """Crops of the kept objects; a crowd's stays empty, since it is no ground truth."""
+    def _masks(self, record, selected, flip):
+        """Crop the masks of the selected objects; those of crowds stay empty, being ignored."""
         crops = np.zeros((self.max_objects, self.mask_size, self.mask_size), np.uint8)
-        for place, index in enumerate(kept):
+        for row, index in enumerate(selected):
             if not record["crowd"][index]:
                 segmentation, box = record["segmentations"][index], record["boxes"][index]
-                crops[place] = masks.crop(segmentation, box, self.mask_size)
+                crops[row] = masks.crop(segmentation, box, self.mask_size)
         return crops[:, :, ::-1] if flip else crops
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationRows:
-    """Square crops: `image`, `image_size`, `image_id` and `label` (0-based).
+    """Make the rows of classification batches: square crops.
+
+    A row is a batch without the batch axis and without `weight`:
+      `image`: crop, uint8 [size, size, 3] RGB.
+      `image_size`: height and width of the crop, int32 [2].
+      `image_id`: id of the image, int64.
+      `label`: class 0..C-1, int32.
 
     Attributes:
       size: side of the crop in pixels.
-      augment: random area (8 to 100 % of the image), aspect (3/4 to 4/3) and mirroring, as
-        Inception's (arXiv 1409.4842, section 6); otherwise the centre, 7/8 of the shorter side.
+      augment: whether crops have random area (8 to 100 % of the image), aspect ratio (3/4 to 4/3)
+        and mirroring, as in Inception (arXiv 1409.4842, section 6); otherwise the crop is the
+        centre, 7/8 of the shorter side.
     """
 
     size: int
@@ -129,7 +166,13 @@ class ClassificationRows:
     def __call__(
         self, record: dict, portrait: bool, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """The row of one record of a classification source; `portrait` changes nothing."""
+        """Make the row of one record.
+
+        Args:
+          record: record of a `crnas_jax.data.source.ClassificationSource`.
+          portrait: not used, since crops are square.
+          rng: generator of the random draws.
+        """
         del portrait
         image = record["image"]
         top, left, height, width = (self._random_crop if self.augment else _centre_crop)(

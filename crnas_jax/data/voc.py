@@ -1,4 +1,4 @@
-"""Detection data in PASCAL VOC's layout: lists of images, and one XML file of objects per image."""
+"""Read detection data in PASCAL VOC's layout: lists of images, and one XML file per image."""
 
 import hashlib
 import math
@@ -18,16 +18,17 @@ CLASS_NAMES = (
 
 
 class VocSource(CocoSource):
-    """Random access to one split; attributes and records as `CocoSource`.
+    """Random access to one split, with the attributes and records of `CocoSource`.
 
-    Difficult objects are flagged `crowd` in the records, so that training does not take them for
-    ground truth; in `coco` they are `difficult`, for `crnas_jax.evaluation.voc`.
+    Difficult objects have `crowd` set in the records, so that they are no ground truth in training;
+    in `coco` they have `difficult` set, for `crnas_jax.evaluation.voc`.
 
     Attributes:
-      digest: of the lists and the XML files.
+      digest: SHA-256 of the lists and the XML files, in hexadecimal.
     """
 
-    set_apart = ("iscrowd", "difficult")
+    ignore_fields = ("iscrowd", "difficult")
+    metrics = ("coco", "voc")
 
     def __init__(
         self,
@@ -36,86 +37,89 @@ class VocSource(CocoSource):
         class_names: Sequence[str] | None = None,
         strict: bool = False,
     ):
-        """Reads the lists and the XML files; images are read one by one later.
+        """Read the lists and the XML files; images are read one by one later.
 
         Args:
-          folder, split, class_names: as `voc_annotations`.
-          strict: refuse what `skipped` and `cut` would count.
+          folder: path of the VOCdevkit.
+          split: parts `<year>/<list>` joined by "+", such as "VOC2007/trainval+VOC2012/trainval".
+          class_names: names of the categories 1..C; None for VOC's 20.
+          strict: whether boxes that would be skipped or clipped raise an error instead.
 
         Raises:
-          UserError: as `voc_annotations`; in `strict` mode, also a box with no size or out of its
-            image.
+          UserError: `voc_annotations` raises it, or, with `strict`, a box has no size or extends
+            beyond its image.
         """
-        self._split, self._given_names = split, class_names
+        self._split, self._voc_class_names = split, class_names
         super().__init__(folder, pathlib.Path(folder) / split, strict)
 
     def _load(self):
-        return voc_annotations(self._folder, self._split, self._given_names)
+        return voc_annotations(self._folder, self._split, self._voc_class_names)
 
     def _fault(self, field, problem, remedy="give a PASCAL VOC data set"):
-        # The entries were made here: what the user can mend is the XML file they come from.
-        entry = re.match(r"annotations\[(\d+)\]", field)
-        if not entry:
+        # Annotations are made from XML files, so the error names the object in its XML file.
+        match = re.match(r"annotations\[(\d+)\]", field)
+        if not match:
             return UserError(self._file, field, problem, remedy)
-        images = [annotation["image_id"] for annotation in self.coco["annotations"]]
-        image = images[int(entry[1])]
-        number = images[: int(entry[1])].count(image)
-        xml = self.coco["images"][image - 1]["xml"]
-        return UserError(xml, f"object[{number}].bndbox", problem, remedy)
+        annotation = int(match[1])
+        image_ids = [entry["image_id"] for entry in self.coco["annotations"]]
+        image_id = image_ids[annotation]
+        index_in_file = image_ids[:annotation].count(image_id)
+        xml = self.coco["images"][image_id - 1]["xml"]
+        return UserError(xml, f"object[{index_in_file}].bndbox", problem, remedy)
 
-    def _other_size(self, path, height, width):
-        xml = self.coco["images"][self.names.index(path)]["xml"]
+    def _size_fault(self, path, height, width):
+        xml = self.coco["images"][self.image_names.index(path)]["xml"]
         problem = f"{path} has {height} x {width} pixels"
-        return UserError(xml, "size", problem, "mend height and width there")
+        return UserError(xml, "size", problem, "correct height and width there")
 
 
 def voc_annotations(
     folder: str | pathlib.Path, split: str, class_names: Sequence[str] | None = None
 ) -> tuple[dict, str]:
-    """One split as COCO's dict, and its digest.
+    """Read one split as the content of a COCO annotation file.
 
-    Images are numbered from 1 in the order of the lists; their `file_name` is relative to `folder`,
-    `xml` is the file their objects come from. VOC's boxes are 1-based pixels, both ends included: a
-    `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]. A difficult object has
-    `difficult` and `ignore` 1 and `iscrowd` 0.
+    Images are numbered from 1 in the order of the lists; `file_name` is relative to `folder`, and
+    `xml` is the path of the image's XML file. VOC's boxes are 1-based pixels with both ends
+    included: a `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]. A difficult object
+    has `difficult` and `ignore` 1 and `iscrowd` 0.
 
     Args:
-      folder: the VOCdevkit.
+      folder: path of the VOCdevkit.
       split: parts `<year>/<list>` joined by "+", such as "VOC2007/trainval+VOC2012/trainval".
-      class_names: of the categories 1..C; None for VOC's 20.
+      class_names: names of the categories 1..C; None for VOC's 20.
 
     Returns:
-      The dict, and the SHA-256 of the lists and XML files.
+      The content, and the SHA-256 of the lists and XML files in hexadecimal.
 
     Raises:
-      UserError: a list or an XML file is missing or broken, lacks something, has an unknown class
-        or comes twice; or the split has no image or no object.
+      UserError: a list or an XML file is missing or broken, lacks a required element, has an
+        unknown class or is listed twice; or the split has no image or no object.
     """
     class_names = list(CLASS_NAMES if class_names is None else class_names)
     categories = category_entries(list(range(1, len(class_names) + 1)), class_names)
-    category_of = {name: number for number, name in enumerate(class_names, 1)}
+    category_of = {name: category_id for category_id, name in enumerate(class_names, 1)}
     coco = {"images": [], "annotations": [], "categories": categories}
-    digest, seen = hashlib.sha256(), set()
+    digest, file_names = hashlib.sha256(), set()
     for part in split.split("+"):
         year, _, name = part.rpartition("/")
         if not year or not name:
             raise UserError(
                 folder, "split", f"{part!r} is no <year>/<list>", "give such as VOC2007/trainval"
             )
-        folder_of_year = pathlib.Path(folder) / year
-        for stem in _stems(folder_of_year / "ImageSets" / "Main" / f"{name}.txt", digest):
-            file = folder_of_year / "Annotations" / f"{stem}.xml"
+        year_folder = pathlib.Path(folder) / year
+        for stem in _stems(year_folder / "ImageSets" / "Main" / f"{name}.txt", digest):
+            file = year_folder / "Annotations" / f"{stem}.xml"
             root = _parse(file, _read(file, digest))
             image, objects = _image(root), _objects(root, category_of)
             image["file_name"] = f"{year}/JPEGImages/{image['file_name']}"
-            if image["file_name"] in seen:
+            if image["file_name"] in file_names:
                 problem = f"{image['file_name']} comes twice in {split}"
                 raise UserError(file, "filename", problem, "list each image once")
-            seen.add(image["file_name"])
+            file_names.add(image["file_name"])
             coco["images"].append({"id": len(coco["images"]) + 1, **image})
             coco["annotations"] += [
-                {"id": number, "image_id": len(coco["images"]), **entry}
-                for number, entry in enumerate(objects, len(coco["annotations"]) + 1)
+                {"id": annotation_id, "image_id": len(coco["images"]), **entry}
+                for annotation_id, entry in enumerate(objects, len(coco["annotations"]) + 1)
             ]
     if not coco["annotations"]:
         raise UserError(folder, split, "no object in it", "label at least one image")
@@ -128,13 +132,14 @@ def _read(path, digest):
     except OSError as error:
         problem = error.strerror or "unreadable"
         raise UserError(path, "file", problem, "restore it, or give another split") from error
-    # Of each file by itself, so that what moves from one file to the next is seen.
+    # Each file is hashed by itself, so that moving bytes from one file to the next changes the
+    # digest.
     digest.update(hashlib.sha256(content).digest())
     return content
 
 
 def _stems(path, digest):
-    """Names of the images of a list: its first column."""
+    """Read the names of the images of a list: its first column."""
     try:
         lines = _read(path, digest).decode().splitlines()
     except UnicodeDecodeError as error:
@@ -148,21 +153,21 @@ def _stems(path, digest):
 
 
 def _require_name(path, field, name):
-    """Names come out of files: they must not lead out of their folder."""
+    """Raise UserError unless a name read from a file is a plain file name without folders."""
     if any(character in name for character in "/\\\0") or name in ("", ".", ".."):
-        problem = f"{name[:80]!r} is no name of a file"
+        problem = f"{name[:80]!r} is not a file name"
         raise UserError(path, field, problem, "give it without folders")
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses document types: VOC has none, and the entities they declare can fill the memory."""
+    """Tree builder that refuses document types: VOC has none, and entity bombs fill the memory."""
 
     def doctype(self, name, public, system):
         raise ValueError("it declares a document type")
 
 
 class _Node:
-    """An XML element that knows its file and place."""
+    """An XML element with its file and its place in it, for error messages."""
 
     def __init__(self, file, element, place=""):
         self.file, self._element, self._place = file, element, place
@@ -198,23 +203,23 @@ class _Node:
         except ValueError:
             value = math.nan
         if not abs(value) < 1e9:
-            raise self.fault(tag, f"{text[:40]!r} is no such number", "give pixels")
+            raise self.fault(tag, f"{text[:40]!r} is not a valid number", "give pixels")
         return int(value) if value.is_integer() else value
 
 
 def _parse(file, content):
-    wanted = "give a PASCAL VOC annotation file"
+    remedy = "give a PASCAL VOC annotation file"
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(file, "xml", str(error), wanted) from error
+        raise UserError(file, "xml", str(error), remedy) from error
     if root.tag != "annotation":
-        raise UserError(file, "xml", f"<{root.tag[:40]}> is no <annotation>", wanted)
+        raise UserError(file, "xml", f"<{root.tag[:40]}> is not <annotation>", remedy)
     return _Node(file, root)
 
 
 def _image(root):
-    """The entry of an image, without its id."""
+    """Read the entry of an image, without its id."""
     name, size = root.text("filename"), root.child("size")
     _require_name(root.file, "filename", name)
     image = {"file_name": name, "xml": str(root.file)}
@@ -226,18 +231,18 @@ def _image(root):
 
 
 def _objects(root, category_of):
-    """Entries of the objects, without ids."""
+    """Read the entries of the objects, without ids."""
     objects = []
-    for entry in root.children("object"):
-        name = entry.text("name")
+    for node in root.children("object"):
+        name = node.text("name")
         if name not in category_of:
             problem = f"{name[:80]!r} is not a class"
-            raise entry.fault("name", problem, "mend it, or give the names of all classes")
-        difficult = entry.number("difficult") if entry.has("difficult") else 0
+            raise node.fault("name", problem, "correct it, or give the names of all classes")
+        difficult = node.number("difficult") if node.has("difficult") else 0
         if difficult not in (0, 1):
-            raise entry.fault("difficult", f"{difficult}", "give 0 or 1")
-        # The object's own: the parts of a person have boxes too.
-        box = entry.child("bndbox")
+            raise node.fault("difficult", f"{difficult}", "give 0 or 1")
+        # A direct child, since the parts of a person have boxes too.
+        box = node.child("bndbox")
         x0, y0, x1, y1 = (box.number(tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
         width, height = x1 - x0 + 1, y1 - y0 + 1
         objects.append(

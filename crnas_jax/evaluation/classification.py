@@ -1,45 +1,48 @@
 """Top-1 and top-5 accuracy of a classifier over a split."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from crnas_jax.data.source import ClassificationSource
 from crnas_jax.data.transforms import ClassificationRows
-from crnas_jax.evaluation.predict_split import over_split
+from crnas_jax.evaluation.predict_split import run_on_split
 from crnas_jax.models.build import Classifier
 
 
 def accuracy(
     classifier: Classifier,
-    variables,
-    source,
-    size: int,
+    variables: PyTree,
+    source: ClassificationSource,
+    crop_size: int,
     batch_size: int,
-    choice_of,
-    devices: int | None = None,
+    choice_of: Callable[[int], PyTree],
+    num_devices: int | None = None,
 ) -> dict[str, float]:
-    """Shares of the images whose label is the best, and among the best five, logits.
+    """Return `top1` and `top5`: shares of images with their label among the 1 or 5 best logits.
 
     Args:
-      classifier: stand-alone, scored with its running statistics, or a supernet, scored with the
-        mini-batch's.
-      variables: of all of it.
+      classifier: a stand-alone network, run with its stored statistics, or a supernet, run with
+        the mini-batch's.
+      variables: its variables, with banks for a supernet.
       source: a classification split.
-      size: side of the crops.
+      crop_size: side of the crops, pixels.
       batch_size: images in a mini-batch.
-      choice_of: from a mini-batch's number to the path to run on it.
-      devices: how many to use; all when None.
+      choice_of: function from a mini-batch's index to the path to run on it.
+      num_devices: number of devices; all when None.
     """
-    bn = "batch" if classifier.has_banks else "running"
 
     def hits(variables, batch, choice):
         path = classifier.path(variables, choice)
-        logits = classifier.apply(path, batch, choice, bn)["logits"]
+        logits = classifier.apply(path, batch, choice, classifier.default_bn)["logits"]
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
         counted = batch["weight"] > 0
         return jnp.stack([(best[:, :k].any(1) & counted).sum() for k in (1, 5)])
 
-    rows = ClassificationRows(size, augment=False)
-    batches = over_split(hits, variables, source, rows, batch_size, devices, choice_of)
-    top1, top5 = np.sum([found for _, found in batches], axis=0) / len(source)
+    to_row = ClassificationRows(crop_size, augment=False)
+    batches = run_on_split(hits, variables, source, to_row, batch_size, num_devices, choice_of)
+    top1, top5 = np.sum([counts for _, counts in batches], axis=0) / len(source)
     return {"top1": float(top1), "top5": float(top5)}

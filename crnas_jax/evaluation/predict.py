@@ -1,4 +1,4 @@
-"""Detection on any photographs: from files or arrays to boxes in their own pixels."""
+"""Detection on arbitrary images: from files or arrays to boxes in pixels of each image."""
 
 import dataclasses
 import os
@@ -14,24 +14,25 @@ from crnas_jax.data import masks
 from crnas_jax.data.coco import category_entries, objects_record
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.coco import compact
+from crnas_jax.evaluation.coco import compact_detections
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was found in one image, best first.
+    """The detections in one image, best first.
 
     Attributes:
-      boxes: float32 [n, 4], xyxy, in pixels of the image as a viewer shows it (EXIF applied).
-      scores: float32 [n], 0..1.
-      labels: int [n], 1..C.
-      category_ids: int [n], the data set's.
-      class_names: n names.
-      height: of the image.
-      width: of the image.
-      mask_cells: float32 [n, M, M], probabilities over the boxes; None of a detector without masks.
+      boxes: boxes in xyxy, pixels of the image as a viewer shows it (EXIF applied), float32 [n, 4].
+      scores: scores from 0 to 1, float32 [n].
+      labels: labels from 1 to C, int [n].
+      category_ids: category ids of the data set, int [n].
+      class_names: class names of the detections, n strings.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      mask_cells: mask probabilities on a grid over each box, float32 [n, M, M]; None for a detector
+        without masks.
     """
 
     boxes: np.ndarray
@@ -44,7 +45,7 @@ class Prediction:
     mask_cells: np.ndarray | None = None
 
     def mask(self, index: int) -> np.ndarray:
-        """The mask of one detection, bool [height, width]."""
+        """Return the mask of one detection, bool [height, width]."""
         pasted = masks.paste(self.mask_cells[index], self.boxes[index], self.height, self.width)
         return pasted >= 0.5
 
@@ -53,8 +54,10 @@ class Predictor:
     """A trained detector on the first device.
 
     Attributes:
-      class_names: of the labels 1..C.
-      category_ids: likewise, the data set's.
+      detector: stand-alone detector.
+      variables: weights and statistics of the detector.
+      category_ids: category ids of the labels 1..C in the data set.
+      class_names: class names of the labels 1..C.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Predictor:
         category_ids: list[int],
         class_names: list[str],
     ):
-        """Args: a stand-alone detector, its weights, its resizing rule, its classes."""
+        """Prepare a detector for prediction; `size` is the resize rule it was trained with."""
         self.detector, self.category_ids, self.class_names = detector, category_ids, class_names
         self.variables = variables
         self._row = DetectionRows(size)
@@ -74,14 +77,14 @@ class Predictor:
     def predict(
         self, images: Iterable, score: float = 0.05, batch_size: int = 8
     ) -> list[Prediction]:
-        """Detections in every image, in their order.
+        """Return the detections in every image, in the order of the images.
 
         Args:
           images: file names, Pillow images, or uint8 arrays, [H, W, 3] RGB, [H, W] grey, or
-            [H, W, 1 or 4]; of any sizes. None at all gives an empty list.
-          score: least score of a detection; the detector itself drops those below its own
+            [H, W, 1 or 4]; of any sizes. No images give an empty list.
+          score: smallest score of a detection; the detector itself drops detections below its own
             threshold (0.05 unless trained otherwise).
-          batch_size: most images in a call; read as they are needed.
+          batch_size: largest number of images in a call; images are read as they are needed.
 
         Raises:
           UserError: a file is missing or broken, or an array is no image.
@@ -89,58 +92,61 @@ class Predictor:
         single = isinstance(images, str | os.PathLike) or hasattr(images, "convert")
         if single or getattr(images, "ndim", 4) < 4:
             raise UserError("predict", "images", "one image", "give a list of images")
-        found: dict[int, Prediction] = {}
-        waiting = {False: [], True: []}  # by orientation: each has a canvas of its own
-        number = 0
+        predictions: dict[int, Prediction] = {}
+        waiting = {False: [], True: []}  # landscape and portrait images have different canvases
+        num_images = 0
         for index, image in enumerate(images):
-            number += 1
+            num_images += 1
             image = read_image(image)
             batch = waiting[image.shape[0] > image.shape[1]]
             batch.append((index, image))
             if len(batch) == batch_size:
-                found |= self._predict(batch, score)
+                predictions |= self._predict(batch, score)
                 batch.clear()
         for batch in waiting.values():
-            found |= self._predict(batch, score)
-        return [found[index] for index in range(number)]
+            predictions |= self._predict(batch, score)
+        return [predictions[index] for index in range(num_images)]
 
-    def _predict(self, images, score):
-        """{index: Prediction} of images of one orientation."""
+    def _predict(self, images, min_score):
+        """Return the predictions of images of one orientation, by index."""
         if not images:
             return {}
-        rng = np.random.default_rng(0)  # nothing is drawn
+        rng = np.random.default_rng(0)  # no row draws from it
         rows = []
         for index, image in images:
             portrait = image.shape[0] > image.shape[1]
             record = {"image": image, **objects_record(index, [])}
             row = self._row(record, portrait, rng)
             rows.append({**row, "weight": np.float32(1)})
-        # To the next power of two, so that few programs serve any number of images.
+        # The batch is padded to a power of two, so that few programs serve any number of images.
         padding = (1 << (len(rows) - 1).bit_length()) - len(rows)
         rows += [{**rows[0], "weight": np.float32(0)}] * padding
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        mesh = make_mesh(len(rows), devices=1)
-        detections = jax.device_get(self._run(self.variables, put_batch(mesh, batch)))
-        found = compact(detections, batch)
-        results = {}
+        mesh = make_mesh(len(rows), num_devices=1)
+        outputs = jax.device_get(self._run(self.variables, put_batch(mesh, batch)))
+        detections = compact_detections(outputs, batch)
+        predictions = {}
         for index, image in images:
-            own = (found["image_id"] == index) & (found["scores"] >= score)
-            labels = found["labels"][own]
-            results[index] = Prediction(
-                boxes=found["boxes"][own],
-                scores=found["scores"][own],
+            chosen = (detections["image_id"] == index) & (detections["scores"] >= min_score)
+            labels = detections["labels"][chosen]
+            predictions[index] = Prediction(
+                boxes=detections["boxes"][chosen],
+                scores=detections["scores"][chosen],
                 labels=labels,
                 category_ids=np.array(self.category_ids)[labels - 1],
                 class_names=[self.class_names[label - 1] for label in labels],
                 height=image.shape[0],
                 width=image.shape[1],
-                mask_cells=found["masks"][own] if "masks" in found else None,
+                mask_cells=detections["masks"][chosen] if "masks" in detections else None,
             )
-        return results
+        return predictions
 
 
 def read_image(image) -> np.ndarray:
-    """A file (turned as its EXIF tag says), an array or a Pillow image as uint8 [H, W, 3] RGB.
+    """Return an image as uint8 [H, W, 3] RGB.
+
+    Args:
+      image: file name, Pillow image or uint8 array; a file is turned as its EXIF tag says.
 
     Raises:
       UserError: the file is missing or broken, or the array is no image.
@@ -164,17 +170,28 @@ def read_image(image) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def to_coco(
+def predictions_to_coco(
     names: list[str], predictions: list[Prediction], category_ids: list[int], class_names: list[str]
 ) -> dict:
-    """Predictions as one COCO object: images, categories, and annotations with scores; masks are
-    run-length coded, and `area` is then theirs.
+    """Convert predictions to one COCO object: images, categories, and annotations with scores.
+
+    Masks are run-length coded, and `area` is then the area of the mask.
+
+    Args:
+      names: file names of the images.
+      predictions: predictions for the images.
+      category_ids: category ids of the labels 1..C.
+      class_names: class names of the labels 1..C.
     """
     images, annotations = [], []
-    for image_id, (name, one) in enumerate(zip(names, predictions, strict=True), 1):
-        images.append({"id": image_id, "file_name": name, "height": one.height, "width": one.width})
+    for image_id, (name, prediction) in enumerate(zip(names, predictions, strict=True), 1):
+        height, width = prediction.height, prediction.width
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         detections = zip(
-            one.boxes.tolist(), one.scores.tolist(), one.category_ids.tolist(), strict=True
+            prediction.boxes.tolist(),
+            prediction.scores.tolist(),
+            prediction.category_ids.tolist(),
+            strict=True,
         )
         for index, ((x0, y0, x1, y1), score, category) in enumerate(detections):
             annotation = {
@@ -186,8 +203,8 @@ def to_coco(
                 "iscrowd": 0,
                 "score": score,
             }
-            if one.mask_cells is not None:
-                mask = one.mask(index)
+            if prediction.mask_cells is not None:
+                mask = prediction.mask(index)
                 annotation |= {"segmentation": masks.encode(mask), "area": int(mask.sum())}
             annotations.append(annotation)
     categories = category_entries(category_ids, class_names)
@@ -195,7 +212,7 @@ def to_coco(
 
 
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """A file itself, or the images in a folder and below it, by name.
+    """Return a file itself, or the images in a folder and its subfolders, sorted by path.
 
     Raises:
       UserError: there is no such file or folder.

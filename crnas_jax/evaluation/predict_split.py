@@ -1,5 +1,6 @@
-"""A function of a network over all mini-batches of a split."""
+"""A trained network over a whole split, and the metrics of its detections."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -7,38 +8,109 @@ import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.data import loader
+from crnas_jax.data.source import ClassificationSource, DetectionSource
+from crnas_jax.data.transforms import DetectionRows, ImageSize
+from crnas_jax.evaluation.coco import CocoEvaluator, compact_detections, to_results
+from crnas_jax.evaluation.voc import voc_ap
+from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
 
 
-def over_split(
+def run_on_split(
     function: Callable,
     variables: PyTree,
-    source,
-    row: Callable,
+    source: DetectionSource | ClassificationSource,
+    to_row: Callable,
     batch_size: int,
-    devices: int | None = None,
+    num_devices: int | None = None,
     choice_of: Callable[[int], PyTree] = lambda index: None,
 ) -> Iterator[tuple[dict[str, np.ndarray], PyTree]]:
-    """Yields every mini-batch, in order, and what the function makes of it, NumPy.
+    """Yield every mini-batch of a split in order, and the function's result for it (NumPy).
 
     Args:
-      function: of (variables, batch, choice); compiled here.
+      function: function of (variables, batch, choice); it is compiled here.
       variables: its first argument.
       source: the split.
-      row: from its records to rows of a batch (see `loader.batches`).
+      to_row: function from a record to a row of a batch (`data.loader.batches`).
       batch_size: images in a mini-batch.
-      devices: how many to use; all when None.
-      choice_of: from a mini-batch's number to the path to run on it.
+      num_devices: number of devices; all when None.
+      choice_of: function from a mini-batch's index to the path to run on it.
 
     Raises:
-      Stopped: somebody asked to stop.
+      Stopped: a stop was requested.
     """
-    mesh = make_mesh(batch_size, devices)
+    mesh = make_mesh(batch_size, num_devices)
     run = jax.jit(function, out_shardings=replicated(mesh))
     variables = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
-    for index, batch in enumerate(loader.batches(source, plan, row)):
-        found = run(variables, put_batch(mesh, batch), choice_of(index))
-        yield batch, jax.tree.map(np.asarray, found)
-        interruption.stop_if_requested("the evaluation is done again from its beginning")
+    for index, batch in enumerate(loader.batches(source, plan, to_row)):
+        result = run(variables, put_batch(mesh, batch), choice_of(index))
+        yield batch, jax.tree.map(np.asarray, result)
+        interruption.stop_if_requested("the evaluation starts again from its beginning")
+
+
+def predict_split(
+    detector: Detector,
+    variables: PyTree,
+    source: DetectionSource,
+    size: ImageSize,
+    batch_size: int,
+    num_devices: int | None = None,
+) -> list[dict]:
+    """Return a stand-alone detector's detections on every image, in COCO's result format.
+
+    Args:
+      detector: the detector.
+      variables: its weights.
+      source: the split.
+      size: resize rule.
+      batch_size: images in a mini-batch.
+      num_devices: number of devices; all when None.
+    """
+    batches = run_on_split(
+        detector.apply, variables, source, DetectionRows(size), batch_size, num_devices
+    )
+    return [
+        result
+        for batch, detections in batches
+        for result in to_results(compact_detections(detections, batch), source.category_ids)
+    ]
+
+
+def split_metrics(source: DetectionSource, results: list[dict], with_masks: bool = False) -> dict:
+    """Return the metrics that a split asks for; None where there was nothing to detect.
+
+    These are the twelve COCO metrics and `per_class` AP of boxes; with masks also `segm`, the same
+    of masks. A source with "voc" among its `metrics` gets `VOC07_AP50` (11 points) and `VOC_AP50`
+    (area) by the rules of VOC's tools, and both by class.
+
+    Args:
+      source: the split.
+      results: see `predict_split`.
+      with_masks: whether `results` have a `segmentation`.
+    """
+    evaluator = CocoEvaluator.from_source(source)
+    metrics = _to_json(evaluator.evaluate(results))
+    if with_masks:
+        metrics["segm"] = _to_json(evaluator.evaluate(results, iou_type="segm"))
+    if "voc" in source.metrics:
+        for name, eleven_point in (("VOC07_AP50", True), ("VOC_AP50", False)):
+            voc = voc_ap(source.coco, results, eleven_point=eleven_point)
+            metrics[name] = _finite_or_none(voc["AP"])
+            metrics[f"{name}_per_class"] = {
+                label: _finite_or_none(ap) for label, ap in voc["per_class"].items()
+            }
+    return metrics
+
+
+def _to_json(result):
+    per_class = {name: _finite_or_none(value) for name, value in result.per_class.items()}
+    return {
+        **{name: _finite_or_none(value) for name, value in result.metrics.items()},
+        "per_class": per_class,
+    }
+
+
+def _finite_or_none(value):
+    return value if math.isfinite(value) else None

@@ -10,64 +10,66 @@ def voc_ap(
     eleven_point: bool = False,
     inclusive: bool = False,
 ) -> dict:
-    """AP of every class, and their mean.
+    """Return the AP of every class and its mean over classes.
 
-    Detections of a class go by descending score, equal ones in the order given. Each is compared
-    with the ground truth of greatest IoU in its image alone: a true positive where the IoU is at
-    least `iou` and no detection before took that ground truth. Ground truth flagged `difficult` or
-    `iscrowd` is not counted, nor are the detections it is the best match of.
+    Detections of a class go by descending score, equal scores in the order given. Each detection is
+    compared only with the object of largest IoU in its image. It is a true positive where the IoU
+    is at least `iou` and no earlier detection took that object. Objects flagged `difficult` or
+    `iscrowd` are not counted, nor are the detections that they match best.
 
     Args:
       annotations: content of a COCO annotation file, or `VocSource.coco`.
-      results: see `crnas_jax.evaluation.coco.to_results`; boxes are [x, y, width, height] in pixels
-        of the original images.
-      iou: threshold.
-      eleven_point: mean precision at the recalls 0, 0.1, ..., 1 instead of the area.
-      inclusive: boxes are [xmin, ymin, xmax - xmin, ymax - ymin] of pixels that both belong to the
-        box, so that sides are one longer. Not for `VocSource.coco`, whose boxes have full sides.
+      results: detections in COCO's result format (see `crnas_jax.evaluation.coco.to_results`),
+        boxes as [x, y, width, height] in pixels of the original images.
+      iou: smallest IoU of a true positive.
+      eleven_point: whether AP is the mean precision at the recalls 0, 0.1, ..., 1 instead of the
+        area under the curve.
+      inclusive: whether boxes are [xmin, ymin, xmax - xmin, ymax - ymin] with both end pixels
+        inside the box, so that sides are one pixel longer. Boxes of `VocSource.coco` have full
+        sides already and need False.
 
     Returns:
-      `AP`, and `per_class` by class name, fractions. A class without ground truth is NaN and left
+      `AP`, and `per_class`, AP by class name, as fractions. A class without objects is NaN and left
       out of the mean.
 
     Raises:
-      ValueError: a result is of an image or a category that the annotations do not have.
+      ValueError: a result names an image or a category that the annotations do not have.
 
     References:
       Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, IJCV 2015.
     """
     names = {category["id"]: category["name"] for category in annotations["categories"]}
-    images = {image["id"] for image in annotations["images"]}
+    image_ids = {image["id"] for image in annotations["images"]}
     for entry in results:
-        if entry["image_id"] not in images or entry["category_id"] not in names:
+        if entry["image_id"] not in image_ids or entry["category_id"] not in names:
             raise ValueError(f"no such image or category in the annotations: {entry}")
-    truths, detections = (
+    objects, detections = (
         _arrays(entries, inclusive) for entries in (annotations["annotations"], results)
     )
     scores = np.array([entry["score"] for entry in results], float)
-    left_out = [
+    ignored = [
         bool(entry.get("difficult") or entry.get("iscrowd")) for entry in annotations["annotations"]
     ]
-    left_out = np.array([*left_out, False])  # the last for detections without a match, -1
+    ignored = np.array([*ignored, False])  # the last entry is for unmatched detections, index -1
     per_class = {}
     for category in sorted(names):
-        (own,) = np.nonzero(truths["category"] == category)
-        (found,) = np.nonzero(detections["category"] == category)
-        found = found[np.argsort(-scores[found], kind="stable")]
-        best = _best_truths(truths, own, detections, found, iou)
-        # The first of the detections that share a best ground truth takes it.
+        (object_rows,) = np.nonzero(objects["category"] == category)
+        (rows,) = np.nonzero(detections["category"] == category)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        best = _best_objects(objects, object_rows, detections, rows, iou)
+        # The first of the detections with the same best object takes it.
         _, first = np.unique(best, return_index=True)
-        true = np.zeros(len(found), bool)
+        true = np.zeros(len(rows), bool)
         true[first] = True
         true &= best >= 0
-        positives = int(np.sum(~left_out[own]))
-        per_class[names[category]] = _ap(true[~left_out[best]], positives, eleven_point)
+        num_objects = int(np.sum(~ignored[object_rows]))
+        per_class[names[category]] = _ap(true[~ignored[best]], num_objects, eleven_point)
     values = [value for value in per_class.values() if not np.isnan(value)]
     return {"AP": float(np.mean(values)) if values else float("nan"), "per_class": per_class}
 
 
 def _arrays(entries, inclusive):
-    """Images and categories int64 [n], boxes float64 [n, 4] xyxy."""
+    """Return images and categories int64 [n], and boxes in xyxy, float64 [n, 4]."""
     boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2] + inclusive
     return {
@@ -77,46 +79,54 @@ def _arrays(entries, inclusive):
     }
 
 
-def _best_truths(truths, own, detections, found, iou):
-    """For each detection `found`, the one of `own` it is compared with; -1 below the threshold."""
-    best = np.full(len(found), -1)
-    truths_of = _by_image(truths["image"][own])
-    for image, rows in _by_image(detections["image"][found]).items():
-        if image in truths_of:
-            columns = own[truths_of[image]]
-            overlaps = _iou(detections["boxes"][found[rows]], truths["boxes"][columns])
-            greatest = overlaps.argmax(1)
-            enough = overlaps[np.arange(len(rows)), greatest] >= iou
-            best[rows] = np.where(enough, columns[greatest], -1)
+def _best_objects(objects, object_rows, detections, rows, min_iou):
+    """Return the object that each detection is compared with, -1 below the threshold.
+
+    Args:
+      objects: all objects, from `_arrays`.
+      object_rows: indices of the objects of the class.
+      detections: all detections, from `_arrays`.
+      rows: indices of the detections of the class.
+      min_iou: threshold of the IoU.
+    """
+    best = np.full(len(rows), -1)
+    objects_by_image = _by_image(objects["image"][object_rows])
+    for image, places in _by_image(detections["image"][rows]).items():
+        if image in objects_by_image:
+            candidates = object_rows[objects_by_image[image]]
+            iou = _iou(detections["boxes"][rows[places]], objects["boxes"][candidates])
+            largest = iou.argmax(1)
+            enough = iou[np.arange(len(places)), largest] >= min_iou
+            best[places] = np.where(enough, candidates[largest], -1)
     return best
 
 
 def _by_image(images):
-    """Indices of the entries of each image, ascending."""
+    """Return the ascending indices of the entries of each image, by image."""
     order = np.argsort(images, kind="stable")
     unique, starts = np.unique(images[order], return_index=True)
     return dict(zip(unique.tolist(), np.split(order, starts[1:]), strict=False))
 
 
-def _iou(boxes, others):
-    """[n, m] of xyxy boxes [n, 4] and [m, 4]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.prod(np.maximum(high - low, 0), -1)
-    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2], -1) for b in (boxes, others))
-    return shared / np.maximum(areas[:, None] + other_areas - shared, np.spacing(1))
+def _iou(boxes, other_boxes):
+    """Return IoUs [n, m] of boxes [n, 4] and [m, 4] in xyxy."""
+    low = np.maximum(boxes[:, None, :2], other_boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], other_boxes[None, :, 2:])
+    inter = np.prod(np.maximum(high - low, 0), -1)
+    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2], -1) for b in (boxes, other_boxes))
+    return inter / np.maximum(areas[:, None] + other_areas - inter, np.spacing(1))
 
 
-def _ap(true, positives, eleven_point):
-    """From true (or else false) positives in order of score."""
-    if not positives:
+def _ap(true, num_objects, eleven_point):
+    """Return the AP of detections in order of score, `true` where they are true positives."""
+    if not num_objects:
         return float("nan")
     hits = np.cumsum(true)
-    recall, precision = hits / positives, hits / np.arange(1, len(true) + 1)
-    # The greatest precision at this recall or beyond; none beyond the last.
+    recall, precision = hits / num_objects, hits / np.arange(1, len(true) + 1)
+    # The largest precision at this recall or beyond, and 0 beyond the last.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if eleven_point:
-        # In floats, as everybody's tables are: 0.6000000000000001 misses a recall of 9 / 15.
+        # As in published tables, 0.6 is 0.6000000000000001 here, and a recall of 9 / 15 misses it.
         at = np.searchsorted(recall, np.linspace(0, 1, 11), side="left")
         return float(envelope[at].mean())
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope[:-1]))

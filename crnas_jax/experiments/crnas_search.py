@@ -1,151 +1,92 @@
-"""The two searches of a config in a trained supernet."""
+"""The two searches of CR-NAS in trained supernets."""
 
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Callable
 
 import jax
 from jaxtyping import PyTree
 
+from crnas_jax.experiments.steps import Run, journal_file
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime.workdir import digest
+from crnas_jax.runtime.files import digest
 from crnas_jax.search.journal import Journal
-from crnas_jax.search.scores import Search
-from crnas_jax.search.strategies.build import strategy
 from crnas_jax.search.strategies.greedy import complete
 from crnas_jax.search.supernet.latency import LatencyMeter
 from crnas_jax.search.supernet.scorer import SubnetScorer
-from crnas_jax.settings.run import Settings
-from crnas_jax.spaces.stages import OperationSpace, StageSpace, limited
+from crnas_jax.search.supernet.scores import SupernetScores
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import search as search_settings
+from crnas_jax.spaces.constrained import Limit, limited
 
 
 @dataclasses.dataclass(frozen=True)
-class Searches:
-    """What a search needs.
+class TrainedSupernet:
+    """A supernet that is ready to be searched.
 
     Attributes:
-      settings: of the run.
-      sources: splits of the data by name.
+      run: the run that it belongs to.
       detector: the supernet.
       variables: its trained banks.
-      path: of the working folder.
-      key: of config and data.
     """
 
-    settings: Settings
-    sources: dict
+    run: Run
     detector: Detector
     variables: PyTree
-    path: pathlib.Path
-    key: str
 
-    def stage(self) -> dict:
-        """The best allocation.
+    @property
+    def spec(self) -> SupernetSpec:
+        """What the supernet holds."""
+        return self.detector.spec
 
-        Returns:
-          {"arch", "score", "flops", "params", "evaluated", "image_passes"}, of the network that is
-          trained in the end; with several budgets also `pareto`: for each `budget` the same of its
-          best, and whether another of them is better in score or FLOPs and no worse in the other
-          (`dominated`).
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The deepest allocation: the only one in an operation supernet."""
+        return self.spec.deepest.depths
+
+    def stage_scores(self, repeat: int = 0, name: str = "stage") -> SupernetScores:
+        """Return scores of allocations.
+
+        Args:
+          repeat: from 1 on, score anew with other images for the statistics and other mini-batches.
+          name: name of the search in the journal.
         """
-        space, budget = self.settings.stage_space, self.settings.budget
-        allowed = self._allowed(space, space.grids, (1,), self.settings.arch)
-        search, budgets = self.of_stages(), self.settings.budgets
-        ranked = self._run("stage", allowed, budgets, search)
-        found = {**self._of(*ranked[budget][0], self.settings.arch), **self._effort(search)}
-        if len(budgets) > 1:
-            rows = [
-                {"budget": b, **self._of(*ranked[b][0], self.settings.arch)}
-                for b in sorted(budgets)
-            ]
-            found["pareto"] = [{**row, "dominated": _is_dominated(row, rows)} for row in rows]
-        return found
-
-    def operations(self, depths: tuple[int, ...]) -> dict:
-        """The best operation code of a network with these depths; fields as `stage`."""
-        space = self.settings.operation_space(depths)
-
-        def arch_of(code):
-            return self.settings.arch(
-                depths, tuple(space.dilations[operation] for operation in code)
-            )
-
-        grids = tuple((depth,) for depth in depths)
-        allowed = self._allowed(space, grids, space.dilations, arch_of)
-        greedy = self.settings.config.search.operation_strategy == "greedy"
-        search = self.of_operations(depths, greedy)
-        ranked = self._run("operation", allowed, (None,), search)
-        return {**self._of(*ranked[None][0], arch_of), **self._effort(search)}
-
-    def of_stages(self, repeat: int = 0, name: str = "stage") -> Search:
-        """Scores allocations; a `repeat` from 1 on does so anew, on other images for the statistics
-        and other mini-batches. `name` keeps searches apart in the journal.
-        """
-        scorer = self._scorer(self.settings.config.search.bn, repeat)
-        return Search(
-            scorer, _named(name, repeat), lambda depths, _: self.detector.spec.choice(depths)
+        scorer = self._scorer(search_settings.search_options(self.run.config).bn, repeat)
+        return SupernetScores(
+            scorer, _repeat_name(name, repeat), lambda depths, _: self.spec.choice(depths)
         )
 
-    def of_operations(
-        self,
-        depths: tuple[int, ...],
-        greedy: bool,
-        repeat: int = 0,
-        name: str = "operation",
-    ) -> Search:
-        """Scores operation codes, for the greedy strategy partial ones; else as `of_stages`."""
-        config, space = self.settings.config, self.settings.operation_space(depths)
-        # A completion lives for one mini-batch, so statistics are the mini-batch's.
-        scorer = self._scorer("batch" if greedy else config.search.bn, repeat)
-        seed = config.seed + repeat
+    def operation_scores(
+        self, partial: bool, repeat: int = 0, name: str = "operation"
+    ) -> SupernetScores:
+        """Return scores of operation codes.
 
-        def choice(code, batch):
-            return self.detector.spec.choice(depths, complete(space, code, seed, batch))
+        Args:
+          partial: whether codes are beginnings of codes, which are completed at random.
+          repeat: see `stage_scores`.
+          name: see `stage_scores`.
+        """
+        config, depths = self.run.config, self.depths
+        space = search_settings.operation_space(config, depths)
+        # A completion lives for one mini-batch, so statistics are the mini-batch's.
+        bn = "batch" if partial else search_settings.search_options(config).bn
+        seed = self.run.options.seed + repeat
+
+        def choice_of(code, batch):
+            return self.spec.choice(depths, complete(space, code, seed, batch))
 
         def label(codes):
-            return f"operation search, block {len(codes[0])} of {space.blocks}"
+            return f"operation search, block {len(codes[0])} of {space.num_blocks}"
 
-        return Search(scorer, _named(name, repeat), choice, label if greedy else None)
-
-    def _run(self, level, space, budgets, search):
-        config = self.settings.config
-        run = strategy(config.search[f"{level}_strategy"], config.search)
-        return run(space, budgets, search, config.seed)
-
-    def _of(self, code, score, arch_of):
-        arch = arch_of(code)
-        cost = self._cost(arch)
-        cost = {"flops": cost.flops, "params": cost.params}
-        return {"arch": json.loads(arch.to_json()), "score": score, **cost}
-
-    def _effort(self, search):
-        journal = search.scorer.journal
-        return {
-            "evaluated": journal.evaluated(search.name),
-            "image_passes": journal.image_passes(search.name),
-        }
-
-    def _cost(self, arch):
-        return self.settings.cost(arch, len(self.sources["train"].class_names))
-
-    def _allowed(self, space: StageSpace | OperationSpace, grids, dilations, arch_of: Callable):
-        """The space within the config's limits on the networks that are trained in the end."""
-        limits = self.settings.limits(len(self.sources["train"].class_names))
-        most = self.settings.config.search.max_latency
-        if most:
-            meter = self._latency_meter(grids, dilations)
-            limits.append((most, "milliseconds", meter.milliseconds))
-        return limited(space, limits, arch_of)
-
-    def _latency_meter(self, grids, dilations):
-        arch = self.settings.baseline
-        spec = SupernetSpec(arch.family, arch.widths, grids, dilations, "prefix", "shared")
-        detector = dataclasses.replace(self.detector, spec=spec)
-        canvas = self.settings.size.canvas(portrait=False)
-        return LatencyMeter(detector, canvas, self.path / "search" / "latency.json")
+        return SupernetScores(
+            self._scorer(bn, repeat),
+            _repeat_name(name, repeat),
+            choice_of,
+            label if partial else None,
+        )
 
     @functools.cached_property
     def _weights_digest(self):
@@ -153,24 +94,95 @@ class Searches:
         leaves = (leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(self.variables)))
         return digest(*leaves)
 
-    def _scorer(self, bn, repeat=0):
-        journal = Journal(self.path / "journal.jsonl", f"{self.key}-{self._weights_digest}")
+    def _scorer(self, bn, repeat):
+        run = self.run
+        journal = Journal(journal_file(run), f"{run.key}-{self._weights_digest}")
         return SubnetScorer(
             self.detector,
             self.variables,
-            self.sources["train"],
-            self.sources["val"],
-            self.settings.score_options(bn, repeat),
+            run.sources["train"],
+            run.sources["val"],
+            search_settings.score_options(run.config, bn, repeat),
             journal,
-            self.path / "search",
+            run.path / "search",
         )
 
 
-def _named(name, repeat):
+def search_stage(supernet: TrainedSupernet) -> dict:
+    """Search the allocation of every budget.
+
+    Returns:
+      {"arch", "score", "flops", "params", "evaluated", "image_passes"} for the run's budget, at the
+      widths that are trained in the end; with several budgets also `pareto`: for each `budget` the
+      same fields for its best network, and whether another row is better in score or FLOPs and no
+      worse in the other (`dominated`).
+    """
+    run = supernet.run
+    limits = _limits(supernet, supernet.spec.grids, (1,))
+    spaces = search_settings.limited_stages(run.config, limits)
+    scores = supernet.stage_scores()
+    strategy = search_settings.search_strategy(run.config, "stage")
+    ranked = strategy.run(list(spaces.values()), scores)
+
+    def arch_of(depths):
+        return model_settings.found_arch(run.config, depths)
+
+    best = [_describe(run, *ranking[0], arch_of) for ranking in ranked]
+    result = {**best[0], **scores.effort()}
+    if len(spaces) > 1:
+        rows = [{"budget": amount, **row} for amount, row in zip(spaces, best, strict=True)]
+        rows = sorted(rows, key=lambda row: row["budget"])
+        result["pareto"] = [{**row, "dominated": _is_dominated(row, rows)} for row in rows]
+    return result
+
+
+def search_operations(supernet: TrainedSupernet) -> dict:
+    """Search the operation code of the supernet's allocation; fields as `search_stage`."""
+    run, depths = supernet.run, supernet.depths
+    space = search_settings.operation_space(run.config, depths)
+
+    def arch_of(code):
+        return model_settings.found_arch(run.config, depths, space.dilations_of(code))
+
+    limits = _limits(supernet, supernet.spec.grids, space.dilations)
+    strategy = search_settings.search_strategy(run.config, "operation")
+    scores = supernet.operation_scores(strategy.scores_partial_codes)
+    (ranking,) = strategy.run([limited(space, limits, arch_of)], scores)
+    return {**_describe(run, *ranking[0], arch_of), **scores.effort()}
+
+
+def _describe(run: Run, code, score: float, arch_of: Callable) -> dict:
+    arch = arch_of(code)
+    canvas = data_settings.image_size(run.config).canvas(portrait=False)
+    cost = model_settings.detector_cost(run.config, arch, canvas, run.num_classes)
+    return {
+        "arch": json.loads(arch.to_json()),
+        "score": score,
+        "flops": cost.flops,
+        "params": cost.params,
+    }
+
+
+def _limits(supernet, grids, dilations) -> list[Limit]:
+    """Return the config's limits on the networks that are trained in the end."""
+    run = supernet.run
+    limits = search_settings.limits(run.config, run.num_classes)
+    bound = search_settings.search_options(run.config).max_latency
+    if bound:
+        arch = model_settings.baseline(run.config)
+        spec = SupernetSpec(arch.family, arch.widths, grids, dilations, "prefix", "shared")
+        detector = dataclasses.replace(supernet.detector, spec=spec)
+        canvas = data_settings.image_size(run.config).canvas(portrait=False)
+        meter = LatencyMeter(detector, canvas, run.path / "search" / "latency.json")
+        limits.append(Limit(bound, "milliseconds", meter.milliseconds))
+    return limits
+
+
+def _repeat_name(name, repeat):
     return f"{name}, repeat {repeat}" if repeat else name
 
 
 def _is_dominated(row, rows):
-    """Whether another row is no worse in score and FLOPs, and better in one."""
-    gains = ((o["score"] - row["score"], row["flops"] - o["flops"]) for o in rows)
+    """Return whether another row is no worse in score and FLOPs, and better in one."""
+    gains = ((other["score"] - row["score"], row["flops"] - other["flops"]) for other in rows)
     return any(min(gain) >= 0 and max(gain) > 0 for gain in gains)

@@ -1,4 +1,4 @@
-"""What a search will cost, before it starts."""
+"""What a search will cost, measured before it starts."""
 
 import time
 
@@ -8,92 +8,109 @@ import numpy as np
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows
 from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.experiments.steps import Run
 from crnas_jax.parallel.mesh import make_mesh, put_batch
-from crnas_jax.search.strategies import successive_halving as racing
+from crnas_jax.search.strategies import successive_halving
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
-from crnas_jax.settings.run import Settings
+from crnas_jax.search.supernet.scorer import ScoreOptions
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import search as search_settings
 
 # Subnets that are timed.
-_SAMPLE = 6
+_NUM_TIMED = 6
 
 
-def search_cost(settings: Settings, sources: dict, level: str, depths=None) -> dict:
-    """Counts a search's work and times a little of it, on freshly drawn weights.
+def search_cost(run: Run, level: str) -> dict:
+    """Count a search's work and time a little of it, on freshly drawn weights.
 
-    What is timed is the device's work; reading images, matching and intervals go on beside it, and
-    with small networks on a CPU may take as long. Latency limits are not looked at.
+    The device's work is timed; reading images, matching and intervals go on beside it, and with
+    small networks on a CPU may take as long. Latency limits are not considered. The dilations of
+    the searched allocation count if the stage search is finished, else those of the baseline.
 
     Args:
-      settings: of the run.
-      sources: splits of the data by name.
+      run: the run.
       level: `stage` or `operation`.
-      depths: for `operation`, of the network whose dilations are searched; the baseline's when
-        None.
 
     Returns:
       `evaluations`; `image_passes` (an image through a subnet, at most); `seconds_per_image_pass`;
-      `device_hours`, those of the statistics included; `devices`.
+      `device_hours`, including the statistics; `devices`.
     """
-    fields, depths = settings.config.search, depths or settings.baseline.depths
-    name, classes = fields[f"{level}_strategy"], len(sources["train"].class_names)
-    options = settings.score_options("batch" if name == "greedy" else fields.bn)
-    plan, batches = options.plan(sources["val"])
-    images = len(plan.first(batches))
+    config = run.config
+    strategy = search_settings.search_strategy(config, level)
+    bn = "batch" if strategy.scores_partial_codes else search_settings.search_options(config).bn
+    options = search_settings.score_options(config, bn)
+    plan, num_batches = options.score_plan(run.sources["val"])
+    num_images = len(plan.first_indices(num_batches))
     if level == "stage":
-        spec, budgets = settings.stage_supernet(), settings.budgets
-        space = settings.allowed_stages(classes)
-        counts = [sum(1 for _ in space.enumerate(budget)) for budget in budgets]
+        spec = model_settings.stage_supernet(config)
+        limits = search_settings.limits(config, run.num_classes)
+        spaces = list(search_settings.limited_stages(config, limits).values())
     else:
-        spec, space = settings.operation_supernet(depths), settings.operation_space(depths)
-        budgets, counts = (None,), [space.count()]
-    if name == "greedy":
-        counts = [space.evaluations(fields.keep)]
-    elif name in ("random", "evolution"):
-        counts = [min(count, fields.evaluations) for count in counts]
-    evaluations = sum(counts)
-    passes = evaluations * batches
-    if name == "halving":
-        truth, ids = GroundTruth.of(sources["val"]), sources["val"].image_ids
-        first = racing.fewest(
-            batches,
-            lambda b: len(plan.first(b)),
-            lambda b: truth.counted_in(ids[plan.first(b)]).sum(),
-        )
-        passes = racing.passes(counts, batches, first)
+        depths = _depths(run)
+        spec = model_settings.operation_supernet(config, depths)
+        spaces = [search_settings.operation_space(config, depths)]
+    num_evaluations = [strategy.max_evaluations(space) for space in spaces]
+    min_batches = successive_halving.min_batches(_SplitCounts(options, run.sources["val"]))
+    num_passes = strategy.max_passes(num_evaluations, num_batches, min_batches)
     rng = np.random.default_rng(0)
-    codes = [space.sample(rng, budgets[0]) for _ in range(10 * _SAMPLE)]
-    codes = list(dict.fromkeys(codes))[:_SAMPLE]
+    codes = [spaces[0].sample(rng) for _ in range(10 * _NUM_TIMED)]
+    codes = list(dict.fromkeys(codes))[:_NUM_TIMED]
     choices = [
         spec.choice(code) if level == "stage" else spec.choice(depths, code) for code in codes
     ]
-    detector = settings.detector(spec, classes)
-    seconds, statistics = _measure(detector, options, sources["val"], plan, choices)
-    total = passes * seconds
+    detector = model_settings.detector(config, spec, run.num_classes)
+    seconds, statistics = _measure(detector, options, run.sources["val"], plan, choices)
+    total = num_passes * seconds
     if options.bn == "recalibrate":
-        total += evaluations * options.calibration(sources["train"])[1] * statistics
-    devices = settings.devices or len(jax.devices())
+        calibration_batches = options.calibration_plan(run.sources["train"])[1]
+        total += sum(num_evaluations) * calibration_batches * statistics
+    num_devices = run.options.num_devices or len(jax.devices())
     return {
-        "evaluations": evaluations,
-        "image_passes": round(passes * images / batches),
+        "evaluations": sum(num_evaluations),
+        "image_passes": round(num_passes * num_images / num_batches),
         "seconds_per_image_pass": seconds / options.batch_size,
-        "device_hours": total * devices / 3600,
-        "devices": devices,
+        "device_hours": total * num_devices / 3600,
+        "devices": num_devices,
     }
 
 
+class _SplitCounts:
+    """Images and objects in the first mini-batches, as `PartialScores` counts them."""
+
+    def __init__(self, options: ScoreOptions, source):
+        self._plan, self.num_batches = options.score_plan(source)
+        self._ground_truth, self._image_ids = GroundTruth.from_source(source), source.image_ids
+
+    def num_images(self, num_batches):
+        return len(self._plan.first_indices(num_batches))
+
+    def num_objects(self, num_batches):
+        image_ids = self._image_ids[self._plan.first_indices(num_batches)]
+        return self._ground_truth.num_counted_in(image_ids)[..., 0].sum()
+
+
+def _depths(run):
+    """Return the searched allocation if this run has found it, else the baseline's."""
+    if run.workdir.belongs_to(run.key):
+        finished = run.workdir.finished("stage_search")
+        if finished is not None:
+            return tuple(finished["arch"]["depths"])
+    return model_settings.baseline(run.config).depths
+
+
 def _measure(detector, options, source, plan, choices):
-    """Seconds of a subnet on a mini-batch, for detections and for statistics."""
-    mesh = make_mesh(options.batch_size, options.devices)
+    """Return seconds for a subnet on a mini-batch, for detections and for statistics."""
+    mesh = make_mesh(options.batch_size, options.num_devices)
     variables = jax.jit(detector.init)(jax.random.key(0))
-    evaluator = SubnetEvaluator(detector, mesh, options.chunk, options.slots)
+    evaluator = SubnetEvaluator(detector, mesh, options.max_subnets_per_call, options.num_slots)
     batch = put_batch(mesh, next(loader.batches(source, plan, DetectionRows(options.size), stop=1)))
 
     def seconds(run):
         for _ in range(2):  # the first compiles
-            began = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(run())
-            last = time.perf_counter() - began
-        return last / len(choices)
+            duration = time.perf_counter() - start
+        return duration / len(choices)
 
     detections = seconds(lambda: list(evaluator.detect_in_chunks(variables, batch, choices)))
     if options.bn != "recalibrate":

@@ -1,63 +1,78 @@
 """Studies of the searches themselves: does the supernet rank well, which strategy finds most?"""
 
-import copy
-import json
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
-from crnas_jax.experiments.crnas import Pipeline
-from crnas_jax.runtime.workdir import FORMAT, write_json
-from crnas_jax.search.strategies.build import strategy
-from crnas_jax.settings.run import Settings
+from crnas_jax.experiments import crnas, steps
+from crnas_jax.experiments.steps import Run, journal_file
+from crnas_jax.runtime.files import write_json
+from crnas_jax.runtime.workdir import FORMAT
+from crnas_jax.search.journal import Journal
+from crnas_jax.search.strategies.build import STRATEGIES, strategy
+from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings import search as search_settings
+from crnas_jax.spaces.space import Code, Space
+from crnas_jax.training.job import TrainingJob
 
-LEVELS = ("stage", "operation")
+LEVELS = tuple(STRATEGIES)
+_SAMPLE = 5
 
 
-def ranking_study(pipeline: Pipeline, subnets: int, seeds: int, repeats: int = 2) -> dict:
-    """Does the supernet rank subnets as training them alone does?
+def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int = 2) -> dict:
+    """Compare how the supernet ranks subnets with how training them alone does.
 
     A sample of allocations of the budget is scored in the stage supernet and trained alone, each
-    with several seeds. Every training is a folder of its own and is resumed like any other run.
+    with several seeds. Trained subnets are scored on the test split. Everything resumes.
 
     Args:
-      pipeline: of the config; its stage supernet is trained if need be.
-      subnets: how many, drawn without replacement (all of the budget when there are not so many).
-      seeds: trainings of each.
-      repeats: scorings of each; with other calibration images, if statistics are recalibrated.
+      run: the run; its stage supernet is trained if need be.
+      num_subnets: allocations, drawn without replacement (all of the budget where it has fewer).
+      num_seeds: trainings of each.
+      num_repeats: scorings of each in the supernet; with other calibration images, if statistics
+        are recalibrated.
 
     Returns:
       `rows` (code, `score` of each scoring, test `AP` of each training) and the statistics of
       `analysis.ranking`; also in `<workdir>/ranking/result.json`, with `scatter.png` beside it.
     """
-    if subnets < 3 or seeds < 1 or repeats < 1:
-        problem = f"{subnets} subnets, {seeds} seeds, {repeats} repeats"
+    if num_subnets < 3 or num_seeds < 1 or num_repeats < 1:
+        problem = f"{num_subnets} subnets, {num_seeds} seeds, {num_repeats} repeats"
         raise UserError("command line", "study", problem, "use at least 3, 1 and 1")
-    settings, folder = pipeline.settings, pipeline.path / "ranking"
-    codes = _sample(settings, subnets)
+    budget = search_settings.budget(run.config)
+    space = search_settings.stage_spaces(run.config)[budget]
+    codes = sample_codes(space, num_subnets, run.options.seed)
     if len(codes) < 3:
-        problem = f"{len(codes)} allocations cost {settings.budget:g} blocks"
+        problem = f"{len(codes)} allocations cost {budget:g} blocks"
         raise UserError("config", "supernet.grids", problem, "a ranking needs three or more")
-    searches = pipeline.searches("stage_supernet")
-    scores = [searches.of_stages(repeat, "ranking").score(codes) for repeat in range(repeats)]
-    reached = [[_train(pipeline, code, seed) for seed in range(seeds)] for code in codes]
-    scores = np.transpose(scores).tolist()
+    supernet = crnas.train_supernet(run, "stage")
+    scores = [
+        supernet.stage_scores(repeat, "ranking").score(codes) for repeat in range(num_repeats)
+    ]
+    reached = [trained_scores(run, seed).score(codes) for seed in range(num_seeds)]
+    scores, reached = np.transpose(scores).tolist(), np.transpose(reached).tolist()
     first = [row[0] for row in scores]
-    found = {
+    result = {
         "format": FORMAT,
         "rows": [
             {"code": list(code), "score": score, "AP": ap}
             for code, score, ap in zip(codes, scores, reached, strict=True)
         ],
-        "agreement": ranking.agreement(first, reached, seed=settings.config.seed),
+        "agreement": ranking.agreement(first, reached, seed=run.options.seed),
         "spread": ranking.spread(reached),
         "repeats": ranking.repeats(scores),
     }
-    found = ranking.without_nan(found)
-    write_json(folder / "result.json", found)
-    agreement = found["agreement"]
+    result = ranking.nan_to_none(result)
+    folder = run.path / "ranking"
+    write_json(folder / "result.json", result)
+    tau = result["agreement"]["tau"]
     plots.scatter(
         folder / "scatter.png",
         first,
@@ -65,115 +80,135 @@ def ranking_study(pipeline: Pipeline, subnets: int, seeds: int, repeats: int = 2
         "AP on val with inherited weights",
         "AP on test, trained alone",
         ["-".join(map(str, code)) for code in codes],
-        f"Kendall tau {agreement['tau']:.2f}" if agreement["tau"] is not None else "",
+        f"Kendall tau {tau:.2f}" if tau is not None else "",
     )
-    return found
+    return result
 
 
-def strategy_study(pipeline: Pipeline, seeds: int, levels: Sequence[str] = LEVELS) -> dict:
-    """The strategies beside each other on the supernets of one config.
+def trained_scores(run: Run, seed: int) -> TrainedScores:
+    """Return the scores of allocations trained alone with a seed, on the test split."""
+    options = TrainedScoreOptions(
+        run.config.search.batch_size,
+        data_settings.image_size(run.config),
+        run.config.search.samples,
+        run.options.seed,
+        run.options.num_devices,
+    )
+    return TrainedScores(
+        f"trained, seed {seed}",
+        functools.partial(_jobs_of, run, seed),
+        run.sources["test"],
+        options,
+        Journal(journal_file(run), run.key),
+        run.path / "ranking",
+    )
 
-    A seed is that of the order of the validation images, of the statistics' images, and of all that
-    a strategy draws; the supernets are the same.
+
+def _jobs_of(run: Run, seed: int, code: Code) -> list[TrainingJob]:
+    """List the trainings of an allocation, which starts and is trained as the baseline is."""
+    arch = model_settings.found_arch(run.config, code)
+    name = "-".join(map(str, code)) + f"-seed{seed}"
+    start, jobs = run_settings.init_from(run.config)["baseline"], []
+    if "baseline" in run_settings.pretrained_networks(run.config):
+        jobs.append(steps.classification_job(run, f"{name}/pretrain", arch, start))
+        start = run.path / "ranking" / name / "pretrain"
+    jobs.append(steps.detection_job(run, name, "baseline", arch, start))
+    return [_with_seed(job, seed) for job in jobs]
+
+
+def _with_seed(job, seed):
+    return dataclasses.replace(job, options=dataclasses.replace(job.options, seed=seed))
+
+
+def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> dict:
+    """Compare the strategies on the supernets of one config.
+
+    A seed sets the order of the validation images, the statistics' images, and all that a strategy
+    draws; the supernets are the same.
 
     Args:
-      pipeline: of the config; what it needs is trained and searched if need be.
-      seeds: how many.
-      levels: of `LEVELS`.
+      run: the run; what it needs is trained and searched if need be.
+      num_seeds: number of seeds.
+      levels: some of `LEVELS`.
 
     Returns:
       `stage`: for each seed and strategy the code found, its regret (AP of the best of all
-      allocations minus its own, both scored on all images) and its share of the image passes of the
+      allocations minus its AP, both scored on all images) and its share of the image passes of the
       exhaustive search. `operation`: for each seed and strategy the code found at as many image
       passes as greedy search takes, and its AP as a full code. Image passes are those to score:
       with `search.bn` "recalibrate" every code but greedy search's has its statistics first. Also
       in `<workdir>/strategies/`, a file for each level.
     """
-    found = {}
-    if "stage" in levels:
-        searches = pipeline.searches("stage_supernet")
-        found["stage"] = [_stage_strategies(searches, seed) for seed in range(seeds)]
-    if "operation" in levels:
-        depths = tuple(pipeline.search_stage()["arch"]["depths"])
-        searches = pipeline.searches("operation_supernet")
-        found["operation"] = [_operation_strategies(searches, depths, s) for s in range(seeds)]
-    for level, rows in found.items():
-        content = {"format": FORMAT, level: rows}
-        write_json(pipeline.path / "strategies" / f"{level}.json", content)
-    return found
+    compare = {"stage": compare_stage_strategies, "operation": compare_operation_strategies}
+    result = {}
+    for level in levels:
+        supernet = crnas.train_supernet(run, level)
+        result[level] = [compare[level](run.config, supernet, seed) for seed in range(num_seeds)]
+        content = {"format": FORMAT, level: result[level]}
+        write_json(run.path / "strategies" / f"{level}.json", content)
+    return result
 
 
-def _stage_strategies(searches, seed):
-    settings, found = searches.settings, {}
-    whole = _run(searches.of_stages(seed, "stage, exhaustive"), settings, "exhaustive", seed)
-    worth = dict(whole["ranked"])
-    race = _run(searches.of_stages(seed, "stage, halving"), settings, "halving", seed)
-    images = whole["image_passes"] // len(worth)
-    # As many subnets as have the image passes of halving.
-    number = max(race["image_passes"] // images, 1)
-    rows = {"exhaustive": whole, "halving": race}
+def compare_stage_strategies(config, supernet, seed: int) -> dict:
+    """Run every stage strategy once; `supernet` gives `stage_scores(repeat, name)`."""
+    space = search_settings.stage_spaces(config)[search_settings.budget(config)]
+
+    def search(name, **options):
+        scores = supernet.stage_scores(seed, f"stage, {name}")
+        return _search(config, "stage", name, seed, space, scores, **options)
+
+    exhaustive, race = search("exhaustive"), search("halving")
+    values = dict(exhaustive["ranked"])
+    num_images = exhaustive["image_passes"] // len(values)
+    # As many subnets as have halving's image passes.
+    evaluations = max(race["image_passes"] // num_images, 1)
+    rows = {"exhaustive": exhaustive, "halving": race}
     for name in ("random", "evolution"):
-        search = searches.of_stages(seed, f"stage, {name}")
-        rows[name] = _run(search, settings, name, seed, evaluations=number)
+        rows[name] = search(name, evaluations=evaluations)
+    result = {}
     for name, row in rows.items():
         code = row["ranked"][0][0]
-        found[name] = {
+        result[name] = {
             "code": list(code),
-            "AP": worth[code],
-            "regret": max(worth.values()) - worth[code],
+            "AP": values[code],
+            "regret": max(values.values()) - values[code],
             "image_passes": row["image_passes"],
-            "share": row["image_passes"] / whole["image_passes"],
+            "share": row["image_passes"] / exhaustive["image_passes"],
         }
-    return found
+    return result
 
 
-def _operation_strategies(searches, depths, seed):
-    settings, found = searches.settings, {}
-    space = settings.operation_space(depths)
-    number = space.evaluations(settings.config.search.keep)
-    full = searches.of_operations(depths, False, seed, "operation, full codes")
-    for name in ("greedy", "random", "evolution"):
-        search = searches.of_operations(depths, name == "greedy", seed, f"operation, {name}")
-        options = {} if name == "greedy" else {"evaluations": number}
-        row = _run(search, settings, name, seed, space, (None,), **options)
+def compare_operation_strategies(config, supernet, seed: int) -> dict:
+    """Run every operation strategy once; `supernet` gives `operation_scores` and `depths`."""
+    space = search_settings.operation_space(config, supernet.depths)
+    evaluations = space.num_greedy_evaluations(search_settings.strategy_options(config).beam)
+    full = supernet.operation_scores(False, seed, "operation, full codes")
+    result = {}
+    for name in STRATEGIES["operation"]:
+        greedy = name == "greedy"
+        scores = supernet.operation_scores(greedy, seed, f"operation, {name}")
+        options = {} if greedy else {"evaluations": evaluations}
+        row = _search(config, "operation", name, seed, space, scores, **options)
         code = row["ranked"][0][0]
-        found[name] = {
+        result[name] = {
             "code": list(code),
             "AP": full.score([code])[0],
             "image_passes": row["image_passes"],
         }
-    return found
+    return result
 
 
-def _run(search, settings, name, seed, space=None, budgets=None, **options):
-    """A strategy's ranking and image passes."""
-    run = strategy(name, settings.config.search)
-    space, budgets = space or settings.stage_space, budgets or (settings.budget,)
-    ranked = run(space, budgets, search, settings.config.seed + seed, **options)
-    passes = search.scorer.journal.image_passes(search.name)
-    return {"ranked": ranked[budgets[0]], "image_passes": passes}
+def _search(config, level, name, seed, space, scores, **changes):
+    """Return a strategy's ranking and image passes."""
+    options = search_settings.strategy_options(config, seed)
+    options = dataclasses.replace(options, **changes)
+    (ranked,) = strategy(name, level, options).run([space], scores)
+    return {"ranked": ranked, "image_passes": scores.effort()["image_passes"]}
 
 
-def _sample(settings, number):
-    codes = list(settings.stage_space.enumerate(settings.budget))
-    rng = np.random.default_rng([settings.config.seed, 5])
-    chosen = rng.permutation(len(codes))[:number]
+def sample_codes(space: Space, count: int, seed: int) -> list[Code]:
+    """Draw codes without replacement, all where there are fewer; in the space's order."""
+    codes = list(space.enumerate())
+    rng = np.random.default_rng([seed, _SAMPLE])
+    chosen = rng.permutation(len(codes))[:count]
     return [codes[index] for index in sorted(chosen)]
-
-
-def _train(pipeline, code, seed):
-    """Test AP of one allocation, trained alone."""
-    name = "-".join(map(str, code)) + f"-seed{seed}"
-    arch = pipeline.settings.arch(code)
-    folder = pipeline.path / "ranking" / name
-    file = pipeline.path / "ranking" / f"{name}.json"
-    write_json(file, json.loads(arch.to_json()))
-    config = copy.deepcopy(pipeline.settings.config)
-    with config.unlocked():
-        config.baseline, config.seed = str(file), seed
-        config.data.val = ""  # nothing is searched
-    alone = Pipeline(Settings(config), folder)
-    try:
-        return alone.evaluate("baseline")["AP"] or 0.0
-    finally:
-        alone.release()

@@ -1,8 +1,8 @@
-"""A small machine for the pickles of PyTorch state dicts.
+"""A small interpreter for the pickles of PyTorch state dicts.
 
-A pickle is a program. This runs the few opcodes that a state dict needs and calls functions of this
-file alone. It does not use `pickle.Unpickler`: even one that resolves no names crashes on a key
-nested a million deep, and sets aside gigabytes for one large memo index.
+A pickle is a program. This interpreter runs the few opcodes that a state dict needs and calls only
+functions of this file. It does not use `pickle.Unpickler`: even one that resolves no names crashes
+on a key nested a million deep, and allocates gigabytes for one large memo index.
 """
 
 import pickletools
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-_MOST_STEPS = 2**22  # of one pickle: a hundred thousand tensors, or seconds
+# Opcodes in one pickle: enough for a hundred thousand tensors, and run within seconds.
+MAX_STEPS = 2**22
 
 
 class Storage(NamedTuple):
-    """Elements `start` to `start + count` of the bytes under `key`."""
+    """Elements `start` to `start + count` of the bytes stored under `key`."""
 
     key: str
     dtype: np.dtype
@@ -24,7 +25,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What a pickle says of a tensor, unchecked; offset and stride count elements."""
+    """Description of a tensor as a pickle gives it, unchecked; offset and stride count elements."""
 
     storage: Any
     offset: Any
@@ -33,12 +34,12 @@ class Tensor(NamedTuple):
 
 
 def key_of(key):
-    """The key itself.
+    """Return a dictionary key after checking its type.
 
     Raises:
-      ValueError: it is neither a string nor a number.
+      ValueError: the key is neither a string nor an integer below 2**63.
     """
-    # Nothing that contains others: hashing it could take for ever.
+    # A container is no key here: hashing a deeply nested one could take for ever.
     if type(key) is str or (type(key) is int and key.bit_length() < 64):
         return key
     raise ValueError(f"it has a key of type {type(key).__name__}")
@@ -47,11 +48,13 @@ def key_of(key):
 def _ordered_dict(pairs=()):
     result = {key_of(key): value for key, value in pairs}
     if pairs:
-        pairs.clear()  # a list, by Python 2; again, named again and again
+        # Python 2 writes the pairs as a list. Emptied, it costs nothing when a hostile pickle
+        # passes it again and again.
+        pairs.clear()
     return result
 
 
-# No *arguments in these: a long tuple named again and again would be copied again and again.
+# These take no *arguments: a long tuple would be copied each time a pickle passes it again.
 def _rebuild_tensor(storage, offset, size, stride, gradient=None, hooks=None, metadata=None):
     return Tensor(storage, offset, size, stride)
 
@@ -64,7 +67,7 @@ _STORAGES = {
     "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16, "Long": "<i8",
     "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
 }  # fmt: skip
-# All that a pickle may name. Only functions of this file can be called.
+# All names that a pickle may refer to. Only functions of this file can be called.
 _GLOBALS = {f"torch {name}Storage": np.dtype(dtype) for name, dtype in _STORAGES.items()} | {
     "collections OrderedDict": _ordered_dict,
     "torch Size": _first,
@@ -79,29 +82,35 @@ _STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")
 
 
 def _global(module, name):
-    # Only strings are shown: what is deep or refers to itself would take for ever.
+    # Messages show strings only: printing a deep or recursive object would take for ever.
     if not type(module) is type(name) is str:
-        raise ValueError("it asks for something by a name that is no string")
+        raise ValueError("it asks for an object by a name that is no string")
     if f"{module} {name}" not in _GLOBALS:
         name = f"{module[:100]}.{name[:100]}"
-        raise ValueError(f"it asks for {name!r}, which no state dict needs and nothing here runs")
+        raise ValueError(f"it asks for {name!r}, which no state dict needs and which is not run")
     return _GLOBALS[f"{module} {name}"]
 
 
 def _storage(kind, dtype, key, _, count, view=None):
     if kind != "storage" or type(key) is not str or not isinstance(dtype, np.dtype):
-        raise ValueError("it refers to something that is no storage")
+        raise ValueError("it refers to an object that is no storage")
     if view is None:
         return Storage(key, dtype, 0, count)
-    _, start, count = view  # part of a storage: before torch 0.4
+    _, start, count = view  # a part of the storage, as torch wrote it before 0.4
     return Storage(key, dtype, start, count)
 
 
 def run(file):
-    """The object of the pickle that begins here, and bytes per element of the storages it names.
+    """Run the pickle that begins at the file's position.
+
+    Args:
+      file: binary file; it is left at the end of the pickle.
+
+    Returns:
+      The object of the pickle, and the bytes per element of each storage it names, by key.
 
     Raises:
-      Exception: of any kind, for bytes that are no state dict's.
+      Exception: any kind of exception, where the bytes are not those of a state dict.
     """
     stack, marks, memo, item_sizes = [], [], {}, {}
 
@@ -113,8 +122,8 @@ def run(file):
         return items
 
     for step, (opcode, value, _) in enumerate(pickletools.genops(file)):
-        if step > _MOST_STEPS:
-            raise ValueError(f"its pickle has more than {_MOST_STEPS} steps")
+        if step > MAX_STEPS:
+            raise ValueError(f"its pickle has more than {MAX_STEPS} steps")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -153,11 +162,11 @@ def run(file):
                 storage = _storage(*_require(tuple, stack.pop()))
                 item_sizes.setdefault(storage.key, storage.dtype.itemsize)
                 stack.append(storage)
-            case "REDUCE" | "NEWOBJ":  # the latter for parameters, before torch 0.4
+            case "REDUCE" | "NEWOBJ":  # torch before 0.4 writes NEWOBJ for parameters
                 function, arguments = pop_from(len(stack) - 2)
                 stack.append(function(*_require(tuple, arguments)))
             case "BUILD":
-                stack.pop()  # attributes, such as a state dict's `_metadata`: dropped
+                stack.pop()  # drops attributes, such as a state dict's `_metadata`
             case "STOP":
                 return stack.pop(), item_sizes
             case name:

@@ -1,4 +1,4 @@
-"""Image classification on the same backbones: for pre-training."""
+"""Image classification on the same backbones, for pre-training."""
 
 import dataclasses
 
@@ -8,20 +8,25 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from crnas_jax.models.layers import BNMode, preprocess
+from crnas_jax.models.layers import BNMode, Normalization, preprocess
+from crnas_jax.runtime.options import check_below_one, check_not_negative
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierOptions:
-    """Everything of a classifier but its backbone.
+    """Everything about a classifier except its backbone.
 
     Attributes:
-      classes: number of them.
+      num_classes: number of classes.
       label_smoothing: share of the target spread over all classes.
     """
 
-    classes: int
+    num_classes: int
     label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_not_negative(self, "label_smoothing")
+        check_below_one(self, "label_smoothing")
 
 
 class ImageClassifier(nn.Module):
@@ -36,30 +41,30 @@ class ImageClassifier(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        self.head = nn.Dense(self.options.classes, dtype=self.dtype)
+        self.head = nn.Dense(self.options.num_classes, dtype=self.dtype)
 
     def __call__(
         self, batch: dict[str, Array], choice, mode: BNMode
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of every class."""
+        """Return the logits of every class."""
         x = self.features(batch, choice, mode)
         return {"logits": self.head(x.mean((1, 2))).astype(jnp.float32)}
 
     def features(
         self, batch: dict[str, Array], choice, mode: BNMode
     ) -> Float[Array, "batch _ _ channels"]:
-        """c5: all that has batch normalisation."""
+        """Return c5: the output of all layers that have batch normalisation."""
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        return self.backbone(x, choice, mode, batch["weight"])[-1]
+        return self.backbone(x, choice, Normalization(mode, batch["weight"]))[-1]
 
     def losses(
         self, batch: dict[str, Array], choice, mode: BNMode, keys: Key[Array, " batch"]
     ) -> dict[str, Float[Array, ""]]:
-        """Cross-entropy; images of weight 0 count for nothing. Nothing is drawn by `keys`."""
+        """Return the mean cross-entropy over images of weight above 0; `keys` are not used."""
         del keys
         logits = self(batch, choice, mode)["logits"]
         target = optax.smooth_labels(
-            jnp.eye(self.options.classes)[batch["label"]], self.options.label_smoothing
+            jnp.eye(self.options.num_classes)[batch["label"]], self.options.label_smoothing
         )
         counted = batch["weight"] > 0
         cross_entropy = jnp.where(counted, optax.softmax_cross_entropy(logits, target), 0)

@@ -6,28 +6,28 @@ from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Model
-from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys
+from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys, bank_place
 
 
 def fill(
     model: Model, variables: PyTree, source: PyTree, source_spec: SupernetSpec | None = None
 ) -> tuple[PyTree, list[str]]:
-    """Puts what `source` has into `variables` wherever name and shape agree.
+    """Copy what `source` has into `variables` wherever name and shape agree.
 
     A supernet takes a stand-alone network's blocks: block 3 of stage 2 goes into every row of that
-    stage's banks that stands at place 3, for every dilation. It takes another supernet's rows of
-    the same branch, place and dilation; what that shares between branches or dilations goes into
-    all of them.
+    stage's banks that stands at place 3, for every dilation. It takes another supernet's rows with
+    the same branch, place and dilation; rows that the source shares between branches or dilations
+    go into all of them.
 
     Args:
-      model: whose variables are filled.
-      variables: {"params", "batch_stats"}, of that model.
-      source: the same of another network; what of it fits nowhere is not used.
-      source_spec: of a source with banks; without it they are not used.
+      model: model that is filled.
+      variables: its {"params", "batch_stats"}.
+      source: the same of another network; what fits nowhere is not used.
+      source_spec: description of a source with banks; without it they are not used.
 
     Returns:
       The filled variables (NumPy), and the names of what was not filled; where nothing below a
-      name was, only that name.
+      name was filled, only that name.
 
     Raises:
       UserError: no kernel of the backbone was filled, or the source is not finite.
@@ -42,8 +42,9 @@ def fill(
     filled, missing = [], {}
     for path, leaf in _leaves(jax.device_get(variables)):
         parts, leaf = _parts(path), np.array(leaf)
-        if model.has_banks and _of_bank(parts):
-            missing[parts] = _fill_rows(model.spec, parts, leaf, given, source_spec)
+        keys = model.backbone.bank_keys(parts[2:]) if parts[1] == "backbone" else None
+        if keys is not None:
+            missing[parts] = _fill_rows(keys, parts, leaf, given, source_spec)
         else:
             fits = parts in given and given[parts].shape == leaf.shape
             missing[parts] = (0 if fits else 1, 1)
@@ -52,7 +53,7 @@ def fill(
     kernels = [
         counts for parts, counts in missing.items() if "backbone" in parts and "kernel" in parts
     ]
-    if all(number == of for number, of in kernels):
+    if all(num_missing == num_rows for num_missing, num_rows in kernels):
         raise UserError(
             "initial weights", "backbone", "nothing in it fits this network", "check the checkpoint"
         )
@@ -67,42 +68,42 @@ def _parts(path):
     return tuple(str(getattr(key, "key", key)) for key in path)
 
 
-def _of_bank(parts):
-    return parts[1] == "backbone" and parts[2].startswith("stage")
-
-
-def _fill_rows(spec, parts, bank, given, source_spec):
-    """Fills the rows of a bank in place; (rows not filled, rows)."""
-    collection, backbone, stage_name, kind, module, *rest = parts
-    stage, first = int(stage_name.removeprefix("stage")) - 1, kind == "first"
-    rows = {}
+def _fill_rows(keys, parts, bank, given, source_spec):
+    """Fill the rows of a bank in place; return (rows not filled, rows)."""
+    collection, backbone, stage_name, _, module, *rest = parts
+    source_rows = {}
     if source_spec is not None and parts in given:
-        keys = bank_keys(source_spec, stage, first, module)
-        rows = dict(zip(keys, given[parts], strict=True))
-    missing = 0
-    for row, (branch, place, dilation) in enumerate(bank_keys(spec, stage, first, module)):
+        source_keys = bank_keys(source_spec, *bank_place(parts[2:]))
+        source_rows = dict(zip(source_keys, given[parts], strict=True))
+    num_missing = 0
+    for row, (branch, place, dilation) in enumerate(keys):
         block = given.get((collection, backbone, stage_name, f"block{place + 1}", module, *rest))
         for key in ((branch, place, dilation), (branch, place, None)):
             for exact_or_shared in (key, (None, *key[1:])):
-                block = rows.get(exact_or_shared) if block is None else block
+                block = source_rows.get(exact_or_shared) if block is None else block
         if block is not None and block.shape == bank.shape[1:]:
             bank[row] = block
         else:
-            missing += 1
-    return missing, len(bank)
+            num_missing += 1
+    return num_missing, len(bank)
 
 
 def _unfilled(missing):
-    """Topmost names (collections left out) below which nothing was filled, then partial banks."""
+    """List the topmost names below which nothing was filled, then the partly filled banks."""
     empty, partial = {}, {}
-    for parts, (number, of) in missing.items():
+    for parts, (num_missing, num_rows) in missing.items():
         for depth in range(2, len(parts) + 1):
             name = parts[1:depth]
-            empty[name] = empty.get(name, True) and number == of
-        if 0 < number < of:
+            empty[name] = empty.get(name, True) and num_missing == num_rows
+        if 0 < num_missing < num_rows:
             bank = "/".join(parts[1:4])
-            partial[bank] = max(partial.get(bank, (0, 0)), (number, of))
+            partial[bank] = max(partial.get(bank, (0, 0)), (num_missing, num_rows))
     names = [
-        "/".join(name) for name, none in empty.items() if none and not empty.get(name[:-1], False)
+        "/".join(name)
+        for name, is_empty in empty.items()
+        if is_empty and not empty.get(name[:-1], False)
     ]
-    return names + [f"{bank} ({number} of {of} rows)" for bank, (number, of) in partial.items()]
+    return names + [
+        f"{bank} ({num_missing} of {num_rows} rows)"
+        for bank, (num_missing, num_rows) in partial.items()
+    ]

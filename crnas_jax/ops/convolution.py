@@ -1,9 +1,9 @@
-"""The convolution: its own gradient, and on the CPU alone other forms of the same numbers.
+"""Convolution with a custom gradient, and with faster forms of the same numbers on the CPU.
 
 Measured on two CPU cores with jax 0.10: the compiler's kernel gradient of a convolution is 15 to 37
 times slower inside `scan`, `switch` or `cond` than outside, and 1x1, depthwise and grouped
 convolutions are 5 to 35 times slower than the same numbers as matrix products of shifted inputs.
-GPU and TPU get the compiler's own forms.
+GPU and TPU get the compiler's forms.
 """
 
 import dataclasses
@@ -18,10 +18,14 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """What is fixed at compile time; padding is (k - 1) / 2 * dilation on both sides.
+    """Static parameters of a convolution; the padding is (k - 1) / 2 * dilation on both sides.
 
-    `in_control_flow` says that the call stands inside a scan or a conditional, where the CPU needs
-    another form of the kernel gradient; outside, the compiler's is up to twice as fast.
+    Attributes:
+      stride: step between outputs, in cells of the input, on both axes.
+      dilation: step between the kernel's taps, in cells of the input, on both axes.
+      groups: number of groups of channels.
+      in_control_flow: whether the call stands inside a scan or a conditional, where the CPU needs
+        another form of the kernel gradient; outside, the compiler's is up to twice as fast.
     """
 
     stride: int = 1
@@ -35,7 +39,13 @@ def conv(
     kernel: Float[Array, "k k group_channels features"],
     spec: ConvSpec,
 ) -> Float[Array, "batch _ _ features"]:
-    """Convolution with torch's padding."""
+    """Convolve with the padding of `ConvSpec`, which is torch's.
+
+    Args:
+      x: input, [batch, height, width, channels].
+      kernel: weights, [k, k, channels / groups, features].
+      spec: stride, dilation and groups.
+    """
     return _switched_conv(x, kernel, jnp.int32(0), (spec,))
 
 
@@ -45,10 +55,16 @@ def switched_conv(
     operation: Int[Array, ""],
     specs: tuple[ConvSpec, ...],
 ) -> Float[Array, "batch _ _ features"]:
-    """The convolution that `operation` picks out of `specs`; the others are not computed.
+    """Convolve by the spec that `operation` picks; the others are not computed.
 
     The switch is inside the custom gradient, so the residuals are one input and one kernel whatever
-    the number of operations. Differentiating through `lax.switch` would keep those of every branch.
+    the number of operations. Differentiation through `lax.switch` would keep those of every branch.
+
+    Args:
+      x: input, [batch, height, width, channels].
+      kernel: weights, [k, k, channels / groups, features].
+      operation: index into `specs`, int32 scalar; out of range it is clamped.
+      specs: convolutions to choose from, with outputs of equal shape.
     """
     return _switched_conv(x, kernel, operation, specs)
 
@@ -116,15 +132,15 @@ def _cpu_conv(x, kernel, spec):
 
 
 def _has_tap_form(kernel, spec):
-    """Whether the sum over taps is the faster form of this convolution on the CPU."""
+    """Return whether the sum over taps is the faster form of this convolution on the CPU."""
     return kernel.shape[0] == 1 or spec.groups > 1
 
 
 def _taps(x, kernel, spec):
-    """For each tap of the kernel the input it meets, [batch, out height, out width, channels]."""
+    """Yield each tap of the kernel with its input, [batch, out height, out width, channels]."""
     size = kernel.shape[0]
     pad = spec.dilation * (size - 1) // 2
-    out = [
+    out_shape = [
         (side + 2 * pad - spec.dilation * (size - 1) - 1) // spec.stride + 1
         for side in x.shape[1:3]
     ]
@@ -132,11 +148,11 @@ def _taps(x, kernel, spec):
     for row in range(size):
         for column in range(size):
             start = (0, row * spec.dilation, column * spec.dilation, 0)
-            reach = [
-                first + (number - 1) * spec.stride + 1
-                for first, number in zip(start[1:3], out, strict=True)
+            ends = [
+                first + (num_outputs - 1) * spec.stride + 1
+                for first, num_outputs in zip(start[1:3], out_shape, strict=True)
             ]
-            limit = (x.shape[0], *reach, x.shape[3])
+            limit = (x.shape[0], *ends, x.shape[3])
             yield (row, column), lax.slice(x, start, limit, (1, spec.stride, spec.stride, 1))
 
 
@@ -145,14 +161,14 @@ def _grouped(array, groups):
 
 
 def _tap_conv(x, kernel, spec):
-    """Sum over taps of matrix products; a multiply-add where the convolution is depthwise."""
+    """Sum matrix products over the taps, or multiply-adds where the convolution is depthwise."""
     total = None
     for tap, shifted in _taps(x, kernel, spec):
         weights = kernel[tap]
         if spec.groups == 1:
             part = jnp.einsum("bhwi,io->bhwo", shifted, weights)
         elif weights.shape == (1, x.shape[-1]):
-            part = shifted * weights[0]
+            part = shifted * lax.broadcast_to_rank(weights[0], shifted.ndim)
         else:
             part = jnp.einsum(
                 "bhwgi,igo->bhwgo", _grouped(shifted, spec.groups), _grouped(weights, spec.groups)

@@ -1,4 +1,4 @@
-"""Losses of the detection heads (torchvision's variants)."""
+"""Losses of the detection heads, in torchvision's variants."""
 
 import jax.numpy as jnp
 import optax
@@ -8,7 +8,12 @@ BOX_BETA = 1 / 9
 
 
 def smooth_l1(error: Float[Array, "*shape"], beta: float = BOX_BETA) -> Float[Array, "*shape"]:
-    """Quadratic below `beta`, linear above (Fast R-CNN, arXiv 1504.08083, equation 3)."""
+    """Return the smooth L1 loss of each error (Fast R-CNN, arXiv 1504.08083, equation 3).
+
+    Args:
+      error: predictions minus targets.
+      beta: absolute error below which the loss is quadratic; above it is linear.
+    """
     size = jnp.abs(error)
     return jnp.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta)
 
@@ -20,13 +25,24 @@ def rpn_losses(
     sampled: Bool[Array, "images samples"],
     positive: Bool[Array, "images samples"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Objectness and box loss of the sampled anchors, both over the number sampled in the batch."""
-    number = jnp.maximum(sampled.sum(), 1)
+    """Compute the RPN's losses over sampled anchors (Faster R-CNN, arXiv 1506.01497, equation 1).
+
+    Args:
+      logits: objectness logits, [images, samples].
+      deltas: predicted box deltas, [images, samples, 4].
+      targets: encoded ground truth, [images, samples, 4].
+      sampled: entries that hold a sampled anchor, [images, samples].
+      positive: sampled entries that are matched to an object, [images, samples].
+
+    Returns:
+      Objectness loss and box loss, both sums divided by the number of anchors sampled in the batch.
+    """
+    num_sampled = jnp.maximum(sampled.sum(), 1)
     objectness = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
     box = smooth_l1(deltas - targets).sum(-1)
-    return jnp.where(sampled, objectness, 0).sum() / number, jnp.where(
-        positive, box, 0
-    ).sum() / number
+    objectness_loss = jnp.where(sampled, objectness, 0).sum() / num_sampled
+    box_loss = jnp.where(positive, box, 0).sum() / num_sampled
+    return objectness_loss, box_loss
 
 
 def box_head_losses(
@@ -37,19 +53,30 @@ def box_head_losses(
     sampled: Bool[Array, " rois"],
     beta: float = BOX_BETA,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy and, for positives (label above 0), box loss, over all sampled RoIs.
+    """Compute the box head's losses over sampled RoIs (Fast R-CNN, arXiv 1504.08083, equation 1).
 
-    The box deltas are those of the RoI's own class, or the only ones; class 0 is the background.
+    Args:
+      logits: class logits, [rois, classes].
+      deltas: predicted box deltas, [rois, classes, 4], or [rois, 1, 4] where all classes share one
+        box.
+      labels: class of each RoI, 0 for the background, [rois].
+      targets: encoded ground truth, [rois, 4].
+      sampled: entries that hold a sampled RoI, [rois].
+      beta: where the smooth L1 loss turns linear.
+
+    Returns:
+      Cross-entropy and box loss, both sums divided by the number of sampled RoIs. The box loss is
+      that of the positives (label above 0), from the deltas of their class.
     """
-    number = jnp.maximum(sampled.sum(), 1)
+    num_sampled = jnp.maximum(sampled.sum(), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    own = labels if deltas.shape[1] > 1 else jnp.zeros_like(labels)
-    own = jnp.take_along_axis(deltas, own[:, None, None], 1)[:, 0]
-    box = smooth_l1(own - targets, beta).sum(-1)
+    box_index = labels if deltas.shape[1] > 1 else jnp.zeros_like(labels)
+    class_deltas = jnp.take_along_axis(deltas, box_index[:, None, None], 1)[:, 0]
+    box = smooth_l1(class_deltas - targets, beta).sum(-1)
     positive = sampled & (labels > 0)
-    return jnp.where(sampled, cross_entropy, 0).sum() / number, jnp.where(
-        positive, box, 0
-    ).sum() / number
+    class_loss = jnp.where(sampled, cross_entropy, 0).sum() / num_sampled
+    box_loss = jnp.where(positive, box, 0).sum() / num_sampled
+    return class_loss, box_loss
 
 
 def mask_loss(
@@ -58,10 +85,17 @@ def mask_loss(
     targets: Float[Array, "rois size size"],
     positive: Bool[Array, " rois"],
 ) -> Float[Array, ""]:
-    """Binary cross-entropy of each positive's own class, the mean over their cells.
+    """Compute the mask head's binary cross-entropy (Mask R-CNN, arXiv 1703.06870, section 3).
 
-    Mask R-CNN, arXiv 1703.06870, section 3. Targets are coverages of 0..1.
+    Args:
+      logits: mask logits of every class, [rois, size, size, classes].
+      labels: index into the classes of `logits` for each RoI, [rois].
+      targets: share of each cell that the object covers, 0..1, [rois, size, size].
+      positive: entries that hold an RoI matched to an object, [rois].
+
+    Returns:
+      Mean over the cells of the positives, from the logits of their class.
     """
-    own = jnp.take_along_axis(logits, labels[:, None, None, None], -1)[..., 0]
-    cells = optax.sigmoid_binary_cross_entropy(own, targets).mean((1, 2))
+    class_logits = jnp.take_along_axis(logits, labels[:, None, None, None], -1)[..., 0]
+    cells = optax.sigmoid_binary_cross_entropy(class_logits, targets).mean((1, 2))
     return jnp.where(positive, cells, 0).sum() / jnp.maximum(positive.sum(), 1)

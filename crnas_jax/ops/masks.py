@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-_MOST_SAMPLES = 8
+_MAX_SAMPLES = 8
 
 
 def targets(
@@ -12,41 +12,45 @@ def targets(
     truth: Float[Array, "truths 4"],
     rois: Float[Array, "rois 4"],
     matched: Int[Array, " rois"],
-    size: int,
+    mask_size: int,
     aligned: bool = False,
-) -> Float[Array, "rois size size"]:
-    """RoIAlign of each RoI's own object mask; outside the object's box the mask is 0.
+) -> Float[Array, "rois mask_size mask_size"]:
+    """Compute each RoI's mask target by RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3).
 
-    Adaptive sampling as torchvision's and Detectron2's: as many samples in a cell as it has
+    Sampling is adaptive, as in torchvision and Detectron2: as many samples in a cell as it has
     pixels, up to 8, on each side. For objects of M x M pixels the numbers are those of RoIAlign on
     the whole bitmap.
 
     Args:
-      crops: 0 or 1.
-      truth: boxes of the crops, xyxy.
-      rois: xyxy, in the same pixels.
-      matched: the crop of each RoI.
-      size: cells per side of a target.
-      aligned: pixel centres lie at .5 (Detectron2); otherwise at whole numbers (torchvision), and a
-        RoI has at least one pixel on each side.
+      crops: masks of the objects, 0 or 1, [truths, M, M].
+      truth: boxes of the crops in xyxy, pixels of the canvas, [truths, 4].
+      rois: xyxy, the same pixels, [rois, 4].
+      matched: index of each RoI's object in `crops`, [rois].
+      mask_size: cells per side of a target.
+      aligned: whether pixel centres lie at .5 (Detectron2). Otherwise they lie at whole numbers
+        (torchvision), and an RoI has at least one pixel on each side.
+
+    Returns:
+      Share of each cell that the object covers, 0 outside the object's box, float32
+      [rois, mask_size, mask_size].
     """
-    cells = crops.shape[-1]
+    num_cells = crops.shape[-1]
     boxes = truth[matched]
 
     def weights(start, end, low, high):
-        """How much of each row (column) of the crop each row (column) of the target takes."""
+        """Return the share of each row (column) of the crop in each row (column) of the target."""
         shift = 0.0 if aligned else 0.5
         start, side = start - low + shift, end - start
         side = side if aligned else jnp.maximum(side, 1.0)
-        number = jnp.clip(jnp.ceil(side / size), 1, _MOST_SAMPLES)[:, None]
-        scale = (cells / jnp.maximum(high - low, 1e-6))[:, None]
+        num_samples = jnp.clip(jnp.ceil(side / mask_size), 1, _MAX_SAMPLES)[:, None]
+        scale = (num_cells / jnp.maximum(high - low, 1e-6))[:, None]
         total = 0.0
-        for sample in range(_MOST_SAMPLES):
-            steps = jnp.arange(size) + (sample + 0.5) / number
-            position = (start[:, None] + side[:, None] / size * steps) * scale - 0.5
+        for sample in range(_MAX_SAMPLES):
+            steps = jnp.arange(mask_size)[None] + (sample + 0.5) / num_samples
+            position = (start[:, None] + side[:, None] / mask_size * steps) * scale - 0.5
             # Linear interpolation between the centres of cells, with 0 beyond the outermost.
-            near = jax.nn.relu(1 - abs(position[..., None] - jnp.arange(cells)))
-            total += jnp.where(sample < number, 1 / number, 0)[..., None] * near
+            share = jax.nn.relu(1 - abs(position[..., None] - jnp.arange(num_cells)[None, None]))
+            total += jnp.where(sample < num_samples, 1 / num_samples, 0)[..., None] * share
         return total
 
     rows = weights(rois[:, 1], rois[:, 3], boxes[:, 1], boxes[:, 3])

@@ -1,4 +1,4 @@
-"""Assigns ground truth to anchors and proposals by IoU."""
+"""Match anchors and proposals to ground truth by IoU."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,20 +13,21 @@ def match(
     low: float,
     low_quality: bool,
 ) -> tuple[Int[Array, " boxes"], Int[Array, " boxes"]]:
-    """Each box's best ground truth, and whether it is a positive, a negative or neither.
+    """Match each box to its best ground truth (Faster R-CNN, arXiv 1506.01497, section 3.1.2).
 
     Args:
-      iou: of every box with every ground truth.
-      truth_valid: False for padding.
-      high: from this IoU on a box is positive.
-      low: below this IoU it is negative; between the two it is neither.
-      low_quality: also take the best boxes of each ground truth (all ties) as positive. Such a box
-        keeps its own best ground truth. A ground truth that no box touches has no best box
-        (torchvision, which has no such floor, would there make every box positive).
+      iou: IoU of every box with every ground truth, [boxes, truths].
+      truth_valid: False for padding, [truths].
+      high: IoU from which on a box is positive.
+      low: IoU below which a box is negative; between the two it is neither.
+      low_quality: whether the best boxes of each ground truth (all ties) are positive, too. Such a
+        box keeps the index of the ground truth that it overlaps most. A ground truth that no box
+        touches has no best box (torchvision, which has no such floor, would there make every box
+        positive).
 
     Returns:
-      The index of the ground truth with the greatest IoU (the first of equals; 0 where there is
-      none), and POSITIVE, NEGATIVE or BETWEEN.
+      Index of the ground truth with the largest IoU for each box (the first of equals; 0 where
+      there is none), and POSITIVE, NEGATIVE or BETWEEN, both [boxes].
     """
     iou = jnp.where(truth_valid[None, :], iou, -1.0)
     best = iou.max(1)

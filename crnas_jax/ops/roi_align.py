@@ -1,6 +1,6 @@
-"""Multi-level RoIAlign.
+"""RoIAlign on a feature pyramid.
 
-Mask R-CNN, arXiv 1703.06870, section 3; the level rule is FPN's, arXiv 1612.03144, equation 1.
+Mask R-CNN, arXiv 1703.06870, section 3; the choice of level is FPN, arXiv 1612.03144, equation 1.
 """
 
 import functools
@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from crnas_jax.ops import boxes as box_ops
@@ -22,13 +23,16 @@ def roi_levels(
     canonical_size: float = 224.0,
     canonical_level: int = 2,
 ) -> Int[Array, "*batch"]:
-    """Index of the pyramid level each RoI is read from: 0 is p2.
+    """Assign each RoI to a pyramid level by its area (FPN, arXiv 1612.03144, equation 1).
 
     Args:
-      rois: xyxy.
-      levels: how many there are (4 for p2..p5).
-      canonical_size: an RoI of this side belongs to `canonical_level` (2 stands for p4).
-      canonical_level: see above.
+      rois: xyxy, pixels of the canvas, [..., 4].
+      levels: number of pyramid levels (4 for p2..p5).
+      canonical_size: side of a square RoI that is read from `canonical_level`, in pixels.
+      canonical_level: index of that level (2 for p4).
+
+    Returns:
+      Index of the level for each RoI, 0 for p2, int32 [...].
     """
     size = jnp.sqrt(jnp.maximum(box_ops.area(rois), 1e-12))
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
@@ -40,21 +44,25 @@ def multilevel_roi_align(
     rois: Float[Array, "batch rois 4"],
     levels: Int[Array, "batch rois"],
     canvas: tuple[int, int],
-    bins: int = 7,
+    pool_size: int = 7,
     aligned: bool = False,
-) -> Float[Array, "batch rois bins bins channels"]:
-    """Average of 2 x 2 bilinear samples in each of bins x bins cells of every RoI.
+) -> Float[Array, "batch rois pool_size pool_size channels"]:
+    """Pool every RoI to pool_size x pool_size bins (Mask R-CNN, arXiv 1703.06870, section 3).
+
+    A bin is the average of 2 x 2 bilinear samples. Samples more than one cell outside the map count
+    as 0, nearer ones are moved to the border.
 
     Args:
-      features: pyramid maps, finest first.
-      rois: xyxy in pixels of the canvas.
-      levels: the map each RoI is read from.
-      canvas: (height, width) of the network's input; gives each map's stride.
-      bins: cells per side.
-      aligned: subtract half a cell after scaling (Detectron2). When False (torchvision), an RoI
-        is at least one cell of the map on each side.
+      features: pyramid maps, finest first, each [batch, height, width, channels].
+      rois: xyxy, pixels of the canvas, [batch, rois, 4].
+      levels: index of the map each RoI is read from, [batch, rois].
+      canvas: (height, width) of the network's input, in pixels; gives each map's stride.
+      pool_size: number of bins per side.
+      aligned: whether half a cell is subtracted after scaling (Detectron2). When False
+        (torchvision), an RoI is at least one cell of the map on each side.
 
-    Samples more than one cell outside the map count as 0, nearer ones are moved to the border.
+    Returns:
+      Pooled features in the dtype of the maps, [batch, rois, pool_size, pool_size, channels].
     """
     batch, channels = len(rois), features[0].shape[-1]
     shapes = jnp.array([map_.shape[1:3] for map_ in features])
@@ -67,47 +75,50 @@ def multilevel_roi_align(
 
     height, width = shapes[levels][..., 0], shapes[levels][..., 1]
     scaled = rois * scales[levels][..., None] - (0.5 if aligned else 0.0)
-    rows, row_weights = _cells(scaled[..., 1], scaled[..., 3], height, bins, aligned)
-    columns, column_weights = _cells(scaled[..., 0], scaled[..., 2], width, bins, aligned)
+    rows, row_weights = _cells(scaled[..., 1], scaled[..., 3], height, pool_size, aligned)
+    columns, column_weights = _cells(scaled[..., 0], scaled[..., 2], width, pool_size, aligned)
     first = starts[levels][..., None, None]
 
     def part(i, j):
         index = rows[..., i][..., :, None] * width[..., None, None] + columns[..., j][..., None, :]
         weight = row_weights[..., i][..., :, None] * column_weights[..., j][..., None, :]
-        take = jax.vmap(lambda image, where: image.at[where].get(mode="clip"))
+        take = jax.vmap(lambda image, places: image.at[places].get(mode="clip"))
         return take(flat, first + index) * weight[..., None]
 
-    # One gather of a bin's size for each of its cells, summed up at once: on a CPU nine times as
-    # fast as gathering all samples before they are averaged.
+    # Each pair (i, j) gathers one cell per bin, and the parts are summed as they come: on a CPU
+    # this is nine times as fast as gathering all samples before they are averaged.
     parts = itertools.starmap(part, itertools.product(range(2 * SAMPLES), repeat=2))
     return functools.reduce(jnp.add, parts).astype(flat.dtype)
 
 
-def _cells(start, end, cells, bins, aligned):
-    """Along one side, the cells that each bin's samples lie between and their shares in the bin's
-    average, both [..., bins, 2 * SAMPLES].
+def _cells(start, end, num_cells, pool_size, aligned):
+    """Return the cells along one side that each bin averages, and their shares in the average.
+
+    Both are [..., pool_size, 2 * SAMPLES]; a sample lies between two cells.
     """
-    position, inside = _sample_positions(start, end, cells, bins, aligned)
-    low, high, share = _neighbours(position, cells)
+    position, inside = _sample_positions(start, end, num_cells, pool_size, aligned)
+    low, high, share = _neighbours(position, num_cells)
     index = jnp.stack([low, high], -1)
     weight = jnp.stack([1 - share, share], -1) * inside[..., None] / SAMPLES
-    shape = (*start.shape, bins, 2 * SAMPLES)
+    shape = (*start.shape, pool_size, 2 * SAMPLES)
     return index.reshape(shape), weight.reshape(shape)
 
 
-def _sample_positions(start, end, cells, bins, aligned):
-    """Positions [..., bins * SAMPLES] in cells of the map, and whether each counts."""
+def _sample_positions(start, end, num_cells, pool_size, aligned):
+    """Return positions in cells of the map and whether each counts, [..., pool_size * SAMPLES]."""
     side = end - start
     if not aligned:
         side = jnp.maximum(side, 1.0)
-    steps = (jnp.arange(bins * SAMPLES) + 0.5) / SAMPLES
-    position = start[..., None] + side[..., None] / bins * steps
-    inside = (position >= -1.0) & (position <= cells[..., None])
+    steps = (jnp.arange(pool_size * SAMPLES) + 0.5) / SAMPLES
+    steps = lax.broadcast_to_rank(steps, side.ndim + 1)
+    position = start[..., None] + side[..., None] / pool_size * steps
+    inside = (position >= -1.0) & (position <= num_cells[..., None])
     return position, inside
 
 
-def _neighbours(position, cells):
-    last = cells[..., None] - 1
+def _neighbours(position, num_cells):
+    """Return the two cells around each position, and the share of the second."""
+    last = num_cells[..., None] - 1
     position = jnp.clip(position, 0, last)
     low = jnp.floor(position).astype(jnp.int32)
     return low, jnp.minimum(low + 1, last), position - low

@@ -1,4 +1,4 @@
-"""Draws a fixed number of positives and negatives for a loss."""
+"""Draw a fixed number of positives and negatives for a loss."""
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +8,34 @@ from crnas_jax.ops import matcher
 
 
 def sample(
-    key: Key[Array, ""], label: Int[Array, " boxes"], number: int, positive_fraction: float
-) -> tuple[Int[Array, " number"], Bool[Array, " number"], Bool[Array, " number"]]:
-    """Up to `number` boxes: at most `positive_fraction` positive, then negatives.
+    key: Key[Array, ""], label: Int[Array, " boxes"], num_samples: int, positive_fraction: float
+) -> tuple[Int[Array, " num_samples"], Bool[Array, " num_samples"], Bool[Array, " num_samples"]]:
+    """Sample boxes for a loss (Faster R-CNN, arXiv 1506.01497, section 3.1.3).
+
+    At most `positive_fraction` of the entries are positives; negatives fill the rest.
 
     Args:
-      key: of this image and step.
-      label: `matcher.POSITIVE`, `NEGATIVE` or anything else for boxes not to be drawn.
-      number: of entries returned; fewer boxes than that leave invalid entries.
-      positive_fraction: the greatest share of positives.
+      key: random key for this image and step.
+      label: `matcher.POSITIVE`, `matcher.NEGATIVE`, or anything else for boxes that are not to be
+        drawn, [boxes].
+      num_samples: number of entries returned; where fewer boxes can be drawn, invalid entries
+        follow.
+      positive_fraction: largest share of positives.
 
     Returns:
       Indices of the drawn boxes, without repetition, positives first; whether each entry is a
-      drawn box; whether it is a positive.
+      drawn box; whether it is a positive; all [num_samples].
     """
-    boxes = label.shape[0]
-    draw = jax.random.uniform(key, (boxes,))
+    num_boxes = label.shape[0]
+    draw = jax.random.uniform(key, (num_boxes,))
     positive, negative = label == matcher.POSITIVE, label == matcher.NEGATIVE
-    # Rank among the positives decides who fits under the cap: 3 > 2 > 1 orders the final top-k.
-    most = min(int(number * positive_fraction), boxes)
-    first, chosen = jax.lax.top_k(jnp.where(positive, draw, -1.0), most)
+    # Drawn positives get a priority above 3, negatives one between 1 and 2, all others 0: the
+    # second top-k takes them in this order.
+    max_positives = min(int(num_samples * positive_fraction), num_boxes)
+    best, chosen = jax.lax.top_k(jnp.where(positive, draw, -1.0), max_positives)
     priority = jnp.where(negative, 1.0 + draw, 0.0)
-    priority = priority.at[chosen].add(jnp.where(first >= 0, 3.0 + draw[chosen], 0.0))
-    taken, indices = jax.lax.top_k(priority, min(number, boxes))
-    missing = number - indices.shape[0]
-    taken, indices = jnp.pad(taken, (0, missing)), jnp.pad(indices, (0, missing))
-    return indices, taken > 0.5, taken > 2.5
+    priority = priority.at[chosen].add(jnp.where(best >= 0, 3.0 + draw[chosen], 0.0))
+    priority, indices = jax.lax.top_k(priority, min(num_samples, num_boxes))
+    num_missing = num_samples - indices.shape[0]
+    priority, indices = jnp.pad(priority, (0, num_missing)), jnp.pad(indices, (0, num_missing))
+    return indices, priority > 0.5, priority > 2.5

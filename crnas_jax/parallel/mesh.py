@@ -1,4 +1,4 @@
-"""Devices: one mesh with the axis `data`, over which batches are split."""
+"""The device mesh: one axis, `data`, over which batches are split."""
 
 import jax
 import numpy as np
@@ -6,66 +6,76 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from crnas_jax.errors import UserError
 
-_ON_DEVICE = (
+# Batch fields that a step uses; the others stay on the host.
+_DEVICE_FIELDS = (
     *("image", "image_size", "weight"),
-    *("boxes", "labels", "valid", "crowd", "masks"),  # of detection
-    *("proposals", "proposals_valid"),  # of detection with given proposals
-    "label",  # of classification
+    *("boxes", "labels", "valid", "crowd", "masks"),  # detection
+    *("proposals", "proposals_valid"),  # detection with given proposals
+    "label",  # classification
 )
 
 
-def make_mesh(batch_size: int, devices: int | None = None, parts: int = 1) -> Mesh:
-    """A mesh of the first `devices` devices (all when None).
+def make_mesh(batch_size: int, num_devices: int | None = None, num_parts: int = 1) -> Mesh:
+    """Make a mesh of the first `num_devices` devices (all when None).
+
+    Args:
+      batch_size: images in a global batch.
+      num_devices: number of devices.
+      num_parts: equal parts that the batch is cut into for gradient accumulation.
 
     Raises:
-      UserError: the devices cannot share a batch of `batch_size` images, cut into `parts` equal
-        parts, evenly.
+      UserError: the devices cannot share the batch evenly.
     """
     available = jax.devices()
-    number = len(available) if devices is None else devices
-    if not 1 <= number <= len(available):
-        raise UserError("config", "devices", f"{number} asked for", f"{len(available)} are there")
-    if batch_size < 1 or parts < 1 or batch_size % (number * parts):
+    num_devices = len(available) if num_devices is None else num_devices
+    if not 1 <= num_devices <= len(available):
+        raise UserError(
+            "config", "devices", f"{num_devices} asked for", f"{len(available)} are there"
+        )
+    if batch_size < 1 or num_parts < 1 or batch_size % (num_devices * num_parts):
+        parts = f", accumulated over {num_parts} parts" if num_parts != 1 else ""
         raise UserError(
             "config",
             "batch_size",
-            f"{batch_size} on {number} devices"
-            + (f", accumulated over {parts} parts" if parts != 1 else ""),
-            f"use a multiple of {number * max(parts, 1)}",
+            f"{batch_size} on {num_devices} devices{parts}",
+            f"use a multiple of {num_devices * max(num_parts, 1)}",
         )
     # Auto axes: the compiler places the collectives.
     return jax.make_mesh(
-        (number,), ("data",), axis_types=(AxisType.Auto,), devices=available[:number]
+        (num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:num_devices]
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Return the sharding that puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch as global arrays, sharded over `data`.
+    """Put this host's rows of a batch on the devices as global arrays, sharded over `data`.
 
-    Of the contract's fields those that a step uses go to the device, and `image_key`, uint32: the
-    image id folded to 32 bits, by which random draws are keyed.
+    Returns:
+      The batch fields that a step uses, and `image_key`, uint32 [images]: the image id folded to
+      32 bits, which keys random draws.
     """
     ids = batch["image_id"].astype(np.uint64)
-    arrays = {name: batch[name] for name in _ON_DEVICE if name in batch}
+    arrays = {name: batch[name] for name in _DEVICE_FIELDS if name in batch}
     arrays["image_key"] = ((ids & 0xFFFFFFFF) ^ (ids >> np.uint64(32))).astype(np.uint32)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in arrays.items()
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in arrays.items()
     }
 
 
-def put_parts(mesh: Mesh, batch: dict[str, np.ndarray], parts: int) -> list[dict[str, jax.Array]]:
-    """`put_batch` of a batch cut into `parts` equal parts, for gradient accumulation.
+def put_parts(
+    mesh: Mesh, batch: dict[str, np.ndarray], num_parts: int
+) -> list[dict[str, jax.Array]]:
+    """Cut a batch into `num_parts` equal parts for gradient accumulation, each as `put_batch`.
 
-    Part j has every `parts`-th image from the j-th on, whatever the number of devices.
+    Part j has every `num_parts`-th image from the j-th on, whatever the number of devices.
     """
     return [
-        put_batch(mesh, {name: rows[part::parts] for name, rows in batch.items()})
-        for part in range(parts)
+        put_batch(mesh, {name: rows[part::num_parts] for name, rows in batch.items()})
+        for part in range(num_parts)
     ]

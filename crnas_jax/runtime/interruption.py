@@ -1,4 +1,4 @@
-"""Stopping on request: after SIGTERM or Ctrl-C the work in flight is finished and saved first."""
+"""Stopping on request: SIGTERM and Ctrl-C let the step in flight finish and be saved."""
 
 import os
 import signal
@@ -8,28 +8,28 @@ _request = threading.Event()
 
 
 class Stopped(Exception):
-    """Work ended early because it was asked to; everything finished is saved."""
+    """Work ended early because the user asked for it; everything finished is saved."""
 
 
 def listen() -> None:
-    """From now on SIGTERM and Ctrl-C are requests; a second one of the same kind kills."""
+    """Treat SIGTERM and Ctrl-C as requests to stop; a second signal of the same kind kills."""
 
-    def handle(number, _):
+    def handle(signal_number, _):
         _request.set()
-        signal.signal(number, signal.SIG_DFL)
-        # Not `print`: the signal may have come in the middle of one.
-        os.write(2, f"{signal.Signals(number).name}: saving, then stopping\n".encode())
+        signal.signal(signal_number, signal.SIG_DFL)
+        # `print` is not reentrant, and the signal may have interrupted one.
+        os.write(2, f"{signal.Signals(signal_number).name}: saving, then stopping\n".encode())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, handle)
 
 
 def requested() -> bool:
-    """Whether somebody asked to stop."""
+    """Return whether a stop was requested."""
     return _request.is_set()
 
 
-def stop_if_requested(what: str) -> None:
-    """Raises Stopped, with `what` for people, if somebody asked to stop."""
+def stop_if_requested(message: str) -> None:
+    """Raise Stopped with `message` if a stop was requested."""
     if requested():
-        raise Stopped(what)
+        raise Stopped(message)

@@ -13,19 +13,19 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a subnet is worth, as far as some images can tell.
+    """A subnet's score on some images.
 
     Attributes:
       value: AP, a fraction; higher is better.
-      interval: of 95 %, over resampled images.
-      batches: mini-batches it was scored on, the first ones of the validation split.
-      images: in those.
+      interval: 95 % interval over resampled images.
+      num_batches: number of first mini-batches of the split that it was scored on.
+      num_images: images in those mini-batches.
     """
 
     value: float
     interval: tuple[float, float]
-    batches: int
-    images: int
+    num_batches: int
+    num_images: int
 
 
 class Journal:
@@ -34,21 +34,21 @@ class Journal:
     A torn last line (the process died while writing) is dropped when the file is opened again.
 
     Attributes:
-      key: of everything a score depends on beside search, code and mini-batches; lines with another
-        are not used.
+      key: digest of everything a score depends on besides search, code and mini-batches; lines
+        with another key are not used.
     """
 
-    def __init__(self, path: str | pathlib.Path, config_hash: str):
-        """Reads what is there.
+    def __init__(self, path: str | pathlib.Path, key: str):
+        """Read the lines that are there.
 
         Args:
-          path: of the file.
-          config_hash: becomes `key`.
+          path: path of the file.
+          key: see the class.
 
         Raises:
           UserError: a line other than the last is no JSON.
         """
-        self._path, self.key = pathlib.Path(path), config_hash
+        self._path, self.key = pathlib.Path(path), key
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._scores: dict[tuple, Score] = {}
         if self._path.exists():
@@ -56,46 +56,45 @@ class Journal:
 
     def _read(self):
         content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        whole_lines = content[: content.rfind(b"\n") + 1]
+        if whole_lines != content:
             with self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
+                file.truncate(len(whole_lines))
+        for line_number, line in enumerate(whole_lines.splitlines(), 1):
             try:
                 row = json.loads(line)
                 if row["format"] == FORMAT and row["config"] == self.key:
                     low, high = row["ci95"]
                     score = Score(float(row["score"]), (low, high), row["batches"], row["images"])
-                    self._scores[row["search"], tuple(row["code"]), score.batches] = score
+                    self._scores[row["search"], tuple(row["code"]), score.num_batches] = score
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    self._path, f"line {number}", f"no score: {error}", "remove the line"
+                    self._path, f"line {line_number}", f"no score: {error}", "remove the line"
                 ) from error
 
     def __len__(self) -> int:
         return len(self._scores)
 
-    def get(self, search: str, code, batches: int) -> Score | None:
-        """The score of a code on so many mini-batches, None where it has none."""
-        return self._scores.get((search, tuple(code), batches))
+    def get(self, search: str, code, num_batches: int) -> Score | None:
+        """Return the score of a code on the first mini-batches, None where it has none."""
+        return self._scores.get((search, tuple(code), num_batches))
 
-    def evaluated(self, search: str) -> int:
-        """How many codes of a search have a score."""
-        return len({code for name, code, _ in self._scores if name == search})
+    def effort(self, search: str) -> dict[str, int]:
+        """Return how much a search has scored.
 
-    def image_passes(self, search: str) -> int:
-        """Images that all subnets of a search were scored on: of each, those of its longest score.
-
-        Those for recalibrated statistics, the same number for every subnet, are not among them.
+        Returns:
+          `evaluated`, the number of scored codes; `image_passes`, the images that they were scored
+          on, for each code those of its longest score. The images for recalibrated statistics, the
+          same number for every subnet, are not among them.
         """
-        most: dict[tuple, int] = {}
+        images: dict[tuple, int] = {}
         for (name, code, _), score in self._scores.items():
             if name == search:
-                most[code] = max(most.get(code, 0), score.images)
-        return sum(most.values())
+                images[code] = max(images.get(code, 0), score.num_images)
+        return {"evaluated": len(images), "image_passes": sum(images.values())}
 
     def add(self, search: str, code, score: Score, **details) -> None:
-        """Appends one score and what else is known of it."""
+        """Append a score and further details."""
         if not math.isfinite(score.value):
             raise ValueError(f"score {score} of {code}")
         code = [int(entry) for entry in code]
@@ -106,12 +105,12 @@ class Journal:
             "code": code,
             "score": score.value,
             "ci95": list(score.interval),
-            "images": score.images,
-            "batches": score.batches,
+            "images": score.num_images,
+            "batches": score.num_batches,
             **details,
         }
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._scores[search, tuple(code), score.batches] = score
+        self._scores[search, tuple(code), score.num_batches] = score

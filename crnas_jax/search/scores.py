@@ -1,72 +1,70 @@
-"""What all strategies share: `search` scores codes, and the result is a ranking.
+"""What strategies and studies see of a scorer: two protocols, and rankings of codes.
 
-A strategy is a function of (space, budgets, search, seed) and options of its own. The search has
-the journal: a strategy that is run again, after a crash too, asks for the same scores and finds
-them.
+Supernet scores (`search.supernet.scores`) and trained scores (`search.trained`) are two
+implementations. A scorer has the journal: a strategy that is run again, after a crash too, asks for
+the same scores and gets them from there.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from crnas_jax.search.supernet.scorer import SubnetScorer
+from crnas_jax.spaces.space import Code
 
 # Codes and their scores, best first.
-Ranked = list[tuple[tuple[int, ...], float]]
+Ranked = list[tuple[Code, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """The scorer as one search sees it.
+class Scores(Protocol):
+    """Scores of codes; higher is better."""
+
+    def score(self, codes: Sequence[Code]) -> list[float]:
+        """Score every code; codes in the journal are not scored again."""
+
+    def effort(self) -> dict[str, int]:
+        """Return `evaluated`, the number of scored codes, and `image_passes`, images run in all."""
+
+
+class PartialScores(Scores, Protocol):
+    """Scores that may look at a part of the images first, as racing does.
 
     Attributes:
-      scorer: of its supernet.
-      name: of the search in the journal.
-      choices_of: see `SubnetScorer.score`.
-      label: from a list of codes to what people are shown; the name when None.
+      num_batches: number of mini-batches there are to score on.
     """
 
-    scorer: SubnetScorer
-    name: str
-    choices_of: Callable
-    label: Callable[[Sequence], str] | None = None
+    num_batches: int
 
-    @property
-    def batches(self) -> int:
-        """Mini-batches there are to score on."""
-        return self.scorer.batches
+    def num_images(self, num_batches: int) -> int:
+        """Count the images in the first mini-batches."""
 
-    def images(self, batches: int) -> int:
-        """Images in the first mini-batches."""
-        return len(self.scorer.image_ids(batches))
+    def num_objects(self, num_batches: int) -> int:
+        """Count the objects in the first mini-batches that AP counts."""
 
-    def objects(self, batches: int) -> int:
-        """Objects that count in the first mini-batches."""
-        return self.scorer.objects(batches)
+    def score_on(self, codes: Sequence[Code], num_batches: int) -> list[float]:
+        """Score every code on the first mini-batches; matches stay cached until `clear`."""
 
-    def score(self, codes, batches: int | None = None, keep: bool = False) -> list[float]:
-        """AP of every code; see `SubnetScorer.score`."""
-        label = self.label(codes) if self.label else self.name
-        scores = self.scorer.score(self.name, codes, self.choices_of, label, batches, keep)
-        return [score.value for score in scores]
-
-    def draws(self, codes, batches: int) -> np.ndarray:
-        """See `SubnetScorer.draws`."""
-        return self.scorer.draws(self.name, codes, self.choices_of, batches)
+    def draws(self, codes: Sequence[Code], num_batches: int) -> np.ndarray:
+        """Score every code on the same resampled images: [codes, samples]."""
 
     def clear(self) -> None:
-        """See `SubnetScorer.clear`."""
-        self.scorer.clear(self.name)
+        """Remove the cached matches."""
 
 
-def rank(search: Search, codes: dict[object, Sequence], *given, **options) -> dict[object, Ranked]:
-    """The codes of each budget, best first; all are scored in one go, as `Search.score` is told."""
-    every = sorted({code for some in codes.values() for code in some})
-    scores = dict(zip(every, search.score(every, *given, **options), strict=True))
-    return {budget: best(some, [scores[code] for code in some]) for budget, some in codes.items()}
+def rank(
+    score: Callable[[list[Code]], list[float]], candidates: Sequence[Sequence[Code]]
+) -> list[Ranked]:
+    """Rank the candidates of each space; all are scored in one call.
+
+    Args:
+      score: function that scores a list of codes, such as `Scores.score`.
+      candidates: codes of each space.
+    """
+    codes = sorted({code for space_codes in candidates for code in space_codes})
+    values = dict(zip(codes, score(codes), strict=True))
+    return [best(codes, [values[code] for code in codes]) for codes in candidates]
 
 
-def best(codes: Sequence, scores: Sequence[float], number: int | None = None) -> Ranked:
-    """The `number` best pairs, all when None; of equal scores the smaller code first."""
-    return sorted(zip(codes, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))[:number]
+def best(codes: Sequence[Code], scores: Sequence[float], count: int | None = None) -> Ranked:
+    """Return the `count` best pairs, all when None; ties go to the smaller code."""
+    return sorted(zip(codes, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))[:count]

@@ -1,41 +1,35 @@
-"""The two search spaces: blocks per stage, then the dilation of each block."""
+"""The space of stage reallocation: how many blocks each stage has (paper, section 3.2)."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from crnas_jax.arch.families import FAMILIES
 from crnas_jax.errors import UserError
 
-PAPER_GRIDS = (
-    tuple(range(1, 11)),
-    tuple(range(1, 11)),
-    (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
-    (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
-)
-_MOBILENET_GRIDS = (*[tuple(range(1, 6))] * 2, tuple(range(3, 8)), *[tuple(range(2, 7))] * 2)
-# The paper's weights; they are not the ratios of the true FLOPs of a block.
-_MOBILENET_COSTS = (1.5, 1.0, 1.0, 0.75, 1.25)
-PAPER_DILATIONS = (1, 2, 3)
-# Codes that are looked at for one within limits: a limit may have each of them measured.
-_DRAWS = 300
+PAPER_GRIDS = FAMILIES["resnet_bottleneck"].depth_grids
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSpace:
-    """Candidate depths for each stage; a budget is the total cost in blocks.
+    """All combinations of candidate depths, whatever they cost.
 
     Attributes:
-      grids: for each stage its candidate depths, ascending.
-      block_costs: cost of one block in each stage, in blocks. In a ResNet all blocks cost the same
-        FLOPs, since the resolution halves where the width doubles.
+      grids: candidate depths of each searched stage, ascending.
+      block_costs: cost of one block in each stage, in blocks.
+
+    Raises:
+      UserError: a grid is not ascending, or there is not one cost for each stage.
     """
 
     grids: tuple[tuple[int, ...], ...] = PAPER_GRIDS
     block_costs: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+
+    enumerable = True
+    noun = "allocation"
 
     def __post_init__(self):
         object.__setattr__(self, "grids", tuple(tuple(grid) for grid in self.grids))
@@ -53,89 +47,71 @@ class StageSpace:
             )
 
     @classmethod
-    def of(cls, family: str, grids: tuple[tuple[int, ...], ...] = ()) -> "StageSpace":
-        """The paper's space of a family (section 3.2), or other grids with its costs.
+    def for_family(cls, family: str, grids: tuple[tuple[int, ...], ...] = ()) -> "StageSpace":
+        """Return the paper's space of a family (section 3.2), or other grids with its costs.
 
         Raises:
-          UserError: not one grid for each searched stage.
+          UserError: there is not one grid for each searched stage.
         """
-        inverted = FAMILIES[family].block == "inverted"
-        grids = grids or (_MOBILENET_GRIDS if inverted else PAPER_GRIDS)
-        stages = len(FAMILIES[family].searched)
-        if len(grids) != stages:
+        traits = FAMILIES[family]
+        grids = grids or traits.depth_grids
+        num_stages = len(traits.searched_stages)
+        if len(grids) != num_stages:
             raise UserError(
-                "stage space", "grids", f"there are {len(grids)}", f"give {stages} for {family}"
+                "stage space", "grids", f"there are {len(grids)}", f"give {num_stages} for {family}"
             )
-        return cls(grids, _MOBILENET_COSTS if inverted else (1.0,) * stages)
+        return cls(grids, traits.block_costs)
 
     def cost(self, depths) -> float:
-        """Cost of an allocation, in blocks."""
+        """Return the cost of an allocation, in blocks."""
         return sum(cost * depth for cost, depth in zip(self.block_costs, depths, strict=True))
 
-    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
-        """Allocations that cost exactly `budget` (all when None), ascending."""
-        for depths in itertools.product(*self.grids):
-            if budget is None or self.cost(depths) == budget:
-                yield depths
+    def count(self) -> int:
+        """Return the number of allocations."""
+        return sum(self._count_by_cost.values())
 
-    def count(self, budget: float | None = None) -> int:
-        """Number of allocations that cost exactly `budget` (of the whole grid when None)."""
-        ways = {0.0: 1}
-        for cost, grid in zip(self.block_costs, self.grids, strict=True):
-            longer: dict[float, int] = {}
-            for (spent, number), depth in itertools.product(ways.items(), grid):
-                total = spent + cost * depth
-                longer[total] = longer.get(total, 0) + number
-            ways = longer
-        return sum(ways.values()) if budget is None else ways.get(float(budget), 0)
+    def enumerate(self) -> Iterator[tuple[int, ...]]:
+        """List all allocations, ascending."""
+        return itertools.product(*self.grids)
 
-    def require(self, budget: float) -> None:
-        """Raises UserError with the nearest possible budgets when nothing costs `budget`."""
-        if self.count(budget):
-            return
-        possible = sorted(
-            {self.cost(depths) for depths in self.enumerate()}, key=lambda cost: abs(cost - budget)
-        )
-        nearest = ", ".join(f"{cost:g}" for cost in sorted(possible[:2]))
-        raise UserError(
-            "stage space", "budget", f"no allocation costs {budget:g} blocks", f"nearest: {nearest}"
-        )
+    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw each stage's depth uniformly from its grid."""
+        return tuple(int(grid[rng.integers(len(grid))]) for grid in self.grids)
 
-    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
-        """One allocation, uniform over those that cost `budget` (over the whole grid when None)."""
-        if budget is None:
-            return tuple(int(grid[rng.integers(len(grid))]) for grid in self.grids)
-        self.require(budget)
-        allocations = _allocations(self, budget)
-        return allocations[rng.integers(len(allocations))]
-
-    def mutate(self, depths, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
-        """Another allocation of the budget, uniform over those that differ in fewest stages."""
-        others = [other for other in _allocations(self, budget) if other != tuple(depths)]
-        changes = [sum(a != b for a, b in zip(other, depths, strict=True)) for other in others]
-        fewest = min(changes, default=0)
-        near = [o for o, number in zip(others, changes, strict=True) if number == fewest]
-        return near[rng.integers(len(near))] if near else tuple(depths)
-
-    def cross(self, first, second, rng: np.random.Generator, budget: float) -> tuple[int, ...]:
-        """An allocation of the budget, each depth one of the parents'; where these have no child, a
-        mutation of the first.
-        """
-        parents = tuple(first), tuple(second)
-        mixed = [
-            depths
-            for depths in itertools.product(
-                *(sorted(set(pair)) for pair in zip(*parents, strict=True))
-            )
-            if depths not in parents and self.cost(depths) == budget
-        ]
-        return sorted(mixed)[rng.integers(len(mixed))] if mixed else self.mutate(first, rng, budget)
-
-    def branch(self, depths) -> np.ndarray:
-        """Index of each depth in its grid, int32 [stages].
+    def within(self, budget: float) -> "BudgetSpace":
+        """Return the space of the allocations that cost exactly `budget` blocks.
 
         Raises:
-          UserError: a depth is not on the grid. `lax.switch` would clamp it in silence.
+          UserError: nothing costs that; the message names the nearest possible budgets.
+        """
+        if not self._count_by_cost.get(float(budget)):
+            by_distance = sorted(self._count_by_cost, key=lambda cost: abs(cost - budget))
+            nearest = ", ".join(f"{cost:g}" for cost in sorted(by_distance[:2]))
+            raise UserError(
+                "stage space",
+                "budget",
+                f"no allocation costs {budget:g} blocks",
+                f"nearest: {nearest}",
+            )
+        return BudgetSpace(self, budget)
+
+    @functools.cached_property
+    def _count_by_cost(self):
+        """The number of allocations by their cost, without listing them."""
+        counts = {0.0: 1}
+        for cost, grid in zip(self.block_costs, self.grids, strict=True):
+            longer: dict[float, int] = {}
+            for (spent, count), depth in itertools.product(counts.items(), grid):
+                total = spent + cost * depth
+                longer[total] = longer.get(total, 0) + count
+            counts = longer
+        return counts
+
+    def branch(self, depths) -> np.ndarray:
+        """Return the index of each depth in its grid, int32 [stages].
+
+        Raises:
+          UserError: a depth is not on the grid. `lax.switch` would clamp its index silently.
         """
         if len(depths) != len(self.grids):
             raise UserError(
@@ -155,194 +131,63 @@ class StageSpace:
 
 
 @dataclasses.dataclass(frozen=True)
-class OperationSpace:
-    """Candidate dilations for each block of a network with fixed depths.
+class BudgetSpace:
+    """The allocations that cost exactly a budget.
 
     Attributes:
-      depths: blocks per stage, those of fixed depth included (`Arch.stage_depths`).
-      dilations: the candidates, the same for every block. A code holds indices into them.
+      stages: all allocations.
+      budget: total cost in blocks.
     """
 
-    depths: tuple[int, ...]
-    dilations: tuple[int, ...] = PAPER_DILATIONS
+    stages: StageSpace
+    budget: float
 
-    def __post_init__(self):
-        if (
-            not self.dilations
-            or min(self.dilations) < 1
-            or len(set(self.dilations)) != len(self.dilations)
-        ):
-            raise UserError(
-                "operation space",
-                "dilations",
-                f"{self.dilations}",
-                "give different ones of at least 1",
-            )
+    enumerable = True
 
     @property
-    def blocks(self) -> int:
-        """Number of searched blocks."""
-        return sum(self.depths)
+    def noun(self) -> str:
+        """What a code is called in messages."""
+        return f"allocation of {self.budget:g} blocks"
 
-    @property
-    def operations(self) -> int:
-        """Number of candidates of a block."""
-        return len(self.dilations)
+    def count(self) -> int:
+        """Return the number of allocations."""
+        return len(_allocations(self))
 
-    def count(self, budget: float | None = None) -> int:
-        """Number of codes; dilation costs nothing, so every code fits the budget of `depths`."""
-        del budget
-        return len(self.dilations) ** self.blocks
+    def enumerate(self) -> Iterator[tuple[int, ...]]:
+        """List the allocations, ascending."""
+        return iter(_allocations(self))
 
-    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
-        """All codes, lexicographically ascending."""
-        del budget
-        return itertools.product(range(len(self.dilations)), repeat=self.blocks)
+    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw one allocation uniformly."""
+        allocations = _allocations(self)
+        return allocations[rng.integers(len(allocations))]
 
-    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
-        """One code, each block's operation uniform and independent."""
-        del budget
-        return tuple(int(i) for i in rng.integers(len(self.dilations), size=self.blocks))
+    def mutate(self, code, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw another allocation uniformly from those that differ in the fewest stages."""
+        others = [other for other in _allocations(self) if other != tuple(code)]
+        changes = [sum(a != b for a, b in zip(other, code, strict=True)) for other in others]
+        fewest = min(changes, default=0)
+        near = [other for other, count in zip(others, changes, strict=True) if count == fewest]
+        return near[rng.integers(len(near))] if near else tuple(code)
 
-    def mutate(
-        self, code, rng: np.random.Generator, budget: float | None = None
-    ) -> tuple[int, ...]:
-        """The code with each block's operation drawn anew with a chance of 0.1, one at least."""
-        del budget
-        anew = rng.random(self.blocks) < 0.1
-        anew[rng.integers(self.blocks)] = True
-        step = rng.integers(1, max(self.operations, 2), size=self.blocks)
-        pairs = zip(code, anew, step, strict=True)
-        return tuple(int((c + s) % self.operations if a else c) for c, a, s in pairs)
+    def cross(self, first, second, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw an allocation that has each depth from one of two parents.
 
-    def cross(
-        self, first, second, rng: np.random.Generator, budget: float | None = None
-    ) -> tuple[int, ...]:
-        """Each block's operation one of the parents'."""
-        del budget
-        pairs = zip(first, second, strict=True)
-        sides = rng.integers(2, size=self.blocks)
-        return tuple(int(pair[side]) for pair, side in zip(pairs, sides, strict=True))
-
-    def begins(self, partial) -> bool:
-        """Whether a code of the space may begin so."""
-        del partial
-        return True
-
-    def evaluations(self, keep: int = 3) -> int:
-        """Partial codes the greedy search scores (algorithm 1): 3 + 9 (B - 1) for K = 3."""
-        total, kept = 0, 1
-        for _ in range(self.blocks):
-            total += kept * len(self.dilations)
-            kept = min(keep, kept * len(self.dilations))
-        return total
-
-    def validate(self, code) -> np.ndarray:
-        """The code as int32 [blocks].
-
-        Raises:
-          UserError: an entry is no index into `dilations`, or there is not one for each block.
+        Where the parents have no such child, a mutation of the first is drawn.
         """
-        if len(code) != self.blocks or any(not 0 <= entry < len(self.dilations) for entry in code):
-            raise UserError(
-                "operation space",
-                "code",
-                f"{tuple(code)}",
-                f"give {self.blocks} entries of 0..{len(self.dilations) - 1}",
-            )
-        return np.array(code, np.int32)
+        parents = tuple(first), tuple(second)
+        depths = (sorted(set(pair)) for pair in zip(*parents, strict=True))
+        children = [
+            child
+            for child in itertools.product(*depths)
+            if child not in parents and self.stages.cost(child) == self.budget
+        ]
+        if not children:
+            return self.mutate(first, rng)
+        return sorted(children)[rng.integers(len(children))]
 
 
 @functools.lru_cache(maxsize=64)
-def _allocations(space, budget):
-    return tuple(space.enumerate(budget))
-
-
-def limited(space, limits: Sequence[tuple[float, str, Callable]], arch_of: Callable):
-    """The codes of a space within all limits; the space itself where there are none.
-
-    Args:
-      space: a `StageSpace` or an `OperationSpace`.
-      limits: the most, its unit, and what measures an `Arch`.
-      arch_of: from a code to its `Arch`.
-    """
-
-    @functools.cache
-    def allows(code):
-        arch = arch_of(code)
-        return all(measure(arch) <= most for most, _, measure in limits)
-
-    what = " and ".join(f"at most {most:g} {unit}" for most, unit, _ in limits)
-    return Constrained(space, allows, what) if limits else space
-
-
-@dataclasses.dataclass(frozen=True)
-class Constrained:
-    """The codes of a space that a function allows.
-
-    Attributes:
-      space: a `StageSpace` or an `OperationSpace`.
-      allows: of a code.
-      what: is demanded, for people.
-    """
-
-    space: StageSpace | OperationSpace
-    allows: Callable[[tuple[int, ...]], bool]
-    what: str
-
-    @property
-    def blocks(self) -> int:
-        """As the operation space's, and so `operations`."""
-        return self.space.blocks
-
-    @property
-    def operations(self) -> int:
-        """Candidates of a block."""
-        return self.space.operations
-
-    def begins(self, partial) -> bool:
-        """Whether a partial operation code is allowed with the least dilation, the quickest, in the
-        other blocks.
-        """
-        dilations = self.space.dilations
-        rest = [dilations.index(min(dilations))] * (self.blocks - len(partial))
-        return self.allows((*partial, *rest))
-
-    def require(self, budget: float | None = None) -> None:
-        """Raises UserError unless a code of the budget is allowed."""
-        if next(iter(self.enumerate(budget)), None) is None:
-            problem = f"no allocation of {budget:g} blocks has {self.what}"
-            raise UserError("config", "search", problem, "relax it, or take another budget")
-
-    def enumerate(self, budget: float | None = None) -> Iterator[tuple[int, ...]]:
-        """The allowed codes, ascending."""
-        return filter(self.allows, self.space.enumerate(budget))
-
-    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
-        """One allowed code, uniform.
-
-        Raises:
-          UserError: next to none is.
-        """
-        # Allocations can all be looked at; operation codes are too many.
-        if isinstance(self.space, StageSpace):
-            codes = _allocations(self, budget)
-            found = codes[rng.integers(len(codes))] if codes else None
-        else:
-            draws = (self.space.sample(rng, budget) for _ in range(_DRAWS))
-            found = next(filter(self.allows, draws), None)
-        if found is None:
-            problem = f"next to nothing has {self.what}"
-            raise UserError("search space", "constraints", problem, "relax it")
-        return found
-
-    def mutate(self, code, rng: np.random.Generator, budget: float | None = None):
-        """As the space's; any code of the budget where none of its mutations is allowed."""
-        children = (self.space.mutate(code, rng, budget) for _ in range(20))
-        allowed = next(filter(self.allows, children), None)
-        return self.sample(rng, budget) if allowed is None else allowed
-
-    def cross(self, first, second, rng: np.random.Generator, budget: float | None = None):
-        """As the space's; a mutation of the first where no child is allowed."""
-        child = self.space.cross(first, second, rng, budget)
-        return child if self.allows(child) else self.mutate(first, rng, budget)
+def _allocations(space: BudgetSpace) -> tuple[tuple[int, ...], ...]:
+    cost = space.stages.cost
+    return tuple(depths for depths in space.stages.enumerate() if cost(depths) == space.budget)

@@ -1,55 +1,31 @@
-"""What a user sees of a run: a progress bar or plain lines, JSONL and TensorBoard."""
+"""The record of a training: progress for users, JSON lines and TensorBoard for tools."""
 
 import json
 import pathlib
-import sys
 import time
 
-from tqdm import tqdm
-
-from crnas_jax.runtime.workdir import replacing
-
-
-class Progress:
-    """A progress bar on a terminal; piped, a plain line at most every `line_seconds`."""
-
-    def __init__(
-        self, name: str, total: int, done: int = 0, unit: str = "step", line_seconds: float = 15.0
-    ):
-        self._name, self._unit, self._total, self._done = name, unit, total, done
-        self._line_seconds = line_seconds
-        self._plain = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=self._plain)
-        self._start, self._began, self._last_line = done, time.monotonic(), 0.0
-
-    def update(self, done: int, **values: float) -> None:
-        """`done` of all are finished; `values` are shown beside them."""
-        self._bar.update(done - self._done)
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
-        self._done = done
-        now = time.monotonic()
-        if self._plain and (now - self._last_line > self._line_seconds or done == self._total):
-            self._last_line = now
-            each = (now - self._began) / max(done - self._start, 1)
-            shown = "".join(f" {name} {value:.4g}" for name, value in values.items())
-            left = each * (self._total - done)
-            print(
-                f"{self._name}: {self._unit} {done}/{self._total}{shown}, {left:.0f} s left",
-                flush=True,
-            )
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self._bar.close()
+from crnas_jax.runtime.files import replacing
+from crnas_jax.runtime.progress import Progress
 
 
 class RunLog:
-    """Progress of one training run; `metrics.jsonl` and TensorBoard events in `folder`.
+    """Write `metrics.jsonl` and TensorBoard events to a folder, and show progress.
 
-    Steps after `start` that an interrupted run had logged are dropped: they are done again.
+    Steps after `start` that an interrupted run logged are dropped: they are repeated.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str, start: int, steps: int, batch_size: int):
+    def __init__(
+        self, folder: pathlib.Path, name: str, start: int, num_steps: int, batch_size: int
+    ):
+        """Open the log.
+
+        Args:
+          folder: receives the files.
+          name: name of the training.
+          start: steps that are finished.
+          num_steps: steps in all.
+          batch_size: images in a global batch.
+        """
         # Imports PyTorch where that is installed, seconds that only training should pay.
         from tensorboardX import SummaryWriter
 
@@ -58,11 +34,11 @@ class RunLog:
         _drop_after(folder / "metrics.jsonl", start)
         self._jsonl = (folder / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(folder), purge_step=start + 1)
-        self._progress = Progress(name, steps, start)
+        self._progress = Progress(name, num_steps, start)
         self._last = (start, time.monotonic())
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Values of a finished step; images per second are those since the last call."""
+        """Log a finished step; images per second are an average since the last call."""
         now, (last_step, last_time) = time.monotonic(), self._last
         rate = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
         self._last = (step, now)
@@ -83,17 +59,17 @@ class RunLog:
         self._events.close()
 
 
-def _drop_after(path, step):
-    """Keeps the whole lines of a metrics file up to a step."""
+def _drop_after(path, last_step):
+    """Keep the whole lines of a metrics file up to a step."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except ValueError:  # torn: the process died while writing it
             continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
+        if row["step"] <= last_step:
+            lines.append(line + "\n")
     with replacing(path) as file:
-        file.write("".join(kept).encode())
+        file.write("".join(lines).encode())

@@ -1,7 +1,6 @@
 """The training loop: batches in, checkpoints out; the same call on the same folder resumes."""
 
 import collections
-import dataclasses
 import math
 import pathlib
 import time
@@ -14,100 +13,73 @@ from jaxtyping import PyTree
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
 from crnas_jax.errors import UserError
-from crnas_jax.models.build import Model
 from crnas_jax.parallel.mesh import make_mesh, put_parts, replicated
 from crnas_jax.runtime import interruption
+from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.logging import RunLog
-from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
+from crnas_jax.training.optimizer import make_optimizer, make_schedule
 from crnas_jax.training.step import Trainer, sample_choice
 
-# A step's loss is looked at when this many later steps are under way: the devices never wait.
+# A step's loss is checked when this many later steps are under way: the devices never wait.
 _LAG = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Settings of a run.
-
-    Attributes:
-      epochs: passes over the split.
-      batch_size: images in a global batch.
-      optimizer: see `OptimizerOptions`.
-      accumulate: parts the batch is cut into; only one of them is in memory at a time.
-      seed: of initialisation, paths, samples and order.
-      checkpoint_seconds: least time between checkpoints.
-      log_every: steps between metrics.
-      devices: how many to use; all when None.
-    """
-
-    epochs: float
-    batch_size: int
-    optimizer: OptimizerOptions = OptimizerOptions()
-    accumulate: int = 1
-    seed: int = 0
-    checkpoint_seconds: float = 120.0
-    log_every: int = 10
-    devices: int | None = None
-
-
 def train(
-    model: Model,
-    source,
-    row: Callable,
-    options: TrainOptions,
+    job: TrainingJob,
     folder: pathlib.Path,
-    name: str,
-    initial: Callable[[PyTree], PyTree] | None = None,
+    initialise: Callable[[PyTree], PyTree] | None = None,
 ) -> PyTree:
-    """Trains a network or a supernet, for detection or classification.
+    """Train a network or a supernet, for detection or classification.
 
     Args:
-      model: what to train.
-      source: the training split.
-      row: from its records to rows of a batch (see `loader.batches`).
-      options: see `TrainOptions`.
+      job: what to train, on what and how.
       folder: receives `checkpoints/`, `metrics.jsonl` and TensorBoard events.
-      name: of the run, for people.
-      initial: from freshly drawn variables to those to start from; these themselves when None.
+      initialise: function from freshly drawn variables to those to start from
+        (`export.weights.initialiser`); None to start from the fresh ones.
 
     Returns:
       {"params", "batch_stats"}.
 
     Raises:
       UserError: the loss is not finite; the last checkpoint stays.
-      Stopped: somebody asked to stop; the state is saved.
+      Stopped: a stop was requested; the state is saved.
     """
-    mesh = make_mesh(options.batch_size, options.devices, options.accumulate)
-    plan = loader.Plan(source.sizes, options.batch_size, options.seed)
-    steps = max(round(options.epochs * len(plan)), 1)
-    optimizer = make_optimizer(options.optimizer, options.batch_size, steps)
-    trainer = Trainer(model, optimizer, mesh, options.seed)
+    options = job.options
+    mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate)
+    plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
+    num_steps = max(round(options.epochs * len(plan)), 1)
+    optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
+    trainer = Trainer(job.model, optimizer, mesh, options.seed)
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = _first_state(trainer, checkpoints, initial)
+        state = _first_state(trainer, checkpoints, initialise)
         start = int(state["step"])
-        if start < steps:
+        if start < num_steps:
             host, hosts = jax.process_index(), jax.process_count()
-            batches = loader.batches(source, plan, row, options.seed, start, steps, host, hosts)
-            with RunLog(folder, name, start, steps, options.batch_size) as log:
-                state = _run(trainer, state, batches, options, steps, checkpoints, log, name)
+            batches = loader.batches(
+                job.source, plan, job.to_row, options.seed, start, num_steps, host, hosts
+            )
+            with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
+                state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
 
 
-def _first_state(trainer, checkpoints, initial):
-    """The latest checkpoint's state, or one before the first step."""
+def _first_state(trainer, checkpoints, initialise):
+    """Return the latest checkpoint's state, or one before the first step."""
     restored = checkpoints.restore_latest(trainer.shapes)
     if restored is not None:
         return restored
     state = trainer.init()
-    if initial is None:
+    if initialise is None:
         return state
     fresh = {name: state[name] for name in ("params", "batch_stats")}
-    return {**state, **jax.device_put(initial(fresh), replicated(trainer.mesh))}
+    return {**state, **jax.device_put(initialise(fresh), replicated(trainer.mesh))}
 
 
-def _run(trainer, state, batches, options, steps, checkpoints, log, name):
-    """Steps over all batches; the state after them."""
-    watch = _Watch(name, make_schedule(options.optimizer, options.batch_size, steps))
+def _run(trainer, state, batches, job, num_steps, checkpoints, log):
+    """Take a step on every batch; return the state after them."""
+    options = job.options
+    schedule = make_schedule(options.optimizer, options.batch_size, num_steps)
+    watch = _LossWatch(job.name, schedule)
     saved_at = time.monotonic()
     for step, batch in enumerate(batches, int(state["step"]) + 1):
         choice = sample_choice(trainer.model, options.seed, step - 1)
@@ -115,20 +87,20 @@ def _run(trainer, state, batches, options, steps, checkpoints, log, name):
         state, metrics = trainer.step(state, parts, choice)
         watch.add(step, batch["image_id"], metrics)
         stop = interruption.requested()
-        if step % options.log_every == 0 or step == steps:
+        if step % options.log_every == 0 or step == num_steps:
             log.metrics(step, watch.settle())
         due = time.monotonic() - saved_at > options.checkpoint_seconds
-        if step == steps or stop or due:
+        if step == num_steps or stop or due:
             watch.require_finite(step, state, batch["image_id"])
             checkpoints.save(step, state)
             saved_at = time.monotonic()
-        if stop and step < steps:
-            raise interruption.Stopped(f"{name}: saved at step {step} of {steps}")
+        if stop and step < num_steps:
+            raise interruption.Stopped(f"{job.name}: saved at step {step} of {num_steps}")
     return state
 
 
-class _Watch:
-    """Looks at every step's loss, a few steps late, and stops the run when one is not finite."""
+class _LossWatch:
+    """Check every step's loss, a few steps late, and stop the training when one is not finite."""
 
     def __init__(self, name, schedule):
         self._name, self._schedule = name, schedule
@@ -140,13 +112,13 @@ class _Watch:
             self._check(*self._pending.popleft())
 
     def settle(self):
-        """Checks all steps; returns the last one's metrics."""
+        """Check all steps; return the last one's metrics."""
         while self._pending:
             values = self._check(*self._pending.popleft())
         return values
 
     def require_finite(self, step, state, image_ids):
-        """Raises UserError unless `state`, after `step`, may be saved."""
+        """Raise UserError unless the state after `step` may be saved."""
         if self._pending:
             self.settle()
         if not _all_finite({name: state[name] for name in ("params", "batch_stats")}):
@@ -165,8 +137,8 @@ class _Watch:
             f"step {step}",
             f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, "
             f"images {image_ids.tolist()}; the last checkpoint is intact",
-            "look at these images; or in another --workdir lower rate_per_image, lengthen "
-            "warmup_steps or set clip",
+            "look at these images; or in another --workdir lower lr_per_image, lengthen "
+            "warmup_steps or set clip_norm",
         )
 
 

@@ -6,6 +6,15 @@ import dataclasses
 import optax
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.options import (
+    check_below_one,
+    check_choice,
+    check_counts,
+    check_not_negative,
+    check_positive,
+)
+
+SCHEDULES = ("step", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,50 +22,58 @@ class OptimizerOptions:
     """Settings of the optimiser.
 
     Attributes:
-      rate_per_image: learning rate over images in the global batch (the paper: 0.00125).
-      momentum: of SGD.
-      weight_decay: L2, on every parameter.
-      schedule: `step` or `cosine` (to 0).
-      drops: for `step`, the fractions of the run after which the rate falls to a tenth.
-      warmup_steps: the rate rises linearly over them, from a thousandth; at most a quarter of
+      lr_per_image: learning rate over images in the global batch (the paper: 0.00125).
+      momentum: SGD's momentum.
+      weight_decay: L2 penalty on every parameter.
+      schedule: one of `SCHEDULES`: `step`, or `cosine` down to 0.
+      lr_drops: with `step`, the fractions of the run after which the rate falls to a tenth.
+      warmup_steps: steps in which the rate rises linearly from a thousandth; at most a quarter of
         the run.
-      clip: greatest norm of the gradient over all parameters, scaled down to it; none when 0.
+      clip_norm: largest norm of the gradient over all parameters; a larger one is scaled down. No
+        limit when 0.
     """
 
-    rate_per_image: float = 0.00125
+    lr_per_image: float = 0.00125
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: str = "step"
-    drops: tuple[float, ...] = (8 / 13, 11 / 13)
+    lr_drops: tuple[float, ...] = (8 / 13, 11 / 13)
     warmup_steps: int = 500
-    clip: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self):
+        check_positive(self, "lr_per_image")
+        check_not_negative(self, "momentum", "weight_decay", "clip_norm")
+        check_below_one(self, "momentum", "lr_drops")
+        check_counts(self, "warmup_steps", least=0)
+        check_choice(self, "schedule", SCHEDULES)
+        drops = list(self.lr_drops)
+        if drops != sorted(set(drops)) or any(drop <= 0 for drop in drops):
+            remedy = "give ascending fractions of the run"
+            raise UserError("OptimizerOptions", "lr_drops", f"{self.lr_drops}", remedy)
 
 
-def make_schedule(options: OptimizerOptions, batch_size: int, steps: int) -> optax.Schedule:
-    """Learning rate by step."""
-    peak = options.rate_per_image * batch_size
+def make_schedule(options: OptimizerOptions, batch_size: int, num_steps: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step."""
+    peak = options.lr_per_image * batch_size
     if options.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, steps)
-    elif options.schedule == "step":
-        drops = collections.Counter(round(drop * steps) for drop in options.drops)
-        main = optax.piecewise_constant_schedule(
-            peak, {step: 0.1**number for step, number in drops.items()}
-        )
+        main = optax.cosine_decay_schedule(peak, num_steps)
     else:
-        raise UserError(
-            "config", "schedule", f"{options.schedule!r} is unknown", "use 'step' or 'cosine'"
+        drops = collections.Counter(round(drop * num_steps) for drop in options.lr_drops)
+        main = optax.piecewise_constant_schedule(
+            peak, {step: 0.1**count for step, count in drops.items()}
         )
-    warmup = max(min(options.warmup_steps, steps // 4), 1)
+    warmup = max(min(options.warmup_steps, num_steps // 4), 1)
     ramp = optax.linear_schedule(1e-3, 1.0, warmup)
     return lambda step: main(step) * ramp(step)
 
 
 def make_optimizer(
-    options: OptimizerOptions, batch_size: int, steps: int
+    options: OptimizerOptions, batch_size: int, num_steps: int
 ) -> optax.GradientTransformation:
-    """The paper's optimiser: decay added to the gradient, then momentum, then the rate."""
+    """Return the paper's optimiser: decay added to the gradient, then momentum, then the rate."""
     return optax.chain(
-        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
+        *([optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []),
         optax.add_decayed_weights(options.weight_decay),
-        optax.sgd(make_schedule(options, batch_size, steps), momentum=options.momentum),
+        optax.sgd(make_schedule(options, batch_size, num_steps), momentum=options.momentum),
     )

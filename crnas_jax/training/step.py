@@ -1,10 +1,10 @@
 """The training step, for stand-alone networks and supernets alike.
 
 A supernet's step has three jitted parts: take the sampled blocks out of the banks, differentiate
-and update those alone, put them back into the donated banks. Measured on the paper's grid this is
+and update those alone, write them back into the donated banks. Measured on the paper's grid this is
 faster than one jit around all three, which copies banks. Gradient accumulation calls the middle
 part once for each part of the batch: in a loop inside one program the CPU's convolutions would be
-slow (see `ops.convolution`), and a call more costs nothing beside the part.
+slow (see `ops.convolution`), and one more call costs nothing beside the part.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel.mesh import replicated
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trainer:
-    """Initialises and advances a training state {"params", "batch_stats", "opt_state", "step"}.
+    """Initialise and advance a training state {"params", "batch_stats", "opt_state", "step"}.
 
     Attributes:
-      model: what is trained: a `Model`, or a `search.foreign.Foreign`.
-      optimizer: an optax chain whose state is elementwise in the parameters.
+      model: what is trained: a `Model`, or a `search.supernet.custom.CustomModel`.
+      optimizer: an optax chain with a state that is elementwise in the parameters.
       mesh: the state is replicated over it, batches are split over its axis `data`.
-      seed: of initialisation and of the draws of anchors and RoIs.
+      seed: seed of initialisation and of the draws of anchors and RoIs.
     """
 
     model: Model
@@ -40,7 +40,7 @@ class Trainer:
     seed: int
 
     def init(self) -> PyTree:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return self._create()
 
     @functools.cached_property
@@ -64,10 +64,10 @@ class Trainer:
     def step(
         self, state: PyTree, parts: Sequence[dict[str, Array]], choice=None
     ) -> tuple[PyTree, dict[str, Array]]:
-        """One step; `state` is consumed.
+        """Take one step; `state` is consumed.
 
         Args:
-          state: of `init` or of the step before.
+          state: what `init` or the step before returned.
           parts: the batch (see `mesh.put_parts`); gradients of its parts are averaged by their
             numbers of images, and each part is a mini-batch of its own for batch normalisation.
           choice: the path of a supernet; data, it never recompiles.
@@ -82,40 +82,38 @@ class Trainer:
         return self._put_back(state, path, choice), metrics
 
     def programs(self, part: PyTree, choice=None) -> list[tuple]:
-        """The jitted functions of a step without accumulation, each with its arguments' shapes.
+        """List the jitted functions of a step without accumulation, with their arguments' shapes.
 
-        For compiling them ahead, measuring and exporting them; nothing is run.
+        They are for compiling ahead, measuring and exporting; nothing is run.
 
         Args:
           part: the batch, arrays or shapes.
-          choice: of a supernet.
+          choice: the path of a supernet.
         """
         path = self.path_shapes(choice)
         update = (self._update, (path, part, choice, None))
-        if not self.model.has_banks:
-            return [update]
         (banks, _), (blocks, _) = self._split(self.shapes), self._split(path)
+        if not banks:
+            return [update]
         return [(self._gather, (banks, choice)), update, (self._scatter, (banks, blocks, choice))]
 
     def path_shapes(self, choice=None) -> PyTree:
-        """Shapes of the state of one path, on which the network runs; of a network, its state's."""
+        """Return shapes of the state on which a step runs: one path's, or all of a network's."""
         return jax.eval_shape(lambda state: self._take_path(state, choice), self.shapes)
 
     def _take_path(self, state, choice):
-        if not self.model.has_banks:
-            return state
         banks, whole = self._split(state)
-        return self._merge(self._gather(banks, choice), whole)
+        return self._merge(self._gather(banks, choice), whole) if banks else state
 
     def _put_back(self, state, path, choice):
-        if not self.model.has_banks:
-            return path
         banks, _ = self._split(state)
+        if not banks:
+            return path
         blocks, whole = self._split(path)
         return self._merge(self._scatter(banks, blocks, choice), whole)
 
     def _rows(self, choice):
-        """Which rows of each leaf of the state the path uses (see `banks.rows`)."""
+        """Return which rows of each leaf of the state the path uses (see `banks.rows`)."""
         names = ("params", "batch_stats")
         where = {name: self.model.rows(self.shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
@@ -130,12 +128,11 @@ class Trainer:
     @functools.cached_property
     def _is_bank(self):
         """For each leaf of the state whether it is a bank; a static tree."""
-        choice = self.model.spec.choice(self.model.spec.deepest.depths)
-        rows = jax.eval_shape(lambda: self._rows(choice))
+        rows = jax.eval_shape(lambda: self._rows(self.model.example_choice))
         return jax.tree.map(lambda index: index.ndim > 0, rows)
 
     def _split(self, state):
-        """The banks and the other leaves, as lists."""
+        """Return the banks and the other leaves, as lists."""
         leaves = list(zip(*map(jax.tree.leaves, (self._is_bank, state)), strict=True))
         return [leaf for bank, leaf in leaves if bank], [leaf for bank, leaf in leaves if not bank]
 
@@ -168,7 +165,7 @@ class Trainer:
         return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     def _add_gradient(self, state, batch, choice, total):
-        """The state with new statistics; `total` (None for nothing) and this part's sums."""
+        """Return the state with new statistics, and `total` (None for nothing) plus this part."""
         step_key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(batch["image_key"])
 
@@ -178,9 +175,9 @@ class Trainer:
             return sum(losses.values()), (losses, batch_stats)
 
         gradient, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state["params"])
-        images = (batch["weight"] > 0).sum().astype(jnp.float32)
+        num_images = (batch["weight"] > 0).sum().astype(jnp.float32)
         sums = {"gradient": gradient, "losses": losses}
-        sums = {**jax.tree.map(lambda leaf: images * leaf, sums), "images": images}
+        sums = {**jax.tree.map(lambda leaf: num_images * leaf, sums), "images": num_images}
         if total is not None:
             sums = jax.tree.map(jnp.add, total, sums)
         return {**state, "batch_stats": batch_stats}, sums
@@ -189,31 +186,31 @@ class Trainer:
         state, sums = self._add_gradient(state, batch, choice, total)
         means = jax.tree.map(lambda leaf: leaf / sums["images"], sums)
         gradient, losses = means["gradient"], means["losses"]
-        moves = self.model.moves(gradient)
-        if moves is not None:  # nor counts in the norm that is clipped
-            gradient = jax.tree.map(lambda m, g: jnp.where(m, g, 0), moves, gradient)
+        mask = self.model.trainable_mask(gradient)
+        if mask is not None:  # frozen parameters do not count in the norm that is clipped
+            gradient = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, gradient)
         updates, opt_state = self.optimizer.update(gradient, state["opt_state"], state["params"])
-        if moves is not None:  # what does not move keeps its momentum too
-            updates = jax.tree.map(lambda m, u: jnp.where(m, u, 0), moves, updates)
-            moves = optax.tree_map_params(
+        if mask is not None:  # frozen parameters keep their momentum too
+            updates = jax.tree.map(lambda m, u: jnp.where(m, u, 0), mask, updates)
+            mask = optax.tree_map_params(
                 self.optimizer,
-                lambda _, moving: moving,
+                lambda _, trainable: trainable,
                 opt_state,
-                moves,
+                mask,
                 transform_non_params=lambda _: True,
             )
-            opt_state = jax.tree.map(jnp.where, moves, opt_state, state["opt_state"])
+            opt_state = jax.tree.map(jnp.where, mask, opt_state, state["opt_state"])
         metrics = {"loss": sum(losses.values()), **losses}
         metrics["gradient_norm"] = optax.tree.norm(gradient)
-        new = {
+        new_state = {
             "params": optax.apply_updates(state["params"], updates),
             "batch_stats": state["batch_stats"],
             "opt_state": opt_state,
             "step": state["step"] + 1,
         }
-        return new, metrics
+        return new_state, metrics
 
 
 def sample_choice(model: Model, seed: int, step: int) -> dict[str, np.ndarray] | None:
-    """The path of a step, uniform, one for all devices; None for a stand-alone network."""
+    """Draw the path of a step, the same on all devices; None for a stand-alone network."""
     return model.sample(np.random.default_rng([seed, 3, step]))

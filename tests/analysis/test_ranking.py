@@ -1,4 +1,4 @@
-"""The statistics of a ranking study, and the study itself on made-up trainings."""
+"""The statistics of a ranking study, and the study itself with fake scores and trainings."""
 
 import json
 
@@ -9,20 +9,20 @@ from helpers import run_commands
 from configs import quickstart
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import studies as study
+from crnas_jax.experiments import studies
 from crnas_jax.settings.run import Settings
 
 
 def test_agreement_of_known_columns():
-    reached = np.arange(10) / 10
-    same = ranking.agreement(reached, reached)
+    results = np.arange(10) / 10
+    same = ranking.agreement(results, results)
     assert (same["tau"], same["spearman"]) == pytest.approx((1, 1))
     assert same["regret_top1"] == 0
-    opposite = ranking.agreement(-reached, np.stack([reached, reached], 1))
+    opposite = ranking.agreement(-results, np.stack([results, results], 1))
     assert (opposite["tau"], opposite["spearman"]) == pytest.approx((-1, -1))
     assert opposite["regret_top1"] == pytest.approx(0.9)
     swapped = ranking.agreement([1, 2, 4, 3], [1, 2, 3, 4])
-    assert swapped["tau"] == pytest.approx(2 / 3)  # five of six pairs in order
+    assert swapped["tau"] == pytest.approx(2 / 3)  # five of six pairs are in order
     assert swapped["spearman"] == pytest.approx(0.8)
     low, high = swapped["tau_ci95"]
     assert low <= 2 / 3 <= high
@@ -31,32 +31,35 @@ def test_agreement_of_known_columns():
         ranking.agreement([1, 2], [1, 2])
 
 
-def test_noise_lowers_agreement_and_widens_nothing_else():
+def test_noise_lowers_agreement():
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=40)
-    taus = [
-        ranking.agreement(truth + noise * rng.normal(size=40), truth)["tau"] for noise in (0.1, 3)
-    ]
-    assert taus[0] > 0.8 > taus[1]
+    results = rng.normal(size=40)
+    little, much = (
+        ranking.agreement(results + scale * rng.normal(size=40), results)["tau"]
+        for scale in (0.1, 3)
+    )
+    assert little > 0.8 > much
 
 
-def test_spread_tells_seeds_from_rows():
+def test_spread_separates_seeds_from_rows():
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 0.03, (300, 1))
-    found = ranking.spread(rows + rng.normal(0, 0.01, (300, 3)))
-    assert found["seed_std"] == pytest.approx(0.01, rel=0.1)
-    assert found["row_std"] == pytest.approx(0.03, rel=0.1)
-    assert found["reliability"] == pytest.approx(9 / (9 + 1 / 3), abs=0.03)
+    spread = ranking.spread(rows + rng.normal(0, 0.01, (300, 3)))
+    assert spread["seed_std"] == pytest.approx(0.01, rel=0.1)
+    assert spread["row_std"] == pytest.approx(0.03, rel=0.1)
+    assert spread["reliability"] == pytest.approx(9 / (9 + 1 / 3), abs=0.03)
     assert np.isnan(ranking.spread([[0.1], [0.2]])["seed_std"])
 
 
-def test_repeated_scorings():
+def test_repeats_report_the_smallest_tau_of_two_scorings():
     assert ranking.repeats([[1, 1], [2, 2], [3, 3]]) == pytest.approx({"tau": 1, "std": 0})
     assert ranking.repeats([[1, 3], [2, 2], [3, 1]])["tau"] == pytest.approx(-1)
     assert np.isnan(ranking.repeats([[1], [2]])["tau"])
 
 
-class _Pipeline:
+class FakePipeline:
+    """A pipeline with scores that depend on the last stage and the repeat."""
+
     def __init__(self, path):
         self.settings, self.path = Settings(quickstart.get_config()), path
 
@@ -65,7 +68,7 @@ class _Pipeline:
         return self
 
     def of_stages(self, repeat, name):
-        assert name == "ranking"  # not among those of the stage search
+        assert name == "ranking"  # the study's scores stay apart from those of the stage search
         self.repeat = repeat
         return self
 
@@ -73,36 +76,53 @@ class _Pipeline:
         return [code[-1] / 10 + self.repeat / 100 for code in codes]
 
 
+class FakeTraining:
+    """The pipeline of one training, with an AP that depends on the last stage and the seed."""
+
+    def __init__(self, settings, folder):
+        self.settings = settings
+
+    def evaluate(self, network):
+        assert network == "baseline"
+        return {"AP": self.settings.baseline.depths[-1] / 10 + self.settings.config.seed / 50}
+
+    def release(self):
+        pass
+
+
 def test_the_study_scores_trains_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_train", lambda _, code, seed: code[-1] / 10 + seed / 50)
-    found = study.ranking_study(_Pipeline(tmp_path), subnets=5, seeds=2)
-    assert len(found["rows"]) == 5
-    assert found["rows"][0]["AP"][1] == pytest.approx(found["rows"][0]["AP"][0] + 0.02)
-    assert found["agreement"]["tau"] == pytest.approx(1)
-    assert found["repeats"]["tau"] == pytest.approx(1)
-    assert json.loads((tmp_path / "ranking" / "result.json").read_text()) == found
+    monkeypatch.setattr(studies, "Pipeline", FakeTraining)
+    study = studies.ranking_study(FakePipeline(tmp_path), subnets=5, seeds=2)
+    assert len(study["rows"]) == 5
+    assert study["rows"][0]["AP"][1] == pytest.approx(study["rows"][0]["AP"][0] + 0.02)
+    assert study["agreement"]["tau"] == pytest.approx(1)
+    assert study["repeats"]["tau"] == pytest.approx(1)
+    assert json.loads((tmp_path / "ranking" / "result.json").read_text()) == study
     assert (tmp_path / "ranking" / "scatter.png").stat().st_size > 5000
+
+
+def test_a_study_of_fewer_than_three_subnets_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 3"):
-        study.ranking_study(_Pipeline(tmp_path), subnets=2, seeds=2)
-    pipeline = _Pipeline(tmp_path)
+        studies.ranking_study(FakePipeline(tmp_path), subnets=2, seeds=2)
+    pipeline = FakePipeline(tmp_path)
     pipeline.settings.config.supernet.grids = ((2,), (2,), (2,), (2,))
     with pytest.raises(UserError, match="1 allocations cost 8"):
-        study.ranking_study(pipeline, subnets=5, seeds=2)
+        studies.ranking_study(pipeline, subnets=5, seeds=2)
 
 
-def test_names_in_a_figure_are_no_formulas(tmp_path):
+def test_names_in_a_figure_are_not_parsed_as_formulas(tmp_path):
     plots.scatter(tmp_path / "a.png", [1, 2], [1, 2], "$x", "a_b$^", ["$\\frac", "b"], "100 $")
     for name in ("missing/a.png", "a.abc"):
         with pytest.raises(UserError, match="can be written"):
             plots.scatter(tmp_path / name, [1, 2], [1, 2], "x", "y")
 
 
-def test_equal_seeds_have_no_range(tmp_path):
-    equal = [[0.1] * 3, [0.7] * 3]  # whose means are rounded
+def test_rounded_means_of_equal_seeds_can_be_drawn(tmp_path):
+    equal = [[0.1] * 3, [0.7] * 3]
     plots.scatter(tmp_path / "a.png", [1, 2], equal, "x", "y")
 
 
-def test_columns_of_a_table(tmp_path):
+def test_columns_are_read_and_bad_tables_are_refused(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("name,top1,AP\na,70,30\nb,71,x\n")
     assert ranking.read_names(table, "name") == ["a", "b"]
@@ -119,7 +139,7 @@ def test_columns_of_a_table(tmp_path):
         ranking.read_table(table, ["top1"])
     with pytest.raises(UserError, match="No such file"):
         ranking.read_table(tmp_path / "b.csv", ["AP"])
-    table.write_text("top1,AP\n70,30\n71,31\n72,32\n", encoding="utf-8-sig")  # as Excel does
+    table.write_text("top1,AP\n70,30\n71,31\n72,32\n", encoding="utf-8-sig")  # as Excel writes it
     assert ranking.read_table(table, ["top1"]).tolist() == [[70], [71], [72]]
     table.write_text("AP,top1,AP\n1,70,30\n2,71,31\n3,72,32\n")
     with pytest.raises(UserError, match="two columns 'AP'"):
@@ -129,20 +149,20 @@ def test_columns_of_a_table(tmp_path):
 def test_the_script_compares_columns_and_draws(tmp_path):
     table, plot = tmp_path / "a.csv", tmp_path / "a.png"
     table.write_text("name,top1,a,b\nx,70,30,31\ny,71,32,33\nz,72,35,32\n")
-    given = ["scripts/compare_scores.py", f"--table={table}", "--x=top1"]
-    good, none, unwritten = run_commands(
+    command = ["scripts/compare_scores.py", f"--table={table}", "--x=top1"]
+    good, without_column, without_folder = run_commands(
         [
-            [*given, "--y=a,b", "--names=name", f"--plot={plot}"],
-            [*given, "--y="],
-            [*given, "--y=a", f"--plot={tmp_path}/missing/a.png"],
+            [*command, "--y=a,b", "--names=name", f"--plot={plot}"],
+            [*command, "--y="],
+            [*command, "--y=a", f"--plot={tmp_path}/missing/a.png"],
         ]
     )
     assert good["status"] == 0, good["stderr"]
-    found = json.loads(good["stdout"])
-    assert found["tau"] == pytest.approx(1)
-    assert found["rows"] == 3
+    agreement = json.loads(good["stdout"])
+    assert agreement["tau"] == pytest.approx(1)
+    assert agreement["rows"] == 3
     assert plot.stat().st_size > 5000
-    for outcome in (none, unwritten):
+    for outcome in (without_column, without_folder):
         assert outcome["status"] == 2
         assert outcome["stdout"] == ""
         assert outcome["stderr"].count("\n") == 1

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from crnas_jax.evaluation.detect import detect, metrics
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
-from crnas_jax.evaluation.detect import detect, metrics
 from crnas_jax.models.build import Detector
 from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions

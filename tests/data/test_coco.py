@@ -1,4 +1,4 @@
-"""COCO folders: real files where they are, made ones for what can be wrong."""
+"""COCO folders: real photographs where available, generated files for every possible error."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_records(folder):
     assert (source.class_names, source.category_ids) == (["three", "seven"], [3, 7])
     assert source.image_ids.tolist() == [4, 9]
     assert source.sizes.tolist() == [[40, 10], [20, 30]]
-    assert source.skipped == 1
+    assert source.num_skipped_boxes == 1
     empty, record = source[0], source[1]
     assert empty["boxes"].shape == (0, 4)
     assert record["image"][0, 0].tolist() == [200, 0, 0]
@@ -76,28 +76,28 @@ def _rewrite(folder, change):
     (folder / "x.json").write_text(json.dumps(coco))
 
 
-def test_boxes_without_size_or_out_of_their_image(folder):
-    """Left out everywhere, evaluation included, and counted."""
+def test_boxes_without_size_or_outside_their_image(folder):
+    """They are left out everywhere, in evaluation too, and counted."""
     _rewrite(folder, lambda coco: coco["annotations"][0].update(bbox=[1, 2, 0, 6]))
     source = CocoSource(folder, folder / "x.json")
-    assert (source.skipped, source.cut) == (2, 1)
+    assert (source.num_skipped_boxes, source.num_clipped_boxes) == (2, 1)
     assert [annotation["id"] for annotation in source.coco["annotations"]] == [2]
     assert len(source[1]["boxes"]) == 1
 
 
-def test_boxes_drawn_on_the_turned_image(folder):
-    """The annotation file's size tells whether the EXIF rotation belongs to the image."""
-    turned = PIL.Image.open(folder / "a.png").convert("RGB")
-    exif = turned.getexif()
+def test_boxes_drawn_on_the_rotated_image(folder):
+    """The size in the annotation file tells whether to apply the EXIF rotation."""
+    rotated = PIL.Image.open(folder / "a.png").convert("RGB")
+    exif = rotated.getexif()
     exif[0x0112] = 6
-    turned.save(folder / "a.png", exif=exif)
+    rotated.save(folder / "a.png", exif=exif)
     stored = CocoSource(folder, folder / "x.json")
     stored.check_images()
     assert stored[1]["image"].shape == (20, 30, 3)
     _rewrite(folder, lambda coco: coco["images"][0].update(height=30, width=20))
-    seen = CocoSource(folder, folder / "x.json")
-    seen.check_images()
-    assert seen[1]["image"].shape == (30, 20, 3)
+    applied = CocoSource(folder, folder / "x.json")
+    applied.check_images()
+    assert applied[1]["image"].shape == (30, 20, 3)
 
 
 def test_missing_and_broken_files(folder):
@@ -117,5 +117,5 @@ def test_missing_and_broken_files(folder):
 def test_real_photographs(shared_data):
     source = CocoSource(shared_data / "bccd" / "images", shared_data / "bccd" / "train.json")
     assert (len(source), source.class_names) == (205, ["Platelets", "RBC", "WBC"])
-    assert sum(len(source._objects[i]) for i in source.image_ids.tolist()) == 2804
+    assert sum(len(source[index]["boxes"]) for index in range(len(source))) == 2804
     assert source[0]["image"].shape == (480, 640, 3)

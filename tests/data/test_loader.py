@@ -1,4 +1,4 @@
-"""Batches: order from seed and step, canvases, resizing, flips, hosts, and the synthetic set."""
+"""Batches: order from seed and step, canvases, resizing, flips, hosts, and generated data sets."""
 
 import cv2
 import numpy as np
@@ -14,36 +14,38 @@ RNG = np.random.default_rng(0)
 SIZES = np.array([(3, 4)] * 11 + [(4, 3)] * 3, np.int32)
 
 
-def test_training_epochs_shuffle_whole_batches_of_one_canvas():
+def test_training_epochs_shuffle_full_batches_of_one_canvas():
     plan = loader.Plan(SIZES, 4, seed=0)
     assert len(plan) == 2 + 1
     for epoch in range(3):
         batches = [plan[3 * epoch + step] for step in range(3)]
         for batch in batches:
-            used = [i for i in batch.indices if i >= 0]
-            assert all((SIZES[i][0] > SIZES[i][1]) == batch.portrait for i in used)
-        seen = [i for batch in batches for i in batch.indices if i >= 0]
-        assert len(seen) == len(set(seen)) == 8 + 3
+            indices = [i for i in batch.indices if i >= 0]
+            assert all((SIZES[i][0] > SIZES[i][1]) == batch.portrait for i in indices)
+        indices = [i for batch in batches for i in batch.indices if i >= 0]
+        assert len(indices) == len(set(indices)) == 8 + 3
     assert [plan[i] for i in range(30)] == [loader.Plan(SIZES, 4, seed=0)[i] for i in range(30)]
     assert [plan[i] for i in range(3)] != [plan[i] for i in range(3, 6)]
 
 
-def test_evaluation_sees_every_image_once():
-    plan = loader.Plan(SIZES, 4, seed=None)
-    seen = [i for batch in plan.epoch(0) for i in batch.indices if i >= 0]
-    assert sorted(seen) == list(range(14))
+def test_evaluation_reads_every_image_once():
+    for plan in (loader.Plan(SIZES, 4, seed=None), loader.Plan(SIZES, 4, seed=0, keep_all=True)):
+        indices = [i for batch in plan.epoch(0) for i in batch.indices if i >= 0]
+        assert sorted(indices) == list(range(14))
+        assert plan.first_indices(len(plan)) == indices
+        assert len(plan.first_indices(1)) <= 4
     with pytest.raises(UserError):
         loader.Plan(SIZES[:0], 4, seed=0)
 
 
-def test_hosts_read_the_parts_of_the_same_batches_and_resuming_continues():
+def test_hosts_read_parts_of_the_same_batches_and_resuming_continues_the_order():
     source, rows = SyntheticSource(12, 64), DetectionRows(ImageSize(64, 64), 6, flip=True)
     plan = loader.Plan(source.sizes, 4, seed=3)
-    whole = list(loader.batches(source, plan, rows, 3, 0, 5))
+    batches = list(loader.batches(source, plan, rows, 3, 0, 5))
     parts = [list(loader.batches(source, plan, rows, 3, 2, 5, host, 2)) for host in (0, 1)]
-    assert len(whole) == 5
+    assert len(batches) == 5
     for step in range(3):
-        for name, values in whole[step + 2].items():
+        for name, values in batches[step + 2].items():
             joined = np.concatenate([parts[0][step][name], parts[1][step][name]])
             np.testing.assert_array_equal(values, joined)
 
@@ -79,7 +81,7 @@ def test_a_row_keeps_aspect_and_flips_boxes_with_pixels():
     assert row["image_id"] == 2**40 + 1
 
 
-def test_more_objects_than_room():
+def test_objects_beyond_the_maximum_are_dropped():
     source = SyntheticSource(4, 64, max_objects=5)
     record = max((source[i] for i in range(4)), key=lambda record: len(record["boxes"]))
     assert len(record["boxes"]) > 1
@@ -89,17 +91,32 @@ def test_more_objects_than_room():
 
 
 def test_synthetic_images_are_deterministic_by_index():
-    one, other = SyntheticSource(20, 64, seed=1), SyntheticSource(20, 64, seed=1)
-    other[7]
-    np.testing.assert_array_equal(one[3]["image"], other[3]["image"])
-    assert (SyntheticSource(20, 64, seed=2)[3]["image"] != one[3]["image"]).any()
-    assert len(one[15]["boxes"]) == 0
+    source, repeated = SyntheticSource(20, 64, seed=1), SyntheticSource(20, 64, seed=1)
+    repeated[7]
+    np.testing.assert_array_equal(source[3]["image"], repeated[3]["image"])
+    assert (SyntheticSource(20, 64, seed=2)[3]["image"] != source[3]["image"]).any()
+    assert len(source[15]["boxes"]) == 0
     by_image = {}
-    for annotation in one.coco["annotations"]:
+    for annotation in source.coco["annotations"]:
         x, y, w, h = annotation["bbox"]
         by_image.setdefault(annotation["image_id"], []).append([x, y, x + w, y + h])
     for index in range(20):
-        assert one[index]["boxes"].tolist() == by_image.get(index + 1, [])
+        assert source[index]["boxes"].tolist() == by_image.get(index + 1, [])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 64), "image size: min_size: 0; give a whole number of at least 1"),
+        ((-2, -1), "image size: min_size: -2; "),
+        ((64, 0), "image size: max_size: 0; "),
+        ((64, 64, 0), "image size: multiple: 0; "),
+        ((64, 63), "image size: max_size: less than min_size; "),
+    ],
+)
+def test_impossible_image_sizes_are_refused(sizes, message):
+    with pytest.raises(UserError, match=message):
+        ImageSize(*sizes)
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (1, 1), (2, 300)])
@@ -123,11 +140,11 @@ def test_synthetic_classes_differ_and_are_deterministic():
     assert (source[5]["image"] != source[14]["image"]).any()
 
 
-def test_a_folder_of_folders(tmp_path):
+def test_a_folder_with_one_subfolder_per_class(tmp_path):
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "1.png"), np.zeros((4, 5, 3), np.uint8))
-    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
     source = FolderSource(tmp_path)
     assert (source.class_names, len(source)) == (["a", "b"], 2)
     assert source[1]["label"] == 1

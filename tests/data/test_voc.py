@@ -1,4 +1,4 @@
-"""VOC folders: real files against their COCO form, made ones for what can be wrong."""
+"""VOC folders: real files against their COCO form, generated files for every possible error."""
 
 import hashlib
 import json
@@ -28,17 +28,17 @@ def _xml(name, objects=_OBJECTS, height=20, width=30):
 
 
 def _write(folder, stem, xml):
-    """An image and its XML file, of the year before the slash."""
+    """Write an image and its XML file; `stem` is `<year>/<name>`."""
     year, _, stem = stem.partition("/")
-    for inside in ("ImageSets/Main", "Annotations", "JPEGImages"):
-        (folder / year / inside).mkdir(parents=True, exist_ok=True)
+    for subfolder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (folder / year / subfolder).mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folder / year / "JPEGImages" / f"{stem}.jpg"), np.zeros((20, 30, 3), np.uint8))
     (folder / year / "Annotations" / f"{stem}.xml").write_text(xml)
 
 
 @pytest.fixture
 def devkit(tmp_path):
-    """Two years; lists with a second column and without."""
+    """A VOCdevkit of two years; lists with and without a second column."""
     _write(tmp_path, "VOC2007/000005", _xml("000005.jpg"))
     _write(tmp_path, "VOC2007/000007", _xml("000007.jpg", ""))
     _write(tmp_path, "VOC2012/2008_000002", _xml("2008_000002.jpg"))
@@ -53,11 +53,11 @@ def test_records(devkit):
     assert source.image_ids.tolist() == [1, 2, 3]
     assert source.sizes.tolist() == [[20, 30]] * 3
     assert (source.class_names, source.category_ids) == (list(CLASS_NAMES), list(range(1, 21)))
-    assert source.names[1:] == [
+    assert source.image_names[1:] == [
         str(devkit / "VOC2007" / "JPEGImages" / "000005.jpg"),
         str(devkit / "VOC2012" / "JPEGImages" / "2008_000002.jpg"),
     ]
-    assert (source.skipped, source.cut) == (0, 0)
+    assert (source.num_skipped_boxes, source.num_clipped_boxes) == (0, 0)
     source.check_images()
     empty, record = source[0], source[2]
     assert empty["boxes"].shape == (0, 4)
@@ -71,7 +71,7 @@ def test_records(devkit):
     assert [a["image_id"] for a in source.coco["annotations"]] == [2, 2, 3, 3]
 
 
-def test_own_classes_in_their_order(devkit):
+def test_given_classes_keep_their_order(devkit):
     source = VocSource(devkit, "VOC2012/trainval", ["person", "dog", "cat"])
     assert (source.class_names, source.category_ids) == (["person", "dog", "cat"], [1, 2, 3])
     assert source[0]["labels"].tolist() == [1, 3]
@@ -81,7 +81,7 @@ def test_own_classes_in_their_order(devkit):
         VocSource(devkit, "VOC2007/trainval", ["cat", "person", "cat"])
 
 
-def test_digest_is_of_lists_and_xml(devkit):
+def test_digest_covers_lists_and_xml(devkit):
     def digest():
         return voc_annotations(devkit, "VOC2012/trainval")[1]
 
@@ -89,16 +89,16 @@ def test_digest_is_of_lists_and_xml(devkit):
         (devkit / "VOC2012" / path).read_bytes()
         for path in ("ImageSets/Main/trainval.txt", "Annotations/2008_000002.xml")
     ]
-    each = b"".join(hashlib.sha256(content).digest() for content in contents)
-    before = digest()
-    assert before == hashlib.sha256(each).hexdigest()
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    original = digest()
+    assert original == hashlib.sha256(digests).hexdigest()
     (devkit / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").write_text("2008_000002 0\n")
-    between = digest()
+    with_other_list = digest()
     (devkit / "VOC2012" / "Annotations" / "2008_000002.xml").write_bytes(contents[1] + b"\n")
-    assert len({before, between, digest()}) == 3
+    assert len({original, with_other_list, digest()}) == 3
 
 
-def test_boxes_without_size_or_out_of_their_image(devkit):
+def test_boxes_without_size_or_outside_their_image(devkit):
     boxes = ((9, 3, 6, 8), (20, 3, 40, 8), (40, 3, 45, 8), (0, 0, 4, 4), (3, 3, 3, 3))
     objects = "".join(
         f"<object><name>cat</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>"
@@ -107,11 +107,11 @@ def test_boxes_without_size_or_out_of_their_image(devkit):
     )
     _write(devkit, "VOC2007/000005", _xml("000005.jpg", objects))
     source = VocSource(devkit, "VOC2007/trainval")
-    assert (source.skipped, source.cut) == (2, 1)
+    assert (source.num_skipped_boxes, source.num_clipped_boxes) == (2, 1)
     assert source[1]["boxes"].tolist() == [[19, 2, 30, 8], [0, 0, 4, 4], [2, 2, 3, 3]]
     with pytest.raises(UserError, match=r"000005.xml: object\[0\].bndbox: .* has no size inside"):
         VocSource(devkit, "VOC2007/trainval", strict=True)
-    # The number is that of the object in its own file.
+    # The index of the object counts within its XML file.
     _write(devkit, "VOC2012/2008_000002", _xml("2008_000002.jpg", objects))
     _write(devkit, "VOC2007/000005", _xml("000005.jpg"))
     with pytest.raises(UserError, match=r"2008_000002.xml: object\[0\].bndbox: "):
@@ -121,9 +121,9 @@ def test_boxes_without_size_or_out_of_their_image(devkit):
 def test_another_size_than_the_xml_says(devkit):
     _write(devkit, "VOC2007/000005", _xml("000005.jpg", height=21))
     source = VocSource(devkit, "VOC2007/trainval")
-    for look in (source.check_images, lambda: source[1]):
+    for read in (source.check_images, lambda: source[1]):
         with pytest.raises(UserError, match=r"000005.xml: size: .*000005.jpg has 20 x 30 pixels"):
-            look()
+            read()
 
 
 _BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>6</xmax><ymax>8</ymax></bndbox>"
@@ -138,18 +138,18 @@ _BOMB = (
     [
         ("<annotation>", "xml: no element found"),
         ("", "xml: no element found"),
-        ("<html/>", "xml: <html> is no <annotation>"),
+        ("<html/>", "xml: <html> is not <annotation>"),
         ("<?xml version='1.0' encoding='klingon'?><annotation/>", "xml: "),
         (_BOMB.format(encoding=""), "xml: it declares a document type"),
         ("<!DOCTYPE html><annotation/>", "xml: it declares a document type"),
         ("<annotation/>", "filename: missing"),
         (_xml(""), "filename: missing"),
-        (_xml("../../x.jpg"), "filename: '../../x.jpg' is no name of a file"),
-        (_xml("/etc/x.jpg"), "filename: '/etc/x.jpg' is no name"),
-        (_xml(".."), r"filename: '\.\.' is no name"),
+        (_xml("../../x.jpg"), "filename: '../../x.jpg' is not a file name"),
+        (_xml("/etc/x.jpg"), "filename: '/etc/x.jpg' is not a file name"),
+        (_xml(".."), r"filename: '\.\.' is not a file name"),
         ("<annotation><filename>a.jpg</filename></annotation>", "size: missing"),
         (_xml("a.jpg", height=""), "size.height: missing"),
-        (_xml("a.jpg", width="wide"), "size.width: 'wide' is no such number"),
+        (_xml("a.jpg", width="wide"), "size.width: 'wide' is not a valid number"),
         (_xml("a.jpg", width=0), "size.width: 0; give a whole number of at least 1"),
         (_xml("a.jpg", height="20.5"), "size.height: 20.5; "),
         (_xml("a.jpg", "<object/>"), r"object\[0\].name: missing"),
@@ -167,11 +167,11 @@ _BOMB = (
         ),
         (
             _xml("a.jpg", f"<object><name>cat</name>{_BOX.replace('8', 'nan')}</object>"),
-            r"object\[0\].bndbox.ymax: 'nan' is no such number",
+            r"object\[0\].bndbox.ymax: 'nan' is not a valid number",
         ),
         (
             _xml("a.jpg", f"<object><name>cat</name>{_BOX.replace('8', '1e99')}</object>"),
-            r"object\[0\].bndbox.ymax: '1e99' is no such number",
+            r"object\[0\].bndbox.ymax: '1e99' is not a valid number",
         ),
         (
             _xml("a.jpg", f"<object><name>cat</name><difficult>2</difficult>{_BOX}</object>"),
@@ -185,7 +185,7 @@ def test_faulty_xml(devkit, xml, message):
         VocSource(devkit, "VOC2007/trainval")
 
 
-def test_document_types_hide_in_no_encoding(devkit):
+def test_document_types_are_refused_in_any_encoding(devkit):
     content = _BOMB.format(encoding=" encoding='utf-16'").encode("utf-16")
     (devkit / "VOC2007/Annotations/000005.xml").write_bytes(content)
     with pytest.raises(UserError, match="it declares a document type"):
@@ -198,7 +198,10 @@ def test_document_types_hide_in_no_encoding(devkit):
         (b"\n", "trainval.txt: images: there are none"),
         (b"000006\n", "000006.xml: file: No such file"),
         (b"\xff\xfe\n", "trainval.txt: text: "),
-        (b"../Annotations/000005\n", "trainval.txt: images: '../Annotations/000005' is no name"),
+        (
+            b"../Annotations/000005\n",
+            "trainval.txt: images: '../Annotations/000005' is not a file",
+        ),
         (b"000005\n000005\n", "000005.xml: filename: VOC2007/JPEGImages/000005.jpg comes twice"),
         (b"000007\n", "VOC2007/trainval: no object in it"),
     ],
@@ -238,17 +241,17 @@ def test_real_annotations(shared_data, tmp_path, split):
     (year / "ImageSets" / "Main" / f"{split}.txt").write_text(stems)
 
     source = VocSource(tmp_path, f"VOC2012/{split}")
-    assert source.names == [str(year / "JPEGImages" / name) for name in names]
+    assert source.image_names == [str(year / "JPEGImages" / name) for name in names]
     sizes = [[image["height"], image["width"]] for image in expected["images"]]
     assert source.sizes.tolist() == sizes
     assert source.class_names == [category["name"] for category in expected["categories"]]
-    assert (source.skipped, source.cut) == (0, 0)
+    assert (source.num_skipped_boxes, source.num_clipped_boxes) == (0, 0)
     source.check_images()
     first_image, first = expected["images"][0]["id"], expected["annotations"][0]["id"]
     fields = ("category_id", "bbox", "area", "iscrowd", "ignore", "difficult")
-    for found, known in zip(source.coco["annotations"], expected["annotations"], strict=True):
-        assert {field: found[field] for field in fields} == {f: known[f] for f in fields}
-        assert found["image_id"] - 1 == known["image_id"] - first_image
-        assert found["id"] - 1 == known["id"] - first
-    hard = [a["difficult"] for a in expected["annotations"] if a["image_id"] == first_image]
-    assert source[0]["crowd"].tolist() == [bool(flag) for flag in hard]
+    for actual, known in zip(source.coco["annotations"], expected["annotations"], strict=True):
+        assert {field: actual[field] for field in fields} == {f: known[f] for f in fields}
+        assert actual["image_id"] - 1 == known["image_id"] - first_image
+        assert actual["id"] - 1 == known["id"] - first
+    difficult = [a["difficult"] for a in expected["annotations"] if a["image_id"] == first_image]
+    assert source[0]["crowd"].tolist() == [bool(flag) for flag in difficult]

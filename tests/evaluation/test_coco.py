@@ -1,4 +1,4 @@
-"""COCO metrics: known answers, detections back in original pixels."""
+"""COCO metrics: known answers, and detections converted to pixels of the original images."""
 
 import copy
 import json
@@ -6,12 +6,36 @@ import json
 import numpy as np
 import pytest
 
-from crnas_jax.evaluation.coco import (
-    METRICS,
-    CocoEvaluator,
-    compact,
-    to_results,
-)
+from crnas_jax.evaluation.average_precision import METRICS
+from crnas_jax.evaluation.coco import CocoEvaluator, compact_detections, to_results
+
+# Two images with one object each, a third without objects, and a class without objects.
+COCO = {
+    "images": [{"id": i, "height": 50, "width": 50} for i in (1, 2, 3)],
+    "categories": [{"id": 5, "name": "five"}, {"id": 6, "name": "six"}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 5,
+            "bbox": [0, 0, 10, 10],
+            "area": 100,
+            "iscrowd": 0,
+        },
+        {
+            "id": 2,
+            "image_id": 2,
+            "category_id": 5,
+            "bbox": [5, 5, 20, 20],
+            "area": 400,
+            "iscrowd": 0,
+        },
+    ],
+}
+PERFECT_RESULTS = [
+    {"image_id": 1, "category_id": 5, "bbox": [0, 0, 10, 10], "score": 0.9},
+    {"image_id": 2, "category_id": 5, "bbox": [5, 5, 20, 20], "score": 0.8},
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,82 +44,56 @@ def fixture(shared_data):
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("case", ["cocoapi_bbox", "nocrowd_bboxarea_bbox"])
-def test_known_answers(fixture, case):
-    known = next(entry for entry in fixture["expected"]["cases"] if entry["name"] == case)
-    truth = fixture[known["gt"].removesuffix(".json")]
-    result = CocoEvaluator(truth).evaluate(fixture[known["dt"].removesuffix(".json")])
+def _known_case(fixture, name):
+    """Return annotations, results and the twelve expected metrics."""
+    case = next(entry for entry in fixture["expected"]["cases"] if entry["name"] == name)
+    files = (case[key].removesuffix(".json") for key in ("gt", "dt"))
+    return *(fixture[file] for file in files), case["expected"]
+
+
+@pytest.mark.parametrize("name", ["cocoapi_bbox", "nocrowd_bboxarea_bbox"])
+def test_known_answers(fixture, name):
+    annotations, results, expected = _known_case(fixture, name)
+    result = CocoEvaluator(annotations).evaluate(results)
     assert tuple(result.metrics) == METRICS
-    np.testing.assert_allclose(list(result.metrics.values()), known["expected"], atol=1e-9)
+    np.testing.assert_allclose(list(result.metrics.values()), expected, atol=1e-9)
     assert len(result.per_class) == 80
 
 
-def _problem():
-    coco = {
-        "images": [{"id": i, "height": 50, "width": 50} for i in (1, 2, 3)],
-        "categories": [{"id": 5, "name": "five"}, {"id": 6, "name": "six"}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 1,
-                "category_id": 5,
-                "bbox": [0, 0, 10, 10],
-                "area": 100,
-                "iscrowd": 0,
-            },
-            {
-                "id": 2,
-                "image_id": 2,
-                "category_id": 5,
-                "bbox": [5, 5, 20, 20],
-                "area": 400,
-                "iscrowd": 0,
-            },
-        ],
-    }
-    good = [
-        {"image_id": 1, "category_id": 5, "bbox": [0, 0, 10, 10], "score": 0.9},
-        {"image_id": 2, "category_id": 5, "bbox": [5, 5, 20, 20], "score": 0.8},
-    ]
-    return CocoEvaluator(coco), good
-
-
 def test_masks_have_known_answers(fixture):
-    known = next(entry for entry in fixture["expected"]["cases"] if entry["name"] == "cocoapi_segm")
-    truth = fixture[known["gt"].removesuffix(".json")]
-    found = fixture[known["dt"].removesuffix(".json")]
-    result = CocoEvaluator(truth).evaluate(found, iou_type="segm")
-    np.testing.assert_allclose(list(result.metrics.values()), known["expected"], atol=1e-9)
-    # A detector gives both: the area is the mask's all the same.
-    both = [{**one, "bbox": [0, 0, 500, 500]} for one in found]
-    again = CocoEvaluator(truth).evaluate(both, iou_type="segm")
-    assert again.metrics == result.metrics
+    annotations, results, expected = _known_case(fixture, "cocoapi_segm")
+    result = CocoEvaluator(annotations).evaluate(results, iou_type="segm")
+    np.testing.assert_allclose(list(result.metrics.values()), expected, atol=1e-9)
+    # A detector returns boxes and masks, and the area is the mask's all the same.
+    with_boxes = [{**entry, "bbox": [0, 0, 500, 500]} for entry in results]
+    result_with_boxes = CocoEvaluator(annotations).evaluate(with_boxes, iou_type="segm")
+    assert result_with_boxes.metrics == result.metrics
 
 
-def test_what_is_set_apart_is_ignored():
-    evaluator, good = _problem()
-    coco = copy.deepcopy(evaluator._truth.dataset)
+def test_objects_with_an_ignore_field_are_ignored():
+    coco = copy.deepcopy(COCO)
     coco["annotations"][0]["difficult"] = 1
     ap = [
-        CocoEvaluator(coco, fields).evaluate(good[1:]).metrics["AP"]
+        CocoEvaluator(coco, fields).evaluate(PERFECT_RESULTS[1:]).metrics["AP"]
         for fields in (("iscrowd",), ("iscrowd", "difficult"))
     ]
     assert ap == pytest.approx([51 / 101, 1.0])
 
 
 def test_perfect_half_and_no_detections():
-    evaluator, good = _problem()
-    result = evaluator.evaluate(good)
+    evaluator = CocoEvaluator(COCO)
+    result = evaluator.evaluate(PERFECT_RESULTS)
     assert result.metrics["AP"] == pytest.approx(1)
     assert np.isnan(result.metrics["APl"])
     assert result.per_class["five"] == pytest.approx(1)
     assert np.isnan(result.per_class["six"])
-    assert evaluator.evaluate(good[:1]).metrics["AP"] == pytest.approx(51 / 101)
+    half = PERFECT_RESULTS[:1]
+    assert evaluator.evaluate(half).metrics["AP"] == pytest.approx(51 / 101)
     assert evaluator.evaluate([]).metrics["AP"] == 0
-    assert evaluator.evaluate(good[:1], image_ids=[1, 3]).metrics["AP"] == pytest.approx(1)
+    assert evaluator.evaluate(half, image_ids=[1, 3]).metrics["AP"] == pytest.approx(1)
 
 
-def test_annotation_ids_from_zero_match_like_others():
+def test_annotation_ids_may_count_from_zero():
     annotations = [
         {
             "id": i,
@@ -109,8 +107,10 @@ def test_annotation_ids_from_zero_match_like_others():
     ]
     images = [{"id": i, "height": 50, "width": 50} for i in (1, 2)]
     coco = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": annotations}
-    found = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9} for i in (1, 2)]
-    assert CocoEvaluator(coco).evaluate(found).metrics["AP"] == pytest.approx(1)
+    results = [
+        {"image_id": i, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9} for i in (1, 2)
+    ]
+    assert CocoEvaluator(coco).evaluate(results).metrics["AP"] == pytest.approx(1)
 
 
 def test_results_are_in_original_pixels_and_padding_is_left_out():
@@ -125,6 +125,6 @@ def test_results_are_in_original_pixels_and_padding_is_left_out():
         "image_id": np.array([2**40, 1]),
         "weight": np.array([1, 0], np.float32),
     }
-    assert to_results(compact(detections, batch), [7, 9]) == [
+    assert to_results(compact_detections(detections, batch), [7, 9]) == [
         {"image_id": 2**40, "category_id": 9, "bbox": [20.0, 10.0, 40.0, 20.0], "score": 0.5}
     ]

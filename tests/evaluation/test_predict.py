@@ -1,4 +1,4 @@
-"""A trained detector on whatever photographs its user has."""
+"""A trained detector on arbitrary images, from arrays, files and the command line."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import crnas_jax
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.predict import to_coco
+from crnas_jax.evaluation.predict import predictions_to_coco
 from crnas_jax.export.detector import load_detector, save_detector
 from crnas_jax.models.build import Detector
 from crnas_jax.models.heads.box_head import CASCADE_STAGES
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A detector of random weights that finds something everywhere."""
+    """Save a detector with random weights, which detects something in every image."""
     folder = tmp_path_factory.mktemp("detector")
     detector = Detector(Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16)), tiny_options())
     variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
@@ -40,27 +40,28 @@ def predictor(folder):
     return crnas_jax.load_detector(folder)
 
 
-def _check(image, found):
+def _assert_valid(image, prediction):
     height, width = image.shape[:2]
-    assert (found.height, found.width) == (height, width)
-    assert len(found.boxes) == len(found.scores) == len(found.class_names)
-    assert (found.boxes >= 0).all()
-    assert (found.boxes[:, [2, 3]] <= np.array([width, height]) * 1.01).all()
-    assert (np.diff(found.scores) <= 0).all()
+    assert (prediction.height, prediction.width) == (height, width)
+    assert len(prediction.boxes) == len(prediction.scores) == len(prediction.class_names)
+    assert (prediction.boxes >= 0).all()
+    assert (prediction.boxes[:, [2, 3]] <= np.array([width, height]) * 1.01).all()
+    assert (np.diff(prediction.scores) <= 0).all()
     names = {entry["id"]: entry["name"] for entry in CATEGORIES}
-    assert [names[number] for number in found.category_ids.tolist()] == found.class_names
+    category_ids = prediction.category_ids.tolist()
+    assert [names[category] for category in category_ids] == prediction.class_names
 
 
-def _same(one, other):
-    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
-    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
-    assert one.class_names == other.class_names
+def _assert_same(first, second):
+    np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-3)
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-5)
+    assert first.class_names == second.class_names
 
 
 def test_masks_lie_on_their_boxes(tmp_path):
-    """A cascade with masks, written and read again."""
+    """The detector is a cascade with masks, saved and loaded again."""
     options = tiny_options()
-    stages = {"stages": CASCADE_STAGES, "class_agnostic": True, "detections": 4}
+    stages = {"stages": CASCADE_STAGES, "class_agnostic": True, "max_detections": 4}
     box = dataclasses.replace(options.box, **stages)
     options = dataclasses.replace(options, box=box, mask=MaskHeadOptions(8, 1))
     detector = Detector(Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16)), options)
@@ -68,15 +69,15 @@ def test_masks_lie_on_their_boxes(tmp_path):
     save_detector(tmp_path, detector, variables, ImageSize(64, 96, 64), CATEGORIES)
     loaded = crnas_jax.load_detector(tmp_path)
     assert loaded.detector == detector
-    (found,) = loaded.predict([RNG.integers(0, 255, (50, 75, 3)).astype(np.uint8)])
-    coco = to_coco(["a.png"], [found], loaded.category_ids, loaded.class_names)
-    assert len(coco["annotations"]) == len(found.boxes) > 0
+    (prediction,) = loaded.predict([RNG.integers(0, 255, (50, 75, 3)).astype(np.uint8)])
+    coco = predictions_to_coco(["a.png"], [prediction], loaded.category_ids, loaded.class_names)
+    assert len(coco["annotations"]) == len(prediction.boxes) > 0
     for index, annotation in enumerate(coco["annotations"]):
-        mask = found.mask(index)
+        mask = prediction.mask(index)
         assert mask.shape == (50, 75)
         assert annotation["segmentation"]["size"] == [50, 75]
         assert annotation["area"] == mask.sum()
-        x0, y0, x1, y1 = found.boxes[index]
+        x0, y0, x1, y1 = prediction.boxes[index]
         rows, columns = np.nonzero(mask)
         margin_x, margin_y = 2 + (x1 - x0) / 28, 2 + (y1 - y0) / 28
         assert ((columns >= x0 - margin_x) & (columns <= x1 + margin_x)).all()
@@ -87,43 +88,43 @@ def test_images_of_any_size_alone_and_together(predictor):
     shapes = [(37, 91), (91, 37), (1, 1), (640, 480), (1, 200), (200, 1), (64, 64)]
     images = [RNG.integers(0, 255, (*shape, 3)).astype(np.uint8) for shape in shapes]
     together = predictor.predict(images, batch_size=3)
-    for image, found in zip(images, together, strict=True):
-        _check(image, found)
-        _same(found, predictor.predict([image])[0])
-    assert sum(len(found.boxes) for found in together) > 10
+    for image, prediction in zip(images, together, strict=True):
+        _assert_valid(image, prediction)
+        _assert_same(prediction, predictor.predict([image])[0])
+    assert sum(len(prediction.boxes) for prediction in together) > 10
 
 
-def test_grey_and_transparent_images(predictor):
+def test_grey_and_transparent_images_give_the_same_detections(predictor):
     grey = RNG.integers(0, 255, (50, 70)).astype(np.uint8)
     colour = np.repeat(grey[..., None], 3, 2)
     clear = np.concatenate([colour, np.full((50, 70, 1), 9, np.uint8)], 2)
-    found = predictor.predict([grey, grey[..., None], colour, clear])
-    for one in found[1:]:
-        _same(found[0], one)
+    predictions = predictor.predict([grey, grey[..., None], colour, clear])
+    for prediction in predictions[1:]:
+        _assert_same(predictions[0], prediction)
 
 
 def test_files_are_turned_as_their_exif_tag_says(predictor, tmp_path):
     image = RNG.integers(0, 255, (40, 70, 3)).astype(np.uint8)
     stored = PIL.Image.fromarray(image)
     exif = stored.getexif()
-    exif[0x0112] = 6  # to be shown turned clockwise
+    exif[0x0112] = 6  # a viewer turns the image clockwise
     stored.save(tmp_path / "turned.png", exif=exif)
     from_file, from_array = predictor.predict([tmp_path / "turned.png", np.rot90(image, -1)])
     assert (from_file.height, from_file.width) == (70, 40)
-    _same(from_file, from_array)
+    _assert_same(from_file, from_array)
 
 
-def test_no_images(predictor):
+def test_no_images_give_an_empty_list(predictor):
     assert predictor.predict([]) == []
 
 
 def test_scores_below_the_threshold_are_left_out(predictor):
     image = RNG.integers(0, 255, (64, 96, 3)).astype(np.uint8)
-    (everything,) = predictor.predict([image])
-    limit = float(np.median(everything.scores))
-    (some,) = predictor.predict([image], score=limit)
-    assert 0 < len(some.boxes) < len(everything.boxes)
-    assert some.scores.min() >= limit
+    (prediction,) = predictor.predict([image])
+    median = float(np.median(prediction.scores))
+    (confident,) = predictor.predict([image], score=median)
+    assert 0 < len(confident.boxes) < len(prediction.boxes)
+    assert confident.scores.min() >= median
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_scores_below_the_threshold_are_left_out(predictor):
         ("photo.jpg", "give a list of images"),
     ],
 )
-def test_what_is_no_image(predictor, images, message):
+def test_images_that_cannot_be_read_are_refused(predictor, images, message):
     with pytest.raises(UserError, match=message):
         predictor.predict(images)
 
@@ -158,7 +159,7 @@ def _empty_weights(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "detector.json").unlink(), r"detector\.json: file"),
         (_write("{"), r"detector\.json: fields"),
@@ -169,15 +170,15 @@ def _empty_weights(folder):
         (lambda folder: shutil.rmtree(folder / "variables"), "variables: checkpoint: missing"),
     ],
 )
-def test_a_spoilt_detector_is_refused(folder, tmp_path, spoil, message):
+def test_a_damaged_detector_is_refused(folder, tmp_path, damage, message):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    spoil(copy)
+    damage(copy)
     with pytest.raises(UserError, match=message):
         load_detector(copy)
 
 
-def test_the_script(folder, tmp_path):
+def test_the_script_writes_detections_or_one_line_of_error(folder, tmp_path):
     photos = tmp_path / "photos"
     (photos / "below").mkdir(parents=True)
     (photos / "notes.txt").write_text("no photograph")
@@ -197,13 +198,13 @@ def test_the_script(folder, tmp_path):
     ]
     outcomes = run_commands(commands)
     assert [outcome["status"] for outcome in outcomes] == [0, 0, 2, 2], outcomes
-    found = json.loads((tmp_path / "photos.json").read_text())
-    assert [image["file_name"] for image in found["images"]] == [
+    coco = json.loads((tmp_path / "photos.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [
         str(photos / "below" / "dot.PNG"),
         str(photos / "grey.png"),
     ]
-    assert found["categories"] == CATEGORIES
-    assert {annotation["image_id"] for annotation in found["annotations"]} <= {1, 2}
+    assert coco["categories"] == CATEGORIES
+    assert {annotation["image_id"] for annotation in coco["annotations"]} <= {1, 2}
     empty = json.loads((tmp_path / "empty.json").read_text())
     assert empty["images"] == empty["annotations"] == []
     for outcome, name in zip(outcomes[2:], ("broken", "none"), strict=True):

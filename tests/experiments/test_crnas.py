@@ -21,8 +21,8 @@ TINY = [
     "--config.data.synthetic.train=16",
     "--config.data.synthetic.val=8",
     "--config.data.synthetic.test=8",
-    "--config.data.short=64",
-    "--config.data.long=64",
+    "--config.data.min_size=64",
+    "--config.data.max_size=64",
     "--config.detector.pyramid_channels=16",
     "--config.detector.head_channels=32",
     "--config.stage_train.epochs=1",
@@ -141,7 +141,7 @@ def test_splits_that_share_an_image_are_refused():
 
 @pytest.mark.parametrize(
     "flag",
-    ["detector_train.schedule=cosin", "search.keep=0", "search.bn=x", "supernet.kernel_sharing=x"],
+    ["detector_train.schedule=cosin", "search.beam=0", "search.bn=x", "supernet.kernel_sharing=x"],
 )
 def test_what_would_fail_late_is_refused_at_the_start(tmp_path, flag):
     run = _launch("run_crnas", tmp_path / "w", f"--config.{flag}")

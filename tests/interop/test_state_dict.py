@@ -1,4 +1,4 @@
-"""State dicts as torch writes them, and files that nobody should trust."""
+"""State dicts as torch writes them, and files that must not be trusted."""
 
 import argparse
 import collections
@@ -70,20 +70,20 @@ def _require_equal(arrays, tensors):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_all_that_a_state_dict_may_hold(tmp_path, form, protocol):
+def test_every_kind_of_tensor_is_read(tmp_path, form, protocol):
     path = _save(_tensors(), tmp_path / "any.name", form, pickle_protocol=protocol)
     _require_equal(read_state_dict(path), _tensors())
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_are_read_whatever_the_suffix(tmp_path):
     tensors = {name: t.detach().clone().contiguous() for name, t in sorted(_tensors().items())}
-    safetensors.torch.save_file(tensors, tmp_path / "model.pth")  # told by content
+    safetensors.torch.save_file(tensors, tmp_path / "model.pth")
     arrays = read_state_dict(str(tmp_path / "model.pth"))
     _require_equal(dict(sorted(arrays.items())), tensors)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_module_with_its_metadata(tmp_path, form):
+def test_the_metadata_of_a_module_is_dropped(tmp_path, form):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     state = module.state_dict()
     assert state._metadata
@@ -92,51 +92,58 @@ def test_a_module_with_its_metadata(tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("key", ["model", "state_dict"])
-def test_a_training_checkpoint(tmp_path, form, key):
+def test_the_state_dict_is_taken_from_a_training_checkpoint(tmp_path, form, key):
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = {f"module.{name}": t for name, t in module.state_dict().items()}
-    whole = {"epoch": 3, key: state, "optimizer": optimizer.state_dict(), "best": 0.5, "no": None}
-    arrays = read_state_dict(_save(whole, tmp_path / "c.pth", form))
+    checkpoint = {
+        "epoch": 3,
+        key: state,
+        "optimizer": optimizer.state_dict(),
+        "best": 0.5,
+        "no": None,
+    }
+    arrays = read_state_dict(_save(checkpoint, tmp_path / "c.pth", form))
     _require_equal(arrays, module.state_dict())
 
 
-def test_a_prefix_of_some_names_stays(tmp_path):
+def test_a_prefix_that_not_all_names_share_stays(tmp_path):
     state = {"module.a": torch.ones(1), "b": torch.ones(1)}
     assert list(read_state_dict(_save(state, tmp_path / "m.pth"))) == ["module.a", "b"]
 
 
-def test_python_2_and_torch_0_3(tmp_path):
-    """Pairs in a list, byte strings, `Parameter` with state, part of a storage."""
+def test_files_of_python_2_and_torch_0_3_are_read(tmp_path):
+    """They hold pairs in a list, byte strings, a `Parameter` with state, and part of a storage."""
     tensor = (
         b"ctorch.nn.parameter\nParameter\nctorch._utils\n_rebuild_tensor\n"
         b"((U\x07storagectorch\nFloatStorage\nU\x017U\x03cpuK\x04(U\x018K\x01K\x02ttQK\x01"
         b"K\x01\x85K\x01\x85tR\x88\x86R(\x88\x89Ntb"
     )
-    top = b"\x80\x02ccollections\nOrderedDict\n]](U\x01w" + tensor + b"ea"
+    program = b"\x80\x02ccollections\nOrderedDict\n]](U\x01w" + tensor + b"ea"
     path = tmp_path / "old.pth"
-    path.write_bytes(_legacy(top + b"\x85R.", ["7"], [np.arange(4, dtype="<f4").tobytes()]))
+    path.write_bytes(_legacy(program + b"\x85R.", ["7"], [np.arange(4, dtype="<f4").tobytes()]))
     _require_equal(read_state_dict(path), {"w": torch.tensor([2.0])})
 
 
 # Hostile files.
 
 
-def _legacy(top, keys=(), storages=(), item=4):
-    head = [pickle.dumps(n, 2) for n in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    tail = b"".join(struct.pack("<q", len(raw) // item) + raw for raw in storages)
-    return b"".join(head) + top + pickle.dumps(list(keys), 2) + tail
+def _legacy(program, keys=(), storages=(), item_size=4):
+    values = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    head = [pickle.dumps(value, 2) for value in values]
+    tail = b"".join(struct.pack("<q", len(raw) // item_size) + raw for raw in storages)
+    return b"".join(head) + program + pickle.dumps(list(keys), 2) + tail
 
 
-def _zip(top, storages=(), compression=zipfile.ZIP_STORED, **more):
+def _zip(program, storages=(), compression=zipfile.ZIP_STORED, **entries):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", top)
+        archive.writestr("archive/data.pkl", program)
         for key, raw in enumerate(storages):
             archive.writestr(f"archive/data/{key}", raw)
-        for name, raw in more.items():
+        for name, raw in entries.items():
             archive.writestr(f"archive/{name}", raw)
     return file.getvalue()
 
@@ -158,7 +165,7 @@ class _Reduce:
         return self.value
 
     def __call__(self):
-        """Lets pickle take it for a function."""
+        """Make pickle accept the object as a function."""
 
 
 def _text(word):
@@ -166,7 +173,7 @@ def _text(word):
 
 
 def _programs(marker):
-    """Pickles that would make `marker` or change something of this process, and what is named."""
+    """Yield parts of messages and pickles that would create `marker` or change this process."""
     touch = f"touch {marker}"
     write = f"open({str(marker)!r}, 'w').close()"
     yield "posix.system", pickle.dumps({"a": _Reduce(os.system, (touch,))}, 2)
@@ -178,11 +185,11 @@ def _programs(marker):
     yield "torch.load", b"\x80\x02ctorch\nload\n" + _text(str(marker)) + b"\x85R."
     attribute = _Reduce(getattr, (collections.OrderedDict, "__init__"))
     yield "getattr", pickle.dumps({"a": _Reduce(attribute, ())}, 2)
-    # Names with dots, of modules that are allowed otherwise.
+    # Dotted names inside modules that are otherwise allowed.
     yield "torch._utils.sys.modules", b"\x80\x02ctorch._utils\nsys.modules\n."
     dotted = _text("torch") + _text("os.system") + b"\x93" + _text(touch)
     yield "torch.os.system", b"\x80\x04" + dotted + b"\x85R."
-    # A name put together from the memo.
+    # A name assembled from the memo.
     memo = _text("posix") + b"\x94" + _text("system") + b"\x94h\x00h\x01\x93" + _text(touch)
     yield "posix.system", b"\x80\x04" + memo + b"\x85R."
     yield "no string", b"\x80\x04)" + _text("system") + b"\x93."
@@ -193,16 +200,16 @@ def _programs(marker):
     yield "NEWOBJ_EX", b"\x80\x04ccollections\nOrderedDict\n)}\x92."
     yield "EXT1", b"\x80\x02\x82\x01."
     yield "PERSID", b"\x80\x02P" + touch.encode() + b"\n."
-    # What is allowed, called with what it does not take.
+    # Allowed objects that cannot be called, or not with these arguments.
     yield "not callable", b"\x80\x02ctorch\nFloatStorage\n)R."
     yield "not callable", b"\x80\x02X\x01\x00\x00\x00a)R."
     yield "_ordered_dict", b"\x80\x02ccollections\nOrderedDict\nNN\x86R."
     yield "", b"\x80\x02ccollections\nOrderedDict\nctorch\nSize\n\x85R."
     yield "", b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aNsbR."
-    # Filling what is no list or dict.
+    # Items added to an object that is no list or dict.
     yield "in place of dict", b"\x80\x02ccollections\nOrderedDict\nX\x01\x00\x00\x00aNs."
     yield "in place of list", b"\x80\x02ctorch\nSize\nNa."
-    # Underflow, no mark, no memo.
+    # A stack that is too short, no mark, no memo, no end.
     yield "", b"\x80\x02R."
     yield "", b"\x80\x02."
     yield "", b"\x80\x02t."
@@ -212,17 +219,16 @@ def _programs(marker):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_nothing_is_executed(tmp_path, form):
+def test_no_program_in_a_file_is_run(tmp_path, form):
     marker, path = tmp_path / "marker", tmp_path / "hostile.pth"
-    for named, program in _programs(marker):
+    for message, program in _programs(marker):
         data = _zip(program) if form == "zip" else _legacy(program)
-        assert named in _refusal(path, data), program
+        assert message in _refusal(path, data), program
         assert not marker.exists(), program
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_build_changes_nothing(tmp_path, form):
-    """Attributes are dropped, whatever they are set on."""
+def test_attributes_in_a_file_are_dropped(tmp_path, form):
     before = dict(vars(collections.OrderedDict))
     state = b"}" + _text("items") + b"ctorch\nSize\ns" + b"}" + _text("__class__") + b"Ns\x86b"
     for target in (b"ccollections\nOrderedDict\n", b"ctorch\nSize\n", b"ctorch\nIntStorage\n"):
@@ -234,8 +240,8 @@ def test_build_changes_nothing(tmp_path, form):
     assert dict(vars(collections.OrderedDict)) == before
 
 
-def test_bombs(tmp_path):
-    """Each would crash the process or fill the memory with pickle.Unpickler, or nearly."""
+def test_files_that_would_exhaust_the_unpickler_are_refused(tmp_path):
+    """With pickle.Unpickler each would crash the process or fill the memory, or nearly."""
     path, deep = tmp_path / "bomb.pth", b")" + b"\x85" * 20_000
     doubled = b")" + b"q\x00h\x00\x86" * 200
     huge = struct.pack("<I", 2**32 - 1)
@@ -261,12 +267,12 @@ def test_bombs(tmp_path):
         _refusal(path, _legacy(b"\x80\x02" + program))
 
 
-def test_many_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("crnas_jax.interop.pickled._MOST_STEPS", 100)
+def test_a_pickle_with_too_many_steps_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("crnas_jax.interop.pickled.MAX_STEPS", 100)
     assert "steps" in _refusal(tmp_path / "m.pth", _zip(b"\x80\x02" + b"N" * 101 + b"."))
 
 
-def test_a_list_of_pairs_serves_once(tmp_path):
+def test_a_list_of_pairs_is_used_only_once(tmp_path):
     pairs = b"](" + _text("a") + b"N\x86eq\x00"
     function = b"ccollections\nOrderedDict\n"
     twice = b"]" + pairs + function + b"h\x00\x85R\x86" + function + b"h\x00\x85R\x86a."
@@ -278,7 +284,7 @@ def _number(value):
 
 
 def _tensor(offset, size, stride, count=4, kind="Float", key=b"X\x01\x00\x00\x000"):
-    """A state dict of one tensor in a storage of `count` elements."""
+    """Return the pickle of a state dict with a tensor in a storage of `count` elements."""
     storage = b"(" + _text("storage") + b"ctorch\n" + kind.encode() + b"Storage\n" + key
     storage += _text("cpu") + _number(count) + b"tQ"
     numbers = b"".join(map(_number, (offset, size, stride)))
@@ -319,15 +325,15 @@ def _tensor(offset, size, stride, count=4, kind="Float", key=b"X\x01\x00\x00\x00
         ((0, (4,), (1,), 4, "Quantized"), "QuantizedStorage"),
     ],
 )
-def test_tensors_beyond_their_storage(tmp_path, arguments, problem):
-    top, raw = _tensor(*arguments), np.arange(4, dtype="<f4").tobytes()
-    assert problem in _refusal(tmp_path / "m.pth", _zip(top, [raw]))
+def test_tensors_that_do_not_fit_their_storage_are_refused(tmp_path, arguments, problem):
+    program, raw = _tensor(*arguments), np.arange(4, dtype="<f4").tobytes()
+    assert problem in _refusal(tmp_path / "m.pth", _zip(program, [raw]))
     if problem not in ("cut off", "damaged") and arguments[-1] not in ("Quantized", b")"):
-        assert problem in _refusal(tmp_path / "m.pth", _legacy(top, ["0"], [raw]))
+        assert problem in _refusal(tmp_path / "m.pth", _legacy(program, ["0"], [raw]))
 
 
-def test_hand_made_tensor_reads(tmp_path):
-    """What the cases above vary, to see that they fail by what they vary."""
+def test_a_hand_made_tensor_that_fits_is_read(tmp_path):
+    """The cases above differ from it only in the numbers they vary, so these cause the refusals."""
     raw = np.arange(4, dtype="<f4").tobytes()
     for data in (
         _zip(_tensor(1, (2,), (2,)), [raw]),
@@ -337,38 +343,34 @@ def test_hand_made_tensor_reads(tmp_path):
         np.testing.assert_array_equal(read_state_dict(tmp_path / "m.pth")["w"], [1, 3])
 
 
-def test_many_views_of_one_storage(tmp_path):
-    base = torch.zeros(2**20)
-    state = {str(i): base for i in range(64)}
-    assert "too large" in _refusal_of(_save(state, tmp_path / "m.pth"))
+def test_many_views_of_a_storage_are_refused(tmp_path):
+    path, base = tmp_path / "m.pth", torch.zeros(2**20)
+    _save({str(i): base for i in range(64)}, path)
+    assert "too large" in _refusal(path, path.read_bytes())
 
 
-def _refusal_of(path):
-    return _refusal(path, path.read_bytes())
-
-
-def test_booleans_are_zero_or_one(tmp_path):
+def test_bytes_above_one_become_true(tmp_path):
     data = _zip(_tensor(0, (4,), (1,), 4, "Bool"), [b"\x00\x01\x02\xff"])
     (tmp_path / "m.pth").write_bytes(data)
     array = read_state_dict(tmp_path / "m.pth")["w"]
     assert array.view(np.uint8).tolist() == [0, 1, 1, 1]
 
 
-def test_zip_files_torch_never_writes(tmp_path):
-    path, top = tmp_path / "m.pth", _tensor(0, (4,), (1,))
-    bomb = _zip(top, [bytes(2**24)], zipfile.ZIP_DEFLATED)
+def test_zip_files_that_torch_never_writes_are_refused(tmp_path):
+    path, program = tmp_path / "m.pth", _tensor(0, (4,), (1,))
+    bomb = _zip(program, [bytes(2**24)], zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**16
     assert "compressed" in _refusal(path, bomb)
     raw = bytes(16)
-    assert "big-endian" in _refusal(path, _zip(top, [raw], byteorder=b"big"))
-    renamed = _zip(top, [raw]).replace(b"data.pkl", b"dota.pkl")
+    assert "big-endian" in _refusal(path, _zip(program, [raw], byteorder=b"big"))
+    renamed = _zip(program, [raw]).replace(b"data.pkl", b"dota.pkl")
     assert "0 entries data.pkl" in _refusal(path, renamed)
-    assert "KeyError" in _refusal(path, _zip(top))
+    assert "KeyError" in _refusal(path, _zip(program))
     # An entry that claims to be larger than the file.
-    whole = _zip(top, [raw])
+    whole = _zip(program, [raw])
     place = whole.rindex(b"PK\x01\x02")
-    claim = whole[: place + 20] + struct.pack("<II", 2**30, 2**30) + whole[place + 28 :]
-    assert "larger than the file" in _refusal(path, claim)
+    oversized = whole[: place + 20] + struct.pack("<II", 2**30, 2**30) + whole[place + 28 :]
+    assert "larger than the file" in _refusal(path, oversized)
     # A changed byte.
     place = whole.index(raw)
     assert "CRC" in _refusal(path, whole[:place] + b"\x01" + whole[place + 1 :])
@@ -392,18 +394,18 @@ def test_zip_files_torch_never_writes(tmp_path):
     ],
 )
 @pytest.mark.parametrize("form", FORMATS)
-def test_other_things_torch_saves(tmp_path, form, value, problem):
+def test_objects_that_are_no_state_dict_are_refused(tmp_path, form, value, problem):
     path = _save(value, tmp_path / "m.pth", form)
-    assert problem in _refusal_of(path)
+    assert problem in _refusal(path, path.read_bytes())
 
 
-def test_remedy_is_to_save_the_state_dict(tmp_path):
+def test_the_remedy_is_to_save_the_state_dict(tmp_path):
     _save({"args": argparse.Namespace()}, tmp_path / "m.pth")
     with pytest.raises(UserError, match=r"asks for 'argparse.Namespace'.*torch.save\(model.state"):
         read_state_dict(tmp_path / "m.pth")
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_opened_are_refused(tmp_path):
     for path, problem in (
         (tmp_path / "absent.pth", "No such file"),
         (tmp_path, "not a regular file"),
@@ -424,13 +426,13 @@ def _small(path, form):
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "safetensors"])
-def test_truncated_files(tmp_path, form):
+def test_truncated_files_are_refused(tmp_path, form):
     data = _small(tmp_path / "whole", form)
     for length in {*range(0, len(data), 37), *range(24), *(len(data) - i for i in range(1, 24))}:
         _refusal(tmp_path / "cut", data[:length])
 
 
-def test_random_bytes(tmp_path):
+def test_random_bytes_are_refused(tmp_path):
     generator = random.Random(0)
     heads = (b"", b"PK\x03\x04", b"\x80\x02", _legacy(b""), bytes(8) + b"{", b"\x80\x04\x95")
     for head in heads:
@@ -439,11 +441,11 @@ def test_random_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "safetensors", "pickle"])
-def test_mutated_bytes(tmp_path, form):
-    """Every mutation is refused in one line or read; none crashes, hangs or warns."""
+def test_mutated_files_are_refused_or_read(tmp_path, form):
+    """No mutation crashes, hangs or warns."""
     generator, path = random.Random(1), tmp_path / "m.pth"
     data = _small(path, "zip" if form == "pickle" else form)
-    if form == "pickle":  # as the checksums would hide it
+    if form == "pickle":  # the checksums of the zip file would catch nearly every mutation
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [name for name in archive.namelist() if "/data/" in name]
             raws = [archive.read(name) for name in names]
@@ -466,5 +468,5 @@ def test_mutated_bytes(tmp_path, form):
 
 
 def test_torch_is_not_imported():
-    program = "import sys, crnas_jax.interop.state_dict; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+    code = "import sys, crnas_jax.interop.state_dict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crnas_jax.ops import anchors
 
-# What torchvision's AnchorGenerator holds for sizes 32..512 and ratios 0.5, 1, 2.
+# Base anchors of torchvision's AnchorGenerator for sizes 32..512 and ratios 0.5, 1, 2.
 TORCHVISION = {
     32.0: [(-23, -11, 23, 11), (-16, -16, 16, 16), (-11, -23, 11, 23)],
     64.0: [(-45, -23, 45, 23), (-32, -32, 32, 32), (-23, -45, 23, 45)],
@@ -21,7 +21,7 @@ TORCHVISION = {
 
 def reference_base(size, ratio):
     height, width = size * math.sqrt(ratio), size / math.sqrt(ratio)
-    # Python's round, like torch's, takes halves to the even neighbour.
+    # Python's round, like torch's, rounds halves to the even neighbour.
     return [round(-width / 2), round(-height / 2), round(width / 2), round(height / 2)]
 
 
@@ -37,10 +37,10 @@ def reference_level(canvas, grid, size, ratios):
 
 
 @pytest.mark.parametrize("size", TORCHVISION)
-def test_base_anchors_are_torchvisions(size):
-    found = anchors.base_anchors(size)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, TORCHVISION[size])
+def test_base_anchors_equal_those_of_torchvision(size):
+    base = anchors.base_anchors(size)
+    assert base.dtype == np.float32
+    np.testing.assert_array_equal(base, TORCHVISION[size])
 
 
 def test_halves_are_rounded_to_even_as_torch_does():
@@ -69,7 +69,7 @@ def test_pyramid_of_a_tiny_canvas_by_hand():
     np.testing.assert_array_equal(coarse, [[-8, -8, 8, 8]])
 
 
-def test_the_ratio_changes_fastest_then_x_then_y():
+def test_anchors_are_ordered_by_y_then_x_then_ratio():
     (level,) = anchors.pyramid_anchors((64, 96), ((2, 3),), (32.0,))
     base = np.array(TORCHVISION[32.0])
     centres = [(0, 0), (32, 0), (64, 0), (0, 32), (32, 32), (64, 32)]
@@ -87,12 +87,12 @@ def test_the_ratio_changes_fastest_then_x_then_y():
     ),
 )
 def test_pyramid_equals_loops_for_any_canvas_and_grid(canvas, levels):
-    # Grids need not divide the canvas: the stride is the whole quotient of each direction.
+    # Grids need not divide the canvas: the stride is the integer quotient on each axis.
     grids = tuple((rows, columns) for rows, columns, _ in levels)
     sizes = tuple(size for _, _, size in levels)
-    found = anchors.pyramid_anchors(canvas, grids, sizes)
-    assert len(found) == len(levels)
-    for level, grid, size in zip(found, grids, sizes, strict=True):
+    pyramid = anchors.pyramid_anchors(canvas, grids, sizes)
+    assert len(pyramid) == len(levels)
+    for level, grid, size in zip(pyramid, grids, sizes, strict=True):
         assert level.dtype == np.float32
         np.testing.assert_array_equal(level, reference_level(canvas, grid, size, (0.5, 1.0, 2.0)))
 
@@ -104,14 +104,14 @@ def test_anchors_beyond_the_border_stay():
     assert level.max() > 300
 
 
-def test_standard_pyramid_has_the_known_number_of_anchors():
+def test_the_standard_pyramid_has_the_known_number_of_anchors():
     grids = tuple((800 // stride, 1088 // stride) for stride in (4, 8, 16, 32, 64))
-    found = anchors.pyramid_anchors((800, 1088), grids, tuple(TORCHVISION))
-    assert [len(level) for level in found] == [163200, 40800, 10200, 2550, 612]
+    pyramid = anchors.pyramid_anchors((800, 1088), grids, tuple(TORCHVISION))
+    assert [len(level) for level in pyramid] == [163200, 40800, 10200, 2550, 612]
     # The last cell of p2: x = 271 * 4, y = 199 * 4.
-    np.testing.assert_array_equal(found[0][-2], [1084 - 16, 796 - 16, 1084 + 16, 796 + 16])
+    np.testing.assert_array_equal(pyramid[0][-2], [1084 - 16, 796 - 16, 1084 + 16, 796 + 16])
 
 
-def test_levels_and_sizes_must_be_equally_many():
+def test_grids_and_sizes_of_different_length_are_refused():
     with pytest.raises(ValueError, match="zip"):
         anchors.pyramid_anchors((64, 64), ((2, 2), (1, 1)), (32.0,))

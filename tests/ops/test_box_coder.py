@@ -56,12 +56,12 @@ def reference_decode(delta, reference, weights):
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def assert_boxes_close(found, expected, references, parts=2e-6):
-    """Corners agree to `parts` of the greatest number that goes into them."""
+def assert_boxes_close(boxes, expected, references, tolerance=2e-6):
+    """Assert that corners agree to `tolerance` relative to the largest number in their formula."""
     expected = np.asarray(expected)
     scale = np.maximum(np.abs(expected), np.abs(references)).max(1, keepdims=True) + 1
     sides = np.abs(expected[:, 2:] - expected[:, :2]).max(1, keepdims=True)
-    assert (np.abs(np.asarray(found) - expected) <= parts * (scale + sides)).all()
+    assert (np.abs(np.asarray(boxes) - expected) <= tolerance * (scale + sides)).all()
 
 
 def test_encode_of_hand_computed_boxes():
@@ -80,7 +80,7 @@ def test_decode_of_hand_computed_deltas():
     np.testing.assert_array_equal(decode(np.zeros((1, 4), "f"), reference, HEAD), reference)
 
 
-def test_decode_bounds_growth_to_1000_over_16_and_not_shrinking():
+def test_decode_bounds_growth_by_1000_over_16_but_not_shrinking():
     reference = np.float32([[-8, -8, 8, 8]])
     grown = decode(np.float32([[0, 0, 50, 1e6]]), reference, RPN)
     np.testing.assert_allclose(grown, [[-500, -500, 500, 500]], rtol=1e-6)
@@ -92,15 +92,16 @@ def test_the_bound_holds_after_division_by_the_weights():
     reference = np.float32([[0, 0, 2, 2]])
     # 5 log 4 divided by 5 is below the bound although 5 log 4 itself is not.
     delta = np.float32([[0, 0, 5 * math.log(4), 5 * math.log(1e4)]])
-    found = decode(delta, reference, HEAD)
-    np.testing.assert_allclose(found, [[-3, 1 - 62.5, 5, 1 + 62.5]], rtol=1e-5)
+    decoded = decode(delta, reference, HEAD)
+    np.testing.assert_allclose(decoded, [[-3, 1 - 62.5, 5, 1 + 62.5]], rtol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
 @given(real_boxes(), real_boxes(), WEIGHTS)
 def test_encode_equals_reference(boxes, references, weights):
     expected = [
-        reference_encode(box, other, weights) for box, other in zip(boxes, references, strict=True)
+        reference_encode(box, reference, weights)
+        for box, reference in zip(boxes, references, strict=True)
     ]
     np.testing.assert_allclose(encode(boxes, references, weights), expected, rtol=2e-6, atol=5e-6)
 
@@ -109,8 +110,8 @@ def test_encode_equals_reference(boxes, references, weights):
 @given(DELTAS, real_boxes(), WEIGHTS)
 def test_decode_equals_reference(deltas, references, weights):
     expected = [
-        reference_decode(delta, other, weights)
-        for delta, other in zip(deltas, references, strict=True)
+        reference_decode(delta, reference, weights)
+        for delta, reference in zip(deltas, references, strict=True)
     ]
     assert_boxes_close(decode(deltas, references, weights), expected, references)
 
@@ -118,17 +119,18 @@ def test_decode_equals_reference(deltas, references, weights):
 @settings(max_examples=50, deadline=None)
 @given(real_boxes(), real_boxes(), WEIGHTS)
 def test_decode_inverts_encode_where_growth_is_within_the_bound(boxes, references, weights):
-    sides, others = boxes[:, 2:] - boxes[:, :2], references[:, 2:] - references[:, :2]
-    within = (sides / others < 62).all(1)
-    found = np.asarray(decode(encode(boxes, references, weights), references, weights))
-    assert_boxes_close(found[within], boxes[within], references[within], parts=1e-5)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    reference_sides = references[:, 2:] - references[:, :2]
+    within = (sides / reference_sides < 62).all(1)
+    decoded = np.asarray(decode(encode(boxes, references, weights), references, weights))
+    assert_boxes_close(decoded[within], boxes[within], references[within], tolerance=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
 @given(ANY_BOXES, ANY_BOXES, WEIGHTS)
 def test_encode_is_finite_for_empty_and_inverted_boxes(boxes, references, weights):
-    found = encode(boxes.astype(np.float32), references.astype(np.float32), weights)
-    assert np.isfinite(found).all()
+    deltas = encode(boxes.astype(np.float32), references.astype(np.float32), weights)
+    assert np.isfinite(deltas).all()
 
 
 def test_encode_of_padding_is_finite_and_so_is_its_gradient():
@@ -140,7 +142,7 @@ def test_encode_of_padding_is_finite_and_so_is_its_gradient():
 
 @settings(max_examples=30, deadline=None)
 @given(DELTAS, ANY_BOXES)
-def test_decode_of_any_reference_is_finite_and_a_point_keeps_its_place(deltas, references):
+def test_decode_of_any_reference_is_finite_and_a_point_stays_where_it_is(deltas, references):
     references = references.astype(np.float32)
     assert np.isfinite(decode(deltas, references, RPN)).all()
     points = np.tile(references[:, :2], 2)
@@ -187,6 +189,6 @@ def test_leading_dimensions_are_kept():
     boxes = jnp.asarray(np.concatenate([corner, corner + 2], -1), jnp.float32)
     references = boxes + 1
     flat = box_coder.encode(boxes.reshape(-1, 4), references.reshape(-1, 4), HEAD)
-    found = box_coder.encode(boxes, references, HEAD)
-    np.testing.assert_array_equal(found.reshape(-1, 4), flat)
-    assert box_coder.decode(found, references, HEAD).shape == (2, 3, 4)
+    deltas = box_coder.encode(boxes, references, HEAD)
+    np.testing.assert_array_equal(deltas.reshape(-1, 4), flat)
+    assert box_coder.decode(deltas, references, HEAD).shape == (2, 3, 4)

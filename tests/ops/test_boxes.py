@@ -18,9 +18,9 @@ clip = jax.jit(boxes.clip)
 larger_than = jax.jit(boxes.larger_than, static_argnums=1)
 
 
-def any_boxes(number):
-    """Boxes on a coarse grid: many are empty, inside out, duplicates or touch each other."""
-    corners = hnp.arrays(np.int32, (number, 4), elements=st.integers(-24, 40))
+def any_boxes(num_boxes):
+    """Draw boxes on a coarse grid: many are empty, inside out, duplicates or touch each other."""
+    corners = hnp.arrays(np.int32, (num_boxes, 4), elements=st.integers(-24, 40))
     return st.builds(lambda c, s: (c * s).astype(np.float32), corners, st.sampled_from([1 / 4, 8]))
 
 
@@ -29,23 +29,23 @@ def reference_area(box):
     return (x2 - x1) * (y2 - y1) if x2 > x1 and y2 > y1 else 0.0
 
 
-def reference_iou(box, other):
-    shared = reference_area(
+def reference_iou(left, right):
+    intersection = reference_area(
         [
-            max(box[0], other[0]),
-            max(box[1], other[1]),
-            min(box[2], other[2]),
-            min(box[3], other[3]),
+            max(left[0], right[0]),
+            max(left[1], right[1]),
+            min(left[2], right[2]),
+            min(left[3], right[3]),
         ]
     )
-    union = reference_area(box) + reference_area(other) - shared
-    return shared / union if union > 0 else 0.0
+    union = reference_area(left) + reference_area(right) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
-def random_boxes(seed, number):
+def random_boxes(seed, num_boxes):
     rng = np.random.default_rng(seed)
-    corner = rng.uniform(-50, 300, (number, 2))
-    return np.concatenate([corner, corner + rng.uniform(0, 200, (number, 2))], 1).astype("f")
+    corner = rng.uniform(-50, 300, (num_boxes, 2))
+    return np.concatenate([corner, corner + rng.uniform(0, 200, (num_boxes, 2))], 1).astype("f")
 
 
 def test_area_of_hand_computed_boxes():
@@ -54,9 +54,9 @@ def test_area_of_hand_computed_boxes():
 
 
 def test_iou_of_hand_computed_boxes():
-    one = np.array([[0, 0, 10, 10]], np.float32)
-    others = [
-        [0, 0, 10, 10],  # itself
+    left = np.array([[0, 0, 10, 10]], np.float32)
+    right = [
+        [0, 0, 10, 10],  # the same box
         [5, 0, 15, 10],  # 50 / 150
         [0, 0, 10, 7],  # 70 / 100
         [2, 2, 4, 4],  # 4 / 100
@@ -65,8 +65,8 @@ def test_iou_of_hand_computed_boxes():
         [8, 8, 2, 2],  # inside out
         [30, 30, 40, 40],  # far away
     ]
-    found = iou(one, np.array(others, np.float32))[0]
-    np.testing.assert_array_equal(found, np.array([1, 1 / 3, 0.7, 0.04, 0, 0, 0, 0], np.float32))
+    ious = iou(left, np.array(right, np.float32))[0]
+    np.testing.assert_array_equal(ious, np.array([1, 1 / 3, 0.7, 0.04, 0, 0, 0, 0], np.float32))
 
 
 @settings(max_examples=50, deadline=None)
@@ -79,14 +79,14 @@ def test_area_equals_reference(given_boxes):
 @settings(max_examples=60, deadline=None)
 @given(any_boxes(N), any_boxes(M))
 def test_iou_equals_reference_on_any_boxes(left, right):
-    expected = [[reference_iou(box, other) for other in right] for box in left]
+    expected = [[reference_iou(a, b) for b in right] for a in left]
     np.testing.assert_allclose(iou(left, right), expected, rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_iou_equals_reference_on_real_coordinates(seed):
     left, right = random_boxes(seed, N), random_boxes(seed + 100, M)
-    expected = [[reference_iou(box, other) for other in right] for box in left]
+    expected = [[reference_iou(a, b) for b in right] for a in left]
     np.testing.assert_allclose(iou(left, right), expected, rtol=2e-6, atol=1e-7)
 
 
@@ -100,12 +100,12 @@ def test_iou_of_a_box_with_itself_is_one_or_zero_if_empty(given_boxes):
 def test_iou_is_symmetric_bounded_and_equal_for_duplicates():
     given_boxes = random_boxes(0, 50)
     given_boxes[25:] = given_boxes[:25]
-    found = np.asarray(iou(given_boxes, given_boxes))
-    np.testing.assert_allclose(found, found.T, rtol=1e-6, atol=1e-7)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    np.testing.assert_array_equal(np.diag(found), 1)
-    np.testing.assert_array_equal(found[25:], found[:25])
+    ious = np.asarray(iou(given_boxes, given_boxes))
+    np.testing.assert_allclose(ious, ious.T, rtol=1e-6, atol=1e-7)
+    assert ious.min() >= 0
+    assert ious.max() <= 1
+    np.testing.assert_array_equal(np.diag(ious), 1)
+    np.testing.assert_array_equal(ious[25:], ious[:25])
 
 
 def test_iou_without_boxes_has_an_empty_side():
@@ -113,7 +113,7 @@ def test_iou_without_boxes_has_an_empty_side():
     assert boxes.iou(jnp.zeros((3, 4)), jnp.zeros((0, 4))).shape == (3, 0)
 
 
-def test_clip_cuts_x_to_the_width_and_y_to_the_height():
+def test_clip_limits_x_to_the_width_and_y_to_the_height():
     given_boxes = np.array(
         [[-5, -6, 50, 60], [1, 2, 3, 4], [40, 50, 60, 70], [-9, -9, -1, -1]], np.float32
     )
@@ -129,9 +129,9 @@ def test_clip_equals_reference_and_is_idempotent(given_boxes, height, width):
         [min(max(float(value), 0.0), float((width, height)[i % 2])) for i, value in enumerate(box)]
         for box in given_boxes
     ]
-    found = clip(given_boxes, size)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(clip(found, size), expected)
+    clipped = clip(given_boxes, size)
+    np.testing.assert_array_equal(clipped, expected)
+    np.testing.assert_array_equal(clip(clipped, size), expected)
 
 
 @settings(max_examples=50, deadline=None)
@@ -141,7 +141,7 @@ def test_larger_than_includes_equality_and_needs_both_sides(given_boxes, side):
     np.testing.assert_array_equal(larger_than(given_boxes, side), expected)
 
 
-def test_larger_than_on_hand_made_boxes():
+def test_larger_than_of_hand_made_boxes():
     given_boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0, 0.5, 1], [1, 1, 0, 0]], np.float32)
     np.testing.assert_array_equal(larger_than(given_boxes, 1.0), [True, False, False, False])
 

@@ -1,4 +1,4 @@
-"""Losses against loops in float64, and their gradients against the derivatives by hand."""
+"""Losses against loops in float64, and their gradients against derivatives by hand."""
 
 import functools
 import math
@@ -28,7 +28,7 @@ box_head_losses = jax.jit(losses.box_head_losses)
 
 @functools.partial(jax.jit, static_argnums=0)
 def gradients(function, *arguments):
-    """Derivatives of the first loss by logits and of the second by deltas, and the crossed ones."""
+    """Return the derivatives of both losses by logits and by deltas."""
     return tuple(
         jax.grad(lambda *a, part=part: function(*a)[part], (0, 1))(*arguments) for part in (0, 1)
     )
@@ -38,7 +38,7 @@ def floats(*shape, limit=20):
     return hnp.arrays(np.float32, shape, elements=st.floats(-limit, limit, width=32))
 
 
-# Around the bend of the smooth L1 as well as far from it.
+# Errors around the bend of the smooth L1 loss and far from it.
 def errors(*shape):
     return st.one_of(floats(*shape, limit=0.25), floats(*shape))
 
@@ -59,11 +59,11 @@ def reference_slope(error, beta=BETA):
 
 
 def reference_rpn(logits, deltas, targets, sampled, positive):
-    number = objectness = box = 0.0
+    num_sampled = objectness = box = 0.0
     for place in np.ndindex(*sampled.shape):
         if not sampled[place]:
             continue
-        number += 1
+        num_sampled += 1
         logit = float(logits[place])
         # -log sigmoid(z) = log(1 + exp(-z)) for a positive, of -z for a negative.
         objectness += math.log1p(math.exp(-logit if positive[place] else logit))
@@ -72,24 +72,24 @@ def reference_rpn(logits, deltas, targets, sampled, positive):
                 reference_smooth_l1(float(d) - float(t))
                 for d, t in zip(deltas[place], targets[place], strict=True)
             )
-    return objectness / max(number, 1), box / max(number, 1)
+    return objectness / max(num_sampled, 1), box / max(num_sampled, 1)
 
 
 def reference_head(logits, deltas, labels, targets, sampled):
-    number = cross_entropy = box = 0.0
+    num_sampled = cross_entropy = box = 0.0
     for roi in range(len(labels)):
         if not sampled[roi]:
             continue
-        number += 1
+        num_sampled += 1
         row = [float(value) for value in logits[roi]]
         cross_entropy += math.log(sum(math.exp(value - row[labels[roi]]) for value in row))
         if labels[roi] > 0:
-            own = deltas[roi, labels[roi]]
+            class_deltas = deltas[roi, labels[roi]]
             box += sum(
                 reference_smooth_l1(float(d) - float(t))
-                for d, t in zip(own, targets[roi], strict=True)
+                for d, t in zip(class_deltas, targets[roi], strict=True)
             )
-    return cross_entropy / max(number, 1), box / max(number, 1)
+    return cross_entropy / max(num_sampled, 1), box / max(num_sampled, 1)
 
 
 def test_smooth_l1_by_hand():
@@ -97,11 +97,11 @@ def test_smooth_l1_by_hand():
         smooth_l1(np.float32([0, 0.5, -0.5, 1, -3]), 1.0), [0, 0.125, 0.125, 0.5, 2.5], rtol=1e-6
     )
     # beta 1/9: 4.5 e^2 below, |e| - 1/18 above.
-    found = losses.smooth_l1(jnp.array([0.1, -0.1, 1 / 9, 1.0, -2.0]))
-    np.testing.assert_allclose(found, [0.045, 0.045, 1 / 18, 17 / 18, 35 / 18], rtol=1e-5)
+    values = losses.smooth_l1(jnp.array([0.1, -0.1, 1 / 9, 1.0, -2.0]))
+    np.testing.assert_allclose(values, [0.045, 0.045, 1 / 18, 17 / 18, 35 / 18], rtol=1e-5)
 
 
-def test_the_default_beta_is_torchvisions():
+def test_the_default_beta_is_one_ninth_as_in_torchvision():
     assert pytest.approx(1 / 9) == losses.BOX_BETA
 
 
@@ -118,7 +118,7 @@ def test_smooth_l1_and_its_slope_equal_reference(error, beta):
 
 
 def test_rpn_losses_by_hand():
-    # Three sampled, one of them positive, one place empty.
+    # Three anchors are sampled, one of them positive; one entry is empty.
     logits = np.float32([[0, math.log(3)], [-math.log(3), 50]])
     sampled = np.array([[True, True], [True, False]])
     positive = np.array([[False, True], [False, False]])
@@ -132,7 +132,7 @@ def test_rpn_losses_by_hand():
 
 
 def test_box_head_losses_by_hand():
-    # One positive of class 2, one background, one empty place.
+    # One positive of class 2, one background, one empty entry.
     logits = np.float32([[0, 0, math.log(2)], [0, 0, 0], [9, -9, 9]])
     labels = np.int32([2, 0, 1])
     deltas = np.full((3, 3, 4), 7, "f")
@@ -158,17 +158,17 @@ def test_rpn_losses_and_gradients_equal_reference(logits, deltas, targets, sampl
     np.testing.assert_allclose(
         rpn_losses(*arguments), reference_rpn(*arguments), rtol=5e-6, atol=1e-6
     )
-    number = max(sampled.sum(), 1)
+    num_sampled = max(sampled.sum(), 1)
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    by_logits = np.where(sampled, sigmoid - positive, 0) / number
+    by_logits = np.where(sampled, sigmoid - positive, 0) / num_sampled
     slopes = np.vectorize(reference_slope)(deltas.astype(np.float64) - targets)
-    by_deltas = np.where(positive[..., None], slopes, 0) / number
-    (found_logits, none), (nothing, found_deltas) = gradients(losses.rpn_losses, *arguments)
-    np.testing.assert_allclose(found_logits, by_logits, rtol=1e-5, atol=1e-6)
-    # A difference of float32 near 20 is off by up to 1e-6, times the slope's slope of 9.
-    np.testing.assert_allclose(found_deltas, by_deltas, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(none, 0)
-    np.testing.assert_array_equal(nothing, 0)
+    by_deltas = np.where(positive[..., None], slopes, 0) / num_sampled
+    objectness_gradients, box_gradients = gradients(losses.rpn_losses, *arguments)
+    np.testing.assert_allclose(objectness_gradients[0], by_logits, rtol=1e-5, atol=1e-6)
+    # A difference of float32 near 20 is off by up to 1e-6, times the second derivative of 9.
+    np.testing.assert_allclose(box_gradients[1], by_deltas, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(objectness_gradients[1], 0)
+    np.testing.assert_array_equal(box_gradients[0], 0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -184,7 +184,7 @@ def test_box_head_losses_and_gradients_equal_reference(logits, deltas, labels, t
     np.testing.assert_allclose(
         box_head_losses(*arguments), reference_head(*arguments), rtol=5e-6, atol=2e-6
     )
-    number = max(sampled.sum(), 1)
+    num_sampled = max(sampled.sum(), 1)
     by_logits, by_deltas = np.zeros(logits.shape), np.zeros(deltas.shape)
     for roi in np.flatnonzero(sampled):
         exponentials = np.exp(logits[roi].astype(np.float64))
@@ -193,14 +193,14 @@ def test_box_head_losses_and_gradients_equal_reference(logits, deltas, labels, t
         if labels[roi] > 0:
             error = deltas[roi, labels[roi]].astype(np.float64) - targets[roi]
             by_deltas[roi, labels[roi]] = [reference_slope(e) for e in error]
-    (found_logits, none), (nothing, found_deltas) = gradients(losses.box_head_losses, *arguments)
-    np.testing.assert_allclose(found_logits, by_logits / number, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(found_deltas, by_deltas / number, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(none, 0)
-    np.testing.assert_array_equal(nothing, 0)
+    class_gradients, box_gradients = gradients(losses.box_head_losses, *arguments)
+    np.testing.assert_allclose(class_gradients[0], by_logits / num_sampled, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(box_gradients[1], by_deltas / num_sampled, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(class_gradients[1], 0)
+    np.testing.assert_array_equal(box_gradients[0], 0)
 
 
-def test_nothing_sampled_gives_zero_loss_and_zero_gradient():
+def test_loss_and_gradient_are_zero_when_nothing_is_sampled():
     rng = np.random.default_rng(0)
     rpn = (
         *(rng.normal(size=(IMAGES, SAMPLES, *s)).astype("f") for s in ((), (4,), (4,))),
@@ -221,7 +221,7 @@ def test_nothing_sampled_gives_zero_loss_and_zero_gradient():
 
 
 @pytest.mark.parametrize("junk", [1e10, -1e10])
-def test_what_stands_in_empty_places_is_irrelevant(junk):
+def test_values_in_empty_entries_do_not_matter(junk):
     rng = np.random.default_rng(1)
     sampled = np.array([[True, True, False, True, False], [False, True, True, False, False]])
     positive = sampled & (rng.random(sampled.shape) < 0.5)

@@ -1,4 +1,4 @@
-"""Mask targets against RoIAlign on whole bitmaps, written out."""
+"""Mask targets against a RoIAlign on whole bitmaps, written as loops."""
 
 import math
 
@@ -11,8 +11,8 @@ from crnas_jax.ops.masks import targets
 SIDE = 56
 
 
-def _bilinear(bitmap, y, x):
-    """0 outside of the bitmap's cell centres' neighbourhood."""
+def bilinear(bitmap, y, x):
+    """Interpolate between the cell centres of a bitmap that is 0 beyond its border."""
     total = 0.0
     y0, x0 = math.floor(y), math.floor(x)
     for row, column in ((y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1)):
@@ -21,26 +21,26 @@ def _bilinear(bitmap, y, x):
     return total
 
 
-def _roi_align(bitmap, roi, size, aligned):
-    """Adaptive sampling, as Mask R-CNN's targets are made."""
+def roi_align(bitmap, roi, mask_size, aligned):
+    """Pool an RoI with adaptive sampling, as Mask R-CNN makes its targets."""
     shift = 0.5 if aligned else 0.0
     x0, y0, x1, y1 = (float(v) - shift for v in roi)
     height, width = (y1 - y0, x1 - x0) if aligned else (max(y1 - y0, 1), max(x1 - x0, 1))
-    rows, columns = math.ceil(height / size), math.ceil(width / size)
-    out = np.zeros((size, size))
-    for i in range(size):
-        for j in range(size):
+    rows, columns = math.ceil(height / mask_size), math.ceil(width / mask_size)
+    target = np.zeros((mask_size, mask_size))
+    for i in range(mask_size):
+        for j in range(mask_size):
             values = [
-                _bilinear(
+                bilinear(
                     bitmap,
-                    y0 + (i + (a + 0.5) / rows) * height / size,
-                    x0 + (j + (b + 0.5) / columns) * width / size,
+                    y0 + (i + (a + 0.5) / rows) * height / mask_size,
+                    x0 + (j + (b + 0.5) / columns) * width / mask_size,
                 )
                 for a in range(rows)
                 for b in range(columns)
             ]
-            out[i, j] = np.mean(values)
-    return out
+            target[i, j] = np.mean(values)
+    return target
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -56,19 +56,19 @@ def test_targets_equal_roi_align_of_the_bitmap(aligned):
         np.float32,
     )
     matched = np.array([0, 0, 1, 1], np.int32)
-    found = targets(*map(jnp.asarray, (crops, truth, rois, matched)), 14, aligned)
-    for one, roi, owner in zip(found, rois, matched, strict=True):
-        np.testing.assert_allclose(one, _roi_align(bitmaps[owner], roi, 14, aligned), atol=1e-4)
+    roi_targets = targets(*map(jnp.asarray, (crops, truth, rois, matched)), 14, aligned)
+    for target, roi, index in zip(roi_targets, rois, matched, strict=True):
+        np.testing.assert_allclose(target, roi_align(bitmaps[index], roi, 14, aligned), atol=1e-4)
 
 
 def test_objects_larger_than_their_cells_keep_their_shape():
-    """A square that fills the left half of its box, seen by a RoI twice as wide as the box."""
+    """A square that fills the left half of its box, seen by an RoI twice as wide as the box."""
     crop = np.zeros((1, 8, 8), np.uint8)
     crop[:, :, :4] = 1
     truth = np.array([[100, 100, 300, 300]], np.float32)
     rois = np.array([[100, 100, 500, 300]], np.float32)
-    found = np.asarray(
+    target = np.asarray(
         targets(*map(jnp.asarray, (crop, truth, rois, np.zeros(1, np.int32))), 16, aligned=True)
     )[0]
-    assert (found[2:-2, 1:3] > 0.99).all()
-    assert (found[:, 6:] < 0.01).all()
+    assert (target[2:-2, 1:3] > 0.99).all()
+    assert (target[:, 6:] < 0.01).all()

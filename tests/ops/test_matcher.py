@@ -15,14 +15,14 @@ POSITIVE, NEGATIVE, BETWEEN = 1, 0, -1
 VARIANTS = [(0.7, 0.3, True), (0.7, 0.3, False), (0.5, 0.5, False)]
 
 match = jax.jit(matcher.match, static_argnums=(2, 3, 4))
-iou_of = jax.jit(boxes.iou)
+iou = jax.jit(boxes.iou)
 match_boxes = jax.jit(
     lambda given_boxes, truth, valid: matcher.match(
         boxes.iou(given_boxes, truth), valid, 0.7, 0.3, True
     )
 )
 
-# Thresholds, their neighbours in float32, and few enough values that ties are the rule.
+# Thresholds and their neighbours in float32: so few values that most examples have ties.
 LEVELS = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
 LEVELS = sorted(
     {np.float32(v) for v in LEVELS}
@@ -51,9 +51,9 @@ def reference_match(iou, valid, high, low, low_quality):
         for truth in range(len(valid)):
             if not valid[truth]:
                 continue
-            greatest = max(iou[:, truth])
+            largest = max(iou[:, truth])
             for box in range(len(iou)):
-                if greatest > 0 and iou[box, truth] == greatest:
+                if largest > 0 and iou[box, truth] == largest:
                     labels[box] = POSITIVE
     return indices, labels
 
@@ -65,10 +65,10 @@ def test_constants():
 def test_hand_made_example():
     iou = np.float32(
         [
-            [0.8, 0.1, 1.0],  # positive for the first; the third is padding
-            [0.7, 0.7, 0.0],  # exactly at the upper threshold, tie: first
-            [0.3, 0.0, 0.0],  # exactly at the lower threshold: between
-            [0.2, 0.29, 0.9],  # below
+            [0.8, 0.1, 1.0],  # positive for the first truth; the third is padding
+            [0.7, 0.7, 0.0],  # at the upper threshold; of the tie the first counts
+            [0.3, 0.0, 0.0],  # at the lower threshold: between
+            [0.2, 0.29, 0.9],  # below the lower threshold
             [0.0, 0.0, 0.0],  # touches nothing
         ]
     )
@@ -77,7 +77,7 @@ def test_hand_made_example():
     np.testing.assert_array_equal(label, [1, 1, -1, 0, 0])
 
 
-def test_low_quality_takes_all_ties_and_keeps_each_boxes_own_best():
+def test_low_quality_takes_all_ties_and_keeps_the_best_truth_of_each_box():
     iou = np.float32([[0.6, 0.5], [0.1, 0.5], [0.65, 0.2], [0.1, 0.4]])
     index, label = match(iou, np.array([True, True]), 0.7, 0.3, True)
     # Truth 0's best is box 2; truth 1's best are boxes 0 and 1, though box 0 prefers truth 0.
@@ -123,16 +123,16 @@ def test_match_equals_reference(high, low, low_quality, iou, valid):
 
 @settings(max_examples=30, deadline=None)
 @given(IOUS, VALID, hnp.arrays(np.float32, (N, T), elements=st.sampled_from([-1.0, 0.0, 1.0])))
-def test_what_stands_in_padding_is_irrelevant(iou, valid, junk):
-    first = match(iou, valid, 0.7, 0.3, True)
-    second = match(np.where(valid, iou, junk), valid, 0.7, 0.3, True)
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_values_in_padding_do_not_matter(iou, valid, junk):
+    expected = match(iou, valid, 0.7, 0.3, True)
+    actual = match(np.where(valid, iou, junk), valid, 0.7, 0.3, True)
+    for actual_part, expected_part in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(actual_part, expected_part)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_forced_matches_survive_fusion_with_the_overlaps(seed):
-    # The forced match compares floats for equality: it must hold with IoU in the same program.
+def test_forced_matches_hold_when_iou_is_in_the_same_program(seed):
+    # The forced match compares floats for equality, which fusion with the IoU could break.
     rng = np.random.default_rng(seed)
     corner = rng.uniform(-20, 300, (2000, 2))
     given_boxes = np.concatenate([corner, corner + rng.uniform(1, 90, (2000, 2))], 1).astype("f")
@@ -142,11 +142,11 @@ def test_forced_matches_survive_fusion_with_the_overlaps(seed):
     index, label = (np.asarray(part) for part in match_boxes(given_boxes, truth, valid))
     np.testing.assert_array_equal(index[1000:], index[:1000])
     np.testing.assert_array_equal(label[1000:], label[:1000])
-    overlap = np.asarray(iou_of(given_boxes, truth))[:, valid].astype(np.float64)
+    overlap = np.asarray(iou(given_boxes, truth))[:, valid].astype(np.float64)
     for column in overlap.T[overlap.max(0) > 0]:
-        clear = np.flatnonzero(column >= column.max() - 1e-9)
-        assert len(clear) >= 2
-        assert (label[clear] == POSITIVE).all()
-    # No box is positive without a reason, up to rounding.
-    reason = (overlap.max(1) > 0.7 - 1e-5) | (overlap > overlap.max(0) - 1e-5).any(1)
-    assert reason[label == POSITIVE].all()
+        best_boxes = np.flatnonzero(column >= column.max() - 1e-9)
+        assert len(best_boxes) >= 2
+        assert (label[best_boxes] == POSITIVE).all()
+    # Up to rounding, every positive is above the threshold or the best box of a truth.
+    justified = (overlap.max(1) > 0.7 - 1e-5) | (overlap > overlap.max(0) - 1e-5).any(1)
+    assert justified[label == POSITIVE].all()

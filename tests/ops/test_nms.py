@@ -19,16 +19,16 @@ suppress_batch = jax.jit(jax.vmap(lambda *image: nms.nms(*image, 0.4)))
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def best_survivors(boxes, scores, groups, at_once):
+def best_survivors(boxes, scores, groups, candidates_per_round):
     def candidates(index):
         sides = boxes[index, 2:] - boxes[index, :2]
         return boxes[index], (sides > 0).all(1), groups[index]
 
-    return nms.best_survivors(scores, candidates, 0.4, at_once, 4)
+    return nms.best_survivors(scores, candidates, 0.4, candidates_per_round, 4)
 
 
-# Small whole coordinates: duplicates, empty and inverted boxes, and IoU exactly at a threshold
-# happen often, and float32 holds every area exactly.
+# With small whole coordinates, duplicates, empty and inverted boxes, and an IoU exactly at a
+# threshold happen often, and float32 holds every area exactly.
 BOXES = hnp.arrays(np.float32, (N, 4), elements=st.integers(0, 7).map(float))
 ROOMY = st.builds(
     lambda corner, sides: np.concatenate([corner, corner + sides], 1).astype(np.float32),
@@ -42,26 +42,26 @@ GROUPS = hnp.arrays(np.int32, (N,), elements=st.integers(0, 2))
 THRESHOLDS = st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.7, 1.0])
 
 
-def float32_iou(box, other):
+def float32_iou(left, right):
     def area(x1, y1, x2, y2):
         return np.float32(max(x2 - x1, 0)) * np.float32(max(y2 - y1, 0))
 
-    shared = area(*np.maximum(box[:2], other[:2]), *np.minimum(box[2:], other[2:]))
-    union = area(*box) + area(*other) - shared
-    return shared / union if union > 0 else np.float32(0)
+    intersection = area(*np.maximum(left[:2], right[:2]), *np.minimum(left[2:], right[2:]))
+    union = area(*left) + area(*right) - intersection
+    return intersection / union if union > 0 else np.float32(0)
 
 
 def reference_nms(boxes, scores, valid, threshold, group=None):
-    kept = []
+    survivors = []
     for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):
         if not any(
             (group is None or group[i] == group[k])
             and float32_iou(boxes[k], boxes[i]) > np.float32(threshold)
-            for k in kept
+            for k in survivors
         ):
-            kept.append(i)
+            survivors.append(i)
     keep = np.zeros(len(boxes), bool)
-    keep[kept] = True
+    keep[survivors] = True
     return keep
 
 
@@ -69,10 +69,10 @@ def test_hand_made_example():
     boxes = np.float32(
         [
             [0, 0, 10, 10],
-            [0, 0, 10, 9],  # 0.9 of the first: goes
-            [0, 5, 10, 15],  # 1/3 of the first: stays
-            [0, 6, 10, 15],  # 0.9 of the third: goes
-            [20, 20, 30, 30],  # alone
+            [0, 0, 10, 9],  # IoU 0.9 with the first: suppressed
+            [0, 5, 10, 15],  # IoU 1/3 with the first: kept
+            [0, 6, 10, 15],  # IoU 0.9 with the third: suppressed
+            [20, 20, 30, 30],  # overlaps no box
         ]
     )
     scores = np.float32([0.9, 0.8, 0.7, 0.6, 0.1])
@@ -81,7 +81,7 @@ def test_hand_made_example():
 
 
 def test_a_suppressed_box_does_not_suppress():
-    # Each overlaps the next by 2 / 4 and the one after by 1 / 5.
+    # Each box has an IoU of 2 / 4 with the next and 1 / 5 with the one after it.
     boxes = np.float32([[i, 0, i + 3, 1] for i in range(64)])
     scores = np.arange(64, 0, -1).astype(np.float32)
     keep = suppress(boxes, scores, np.ones(64, bool), 0.4)
@@ -99,12 +99,12 @@ def test_iou_at_the_threshold_does_not_suppress():
     np.testing.assert_array_equal(suppress(boxes, scores, valid, below), [True, False])
 
 
-def test_of_equal_scores_the_lower_index_stays():
+def test_the_lower_index_is_kept_among_equal_scores():
     boxes = np.tile(np.float32([[3, 3, 9, 9]]), (6, 1))
     valid = np.array([False, True, True, True, True, True])
     keep = suppress(boxes, np.zeros(6, np.float32), valid, 0.5)
     np.testing.assert_array_equal(keep, [False, True, False, False, False, False])
-    # Minus zero is no lower score than zero.
+    # Minus zero and zero are equal scores.
     keep = suppress(boxes, np.float32([0, -0.0, 0, -0.0, 0, 0]), valid, 0.5)
     np.testing.assert_array_equal(keep, [False, True, False, False, False, False])
 
@@ -141,16 +141,16 @@ def test_nms_with_groups_equals_greedy_reference(boxes, scores, valid, threshold
 
 @settings(max_examples=30, deadline=None)
 @given(ANY_BOXES, SCORES, VALID, THRESHOLDS)
-def test_what_stands_in_invalid_entries_is_irrelevant(boxes, scores, valid, threshold):
+def test_values_in_invalid_entries_do_not_matter(boxes, scores, valid, threshold):
     expected = suppress(boxes, scores, valid, threshold)
     for junk_box, junk_score in ((np.nan, np.nan), (0.0, np.inf), (3.0, -np.inf)):
-        found = suppress(
+        keep = suppress(
             np.where(valid[:, None], boxes, np.float32(junk_box)),
             np.where(valid, scores, np.float32(junk_score)),
             valid,
             threshold,
         )
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(keep, expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -166,7 +166,7 @@ def test_many_clustered_boxes_equal_greedy_reference(seed):
         np.testing.assert_array_equal(keep, expected)
 
 
-def test_images_that_settle_after_different_numbers_of_rounds_share_a_batch():
+def test_images_that_need_different_numbers_of_rounds_share_a_batch():
     # A chain needs many rounds, duplicates two, distant boxes one; the last image has no boxes.
     chain = [[i, 0, i + 3, 1] for i in range(16)]
     same = [[0, 0, 3, 1]] * 16
@@ -181,7 +181,7 @@ def test_images_that_settle_after_different_numbers_of_rounds_share_a_batch():
     np.testing.assert_array_equal(keep.sum(1), [8, 1, 16, 0])
 
 
-def test_no_entries_at_all():
+def test_nms_of_no_boxes_is_empty():
     keep = nms.nms(jnp.zeros((0, 4)), jnp.zeros(0), jnp.zeros(0, bool), 0.5)
     assert keep.shape == (0,)
 
@@ -190,15 +190,17 @@ def test_no_entries_at_all():
 @given(
     ANY_BOXES, hnp.arrays(np.float32, (N,), elements=st.integers(0, 5).map(lambda v: v / 4)), GROUPS
 )
-def test_the_best_survivors_are_those_of_suppression_over_all(boxes, scores, groups):
-    """Whatever the number that enters at once; scores of 0 and boxes without size are none."""
+def test_best_survivors_equal_suppression_over_all_candidates(boxes, scores, groups):
+    """Scores of 0 and boxes without size are no candidates, however many enter in a round."""
     counts = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     keep = reference_nms(boxes, scores, (scores > 0) & counts, 0.4, groups)
     order = [i for i in sorted(range(N), key=lambda i: (-scores[i], i)) if keep[i]][:4]
-    for at_once in (1, 3, N):
-        found = best_survivors(
-            jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(groups), at_once
+    for candidates_per_round in (1, 3, N):
+        best_boxes, best_scores, best_groups = best_survivors(
+            jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(groups), candidates_per_round
         )
-        np.testing.assert_array_equal(found[0][: len(order)], boxes[order])
-        np.testing.assert_array_equal(found[1], np.append(scores[order], np.zeros(4 - len(order))))
-        np.testing.assert_array_equal(found[2][: len(order)], groups[order])
+        np.testing.assert_array_equal(best_boxes[: len(order)], boxes[order])
+        np.testing.assert_array_equal(
+            best_scores, np.append(scores[order], np.zeros(4 - len(order)))
+        )
+        np.testing.assert_array_equal(best_groups[: len(order)], groups[order])

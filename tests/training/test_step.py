@@ -128,7 +128,7 @@ def test_accumulation_weighs_parts_by_their_images():
     alone, losses = _steps(model, 1, batch={name: rows[::2] for name, rows in batch.items()})
     batch["weight"][1::2] = 0
     padded, padded_losses = _steps(
-        model, 1, parts=2, batch=batch, rate_per_image=OptimizerOptions().rate_per_image / 2
+        model, 1, parts=2, batch=batch, lr_per_image=OptimizerOptions().lr_per_image / 2
     )
     np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
     assert greatest_difference(alone["params"], padded["params"]) < 1e-6
@@ -144,8 +144,8 @@ def test_accumulation_weighs_unequal_parts():
     alone = []
     for part in range(2):
         half = {name: rows[part::2] for name, rows in batch.items()}
-        rate = OptimizerOptions().rate_per_image * 2  # a batch of half the size
-        alone.append(_steps(model, 1, batch=half, rate_per_image=rate, weight_decay=0.0))
+        rate = OptimizerOptions().lr_per_image * 2  # a batch of half the size
+        alone.append(_steps(model, 1, batch=half, lr_per_image=rate, weight_decay=0.0))
     assert losses[0] == pytest.approx((3 * alone[0][1][0] + alone[1][1][0]) / 4, rel=1e-5)
     start = jax.device_get(_trainer(model).init()["params"])
     mean = jax.tree.map(
@@ -167,7 +167,7 @@ def test_clipping_scales_the_gradient_of_the_path():
     after, metrics = trainer.step(before, parts, sample_choice(model, 0, 0))
     assert metrics["gradient_norm"] > 0.5
     moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), kept)
-    rate = OptimizerOptions().rate_per_image * 8 * 1e-3  # the first step of the warm-up
+    rate = OptimizerOptions().lr_per_image * 8 * 1e-3  # the first step of the warm-up
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5 * rate, rel=0.02)
 
 

@@ -1,44 +1,33 @@
-"""Blocks, stem and tail of MobileNetV2 (arXiv 1801.04381)."""
+"""Block, stem and tail of MobileNetV2 (arXiv 1801.04381)."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from crnas_jax.arch.families import BlockShape
-from crnas_jax.models.layers import BNMode, conv_bn
+from crnas_jax.arch.families import BlockShape, StemShape, TailShape
+from crnas_jax.models.layers import Normalization, conv_bn
 
 
-def inverted_residual(x, shape: BlockShape, layer: Callable, searched: Callable):
-    """Expansion, depthwise 3x3, linear projection; arguments as `resnet.residual`."""
+def inverted_residual_block(
+    x: Float[Array, "batch height width channels"], shape: BlockShape, layer: Callable
+) -> Float[Array, "batch _ _ _"]:
+    """Apply expansion, depthwise 3x3 and linear projection; arguments as `residual_block`."""
     y = x
-    if shape.expands:
-        y = nn.relu6(layer(y, shape.inner_channels, 1, name="1"))
-    y = nn.relu6(searched(y, shape.inner_channels, 3, shape.stride, shape.groups))
-    y = layer(y, shape.out_channels, 1, name="3")
-    same = shape.stride == 1 and shape.in_channels == shape.out_channels
-    return x + y if same else y
+    *convolutions, last = shape.convolutions
+    for convolution in convolutions:
+        y = nn.relu6(layer(y, convolution))
+    y = layer(y, last)
+    return x + y if shape.has_identity else y
 
 
-class MobileNetStem(nn.Module):
-    """3x3/2 convolution, batch normalisation, ReLU6: stride 2."""
+class MobileNetLayer(nn.Module):
+    """One convolution, batch normalisation, ReLU6: the stem (3x3/2) and the tail (1x1)."""
 
-    channels: int
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], mode: BNMode, weight: Float[Array, " batch"]
-    ):
-        return nn.relu6(conv_bn(x, self.channels, 3, 2, name="1", mode=mode, weight=weight))
-
-
-class MobileNetTail(nn.Module):
-    """The last 1x1 convolution, batch normalisation, ReLU6."""
-
-    channels: int
+    shape: StemShape | TailShape
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width _"], mode: BNMode, weight: Float[Array, " batch"]
-    ):
-        return nn.relu6(conv_bn(x, self.channels, 1, name="1", mode=mode, weight=weight))
+        self, x: Float[Array, "batch height width _"], norm: Normalization
+    ) -> Float[Array, "batch _ _ channels"]:
+        return nn.relu6(conv_bn(x, self.shape.convolutions[0], norm))

@@ -1,7 +1,7 @@
-"""The stand-alone backbone of an architecture, and what it shares with the supernet."""
+"""Backbones of stages: the walk of stem, stages and tail, and the stand-alone network's module."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,122 +9,142 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from crnas_jax.arch.families import BlockShape
-from crnas_jax.arch.staged import Arch
-from crnas_jax.models.backbones.mobilenet_v2 import MobileNetStem, MobileNetTail, inverted_residual
-from crnas_jax.models.backbones.resnet import ResNetStem, residual
-from crnas_jax.models.layers import BN_RUNNING, BNMode, conv_bn
+from crnas_jax.arch.staged import Arch, Part
+from crnas_jax.models.backbones.mobilenet_v2 import MobileNetLayer, inverted_residual_block
+from crnas_jax.models.backbones.resnet import ResNetStem, residual_block
+from crnas_jax.models.layers import Normalization, conv_bn
+from crnas_jax.runtime.options import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class Design:
+    """The Flax layers of a family.
+
+    Attributes:
+      stem: module of the stem.
+      block: function that applies a block, see `residual_block`.
+      tail: module of the tail, None where there is none.
+    """
+
+    stem: type[nn.Module]
+    block: Callable
+    tail: type[nn.Module] | None = None
+
+
+# By `Family.design`.
+_DESIGNS = {
+    "resnet": Design(ResNetStem, residual_block),
+    "mobilenet_v2": Design(MobileNetLayer, inverted_residual_block, MobileNetLayer),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FreezeOptions:
     """What of a backbone is not trained.
 
     Attributes:
-      stages: 0 nothing, 1 the stem, 2 everything up to c2, and so on to 5 (Detectron2's
+      freeze_at: 0 nothing, 1 the stem, 2 everything up to c2, and so on to 5 (Detectron2's
         `FREEZE_AT`; mmdetection's `frozen_stages` is one less). Batch normalisation in it uses its
         stored statistics.
-      norm: scale, bias and statistics of every batch normalisation (torchvision's and Detectron2's
-        `FrozenBatchNorm`, mmdetection's `norm_eval` with `requires_grad=False`).
+      freeze_norm: scale, bias and statistics of every batch normalisation (torchvision's and
+        Detectron2's `FrozenBatchNorm`, mmdetection's `norm_eval` with `requires_grad=False`).
     """
 
-    stages: int = 0
-    norm: bool = False
+    freeze_at: int = 0
+    freeze_norm: bool = False
 
-    def last_stage(self, arch: Arch) -> int:
-        """The last frozen stage (0-based); -1 for the stem alone, -2 for nothing."""
-        return ([-2, -1, *arch.traits.levels])[self.stages]
+    def __post_init__(self):
+        check_choice(self, "freeze_at", range(6))
 
-    def holds(self, arch: Arch, names: tuple[str, ...]) -> bool:
-        """Whether a parameter of the backbone with this path stays as it is."""
-        if self.norm and any("bn" in name for name in names):
+    def last_frozen_stage(self, arch: Arch) -> int:
+        """Return the index of the last frozen stage; -1 for the stem alone, -2 for nothing."""
+        return ([-2, -1, *arch.traits.levels])[self.freeze_at]
+
+    def freezes(self, arch: Arch, part: Part) -> bool:
+        """Return whether all of a part is frozen."""
+        return part.stage <= self.last_frozen_stage(arch)
+
+    def freezes_parameter(self, arch: Arch, path: tuple[str, ...]) -> bool:
+        """Return whether the backbone's parameter at `path` keeps its value."""
+        if self.freeze_norm and any("bn" in name for name in path):
             return True
-        if names[0] == "stem":
-            return self.stages > 0
-        last = self.last_stage(arch)
-        if names[0] == "tail":
-            return last == len(arch.widths) - 1
-        return int(names[0].removeprefix("stage")) - 1 <= last
+        part = next(part for part in arch.parts() if part.name == path[0])
+        return self.freezes(arch, part)
+
+    def norm(self, arch: Arch, part: Part, norm: Normalization) -> Normalization:
+        """Return the normalisation of a part: frozen layers use their stored statistics."""
+        frozen = self.freeze_norm or self.freezes(arch, part)
+        return norm.frozen() if frozen else norm
 
 
-class Backbone(nn.Module):
-    """Stem, stages, tail of one `Arch`: `stem`, `stage1/block1` .. `stage4/blockN`, `tail`.
+def end_module(arch: Arch, part: Part, name: str | None = None) -> nn.Module:
+    """Return the module of the stem or the tail."""
+    design = _DESIGNS[arch.traits.design]
+    module = design.stem if part.kind == "stem" else design.tail
+    return module(part.units[0], name=name)
 
-    `Supernet` is one with other stages.
+
+class StagedBackbone(nn.Module):
+    """Stem, stages and tail of one `Arch`: `stem`, `stage1/block1` .. `stage4/blockN`, `tail`.
+
+    A supernet's backbone (`models.supernet.module`) differs in its stages alone.
 
     Attributes:
-      spec: the architecture.
-      remat: recompute blocks in the backward pass instead of keeping what is inside them.
-      frozen: see `Frozen`.
+      arch: the architecture.
+      remat: recompute blocks in the backward pass instead of storing their inner activations.
+      freeze: what is not trained.
     """
 
-    spec: Arch
+    arch: Arch
     remat: bool = False
-    frozen: Frozen = Frozen()
+    freeze: FreezeOptions = FreezeOptions()
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch height width 3"],
         choice: dict[str, Array] | None,
-        mode: BNMode,
-        weight: Float[Array, " batch"],
+        norm: Normalization,
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Features c2..c5 (strides 4 to 32).
+        """Return the features c2..c5 (strides 4 to 32).
 
         Args:
           x: normalised images.
-          choice: a supernet's path; None of a stand-alone network.
-          mode: of batch normalisation.
-          weight: of the images.
+          choice: path of a supernet; None for a stand-alone network.
+          norm: what normalisation layers need.
         """
-        arch = self.arch
-        inverted = arch.traits.block == "inverted"
-        last = self.frozen.last_stage(arch)
-
-        def run(module, x, stage, *operands):
-            """A part of the network; what is frozen passes no gradient and moves no statistics."""
-            held = stage <= last
-            x = module(x, *operands, BN_RUNNING if held or self.frozen.norm else mode, weight)
-            return lax.stop_gradient(x) if held else x
-
-        stem = MobileNetStem if inverted else ResNetStem
-        x = run(stem(arch.stem_channels, name="stem"), x, -1)
         features = []
-        for stage in range(len(arch.widths)):
-            module = self.make_stage(stage, f"stage{stage + 1}")
-            x = run(module, x, stage, *self.stage_operands(choice, stage))
-            if stage == len(arch.widths) - 1 and arch.tail_channels:
-                x = run(MobileNetTail(arch.tail_channels, name="tail"), x, stage)
-            if stage in arch.traits.levels:
+        for part in self.arch.parts():
+            if part.kind == "stage":
+                module, operands = self.stage(part, choice)
+            else:
+                module, operands = end_module(self.arch, part, part.name), ()
+            x = module(x, *operands, self.freeze.norm(self.arch, part, norm))
+            if self.freeze.freezes(self.arch, part):
+                x = lax.stop_gradient(x)
+            if part.level:
                 features.append(x)
         return tuple(features)
 
-    @property
-    def arch(self) -> Arch:
-        """Whose widths, strides and levels these are."""
-        return self.spec
-
-    def make_stage(self, stage: int, name: str) -> nn.Module:
-        """The module of a stage."""
-        dilations = self.spec.stage_dilations()[stage]
-        return Stage(self.spec, stage, dilations, self.remat, name=name)
-
-    def stage_operands(self, choice, stage: int) -> tuple:
-        """What it takes beside its input."""
-        del choice, stage
-        return ()
+    def stage(self, part: Part, choice) -> tuple[nn.Module, tuple]:
+        """Return the module of a stage, and its operands between features and normalisation."""
+        del choice  # a stand-alone network has one path
+        dilations = self.arch.stage_dilations()[part.stage]
+        return Stage(self.arch, part, dilations, self.remat, name=part.name), ()
 
 
 class Block(nn.Module):
     """One block; `operation` picks the dilation of its searched 3x3 convolution, `conv2`.
 
     Attributes:
-      shape: of the block.
-      dilations: candidates of `conv2`: a bottleneck's centre, a basic block's second, an inverted
-        residual's depthwise one.
+      design: key of the family's layers.
+      shape: shape of the block.
+      dilations: candidates for `conv2`: a bottleneck's centre, a basic block's second, an inverted
+        residual's depthwise convolution.
       in_control_flow: see `ops.convolution.ConvSpec`.
     """
 
+    design: str
     shape: BlockShape
     dilations: tuple[int, ...] = (1,)
     in_control_flow: bool = False
@@ -134,31 +154,37 @@ class Block(nn.Module):
         self,
         x: Float[Array, "batch height width channels"],
         operation: Int[Array, ""] | int,
-        mode: BNMode,
-        weight: Float[Array, " batch"],
-    ):
-        layer = functools.partial(
-            conv_bn, mode=mode, weight=weight, in_control_flow=self.in_control_flow
-        )
-        searched = functools.partial(layer, name="2", dilations=self.dilations, operation=operation)
-        run = inverted_residual if self.shape.kind == "inverted" else residual
-        return run(x, self.shape, layer, searched)
+        norm: Normalization,
+    ) -> Float[Array, "batch _ _ _"]:
+        def layer(x, shape):
+            searched = (self.dilations, operation) if shape.name == "2" else ()
+            return conv_bn(x, shape, norm, *searched, in_control_flow=self.in_control_flow)
+
+        return _DESIGNS[self.design].block(x, self.shape, layer)
 
 
 class Stage(nn.Module):
-    """The blocks of one stage."""
+    """The blocks of one stage of a stand-alone network.
+
+    Attributes:
+      arch: the architecture.
+      part: the stage.
+      dilations: dilation of each block's searched convolution.
+      remat: see `StagedBackbone`.
+    """
 
     arch: Arch
-    stage: int
+    part: Part
     dilations: tuple[int, ...]
-    remat: bool
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x, mode: BNMode, weight):
-        # Of (self, x, operation, mode, weight) the mode is no array.
-        kind = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
-        for index, dilation in enumerate(self.dilations):
-            shape = self.arch.block(self.stage, first=index == 0)
-            block = kind(shape, (dilation,), name=f"block{index + 1}")
-            x = block(x, jnp.int32(0), mode, weight)
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], norm: Normalization
+    ) -> Float[Array, "batch _ _ _"]:
+        block_class = nn.remat(Block) if self.remat else Block
+        blocks = zip(self.part.units, self.dilations, strict=True)
+        for index, (shape, dilation) in enumerate(blocks, 1):
+            block = block_class(self.arch.traits.design, shape, (dilation,), name=f"block{index}")
+            x = block(x, jnp.int32(0), norm)
         return x

@@ -6,12 +6,16 @@ from jaxtyping import Array, Float
 
 from crnas_jax.models.layers import Conv
 
-# torchvision: kaiming uniform with a = 1, that is variance 1 over the fan in.
+# torchvision: Kaiming uniform with a = 1, that is variance 1 over the fan in.
 _fpn_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class FPN(nn.Module):
-    """p2..p6 from c2..c5; p6 is every second cell of p5."""
+    """p2..p6 from c2..c5; p6 is every second cell of p5.
+
+    Attributes:
+      channels: channels of every level.
+    """
 
     channels: int = 256
 
@@ -25,7 +29,7 @@ class FPN(nn.Module):
                 self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}"
             )(features[level])
             if top is not None:
-                lateral += nearest(top, lateral.shape[1:3])
+                lateral += resize_nearest(top, lateral.shape[1:3])
             top = lateral
             output = Conv(
                 self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}"
@@ -35,9 +39,13 @@ class FPN(nn.Module):
         return (*p2_to_p5, p2_to_p5[-1][:, ::2, ::2])
 
 
-def nearest(x, size):
-    """Nearest resizing up to `size` (height, width); whole factors, the usual case, are a broadcast
-    (a gather's gradient is a scatter: slow on accelerators).
+def resize_nearest(
+    x: Float[Array, "batch _ _ channels"], size: tuple[int, int]
+) -> Float[Array, "batch _ _ channels"]:
+    """Resize up to `size` (height, width) by the nearest cell.
+
+    Whole factors, the usual case, are a broadcast: a gather's gradient is a scatter, which is slow
+    on accelerators.
     """
     batch, height, width, channels = x.shape
     if size == (height, width):

@@ -1,4 +1,4 @@
-"""NAS-FPN (arXiv 1904.07392), the found pyramid in the form of the authors' TPU code."""
+"""NAS-FPN (arXiv 1904.07392): the pyramid that the paper found, as in the authors' TPU code."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from crnas_jax.models.layers import BNMode, conv_bn
-from crnas_jax.models.necks.fpn import nearest
+from crnas_jax.arch.families import ConvShape
+from crnas_jax.models.layers import Normalization, conv_bn
+from crnas_jax.models.necks.fpn import resize_nearest
 
 LEVELS = 5
 
@@ -17,10 +18,10 @@ class Cell:
     """One merging cell: the sum or the global attention of two earlier nodes.
 
     Attributes:
-      attention: global pooling attention (GP); otherwise the sum.
-      inputs: nodes, of which 0..4 are the pyramid's inputs, finest first.
-      level: of the output, 0 for the finest.
-      extra: an input that nothing else uses and that is added.
+      attention: whether to merge by global pooling attention (GP) instead of the sum.
+      inputs: indices of two nodes; 0..4 are the pyramid's inputs, finest first.
+      level: level of the output, 0 for the finest.
+      extra: index of an input that no other cell uses and that is added.
     """
 
     attention: bool
@@ -45,9 +46,9 @@ class NASFPN(nn.Module):
     """Five levels from c2..c5: p3..p7 (`lowest_level` 3, the paper's) or p2..p6 (2).
 
     Attributes:
-      channels: of every cell.
-      stacks: pyramids on top of each other.
-      lowest_level: of the outputs.
+      channels: channels of every cell.
+      stacks: number of pyramids on top of each other.
+      lowest_level: finest level of the outputs.
     """
 
     channels: int = 384
@@ -58,24 +59,20 @@ class NASFPN(nn.Module):
     def __call__(
         self,
         features: tuple[Float[Array, "batch _ _ _"], ...],
-        mode: BNMode,
-        weight: Float[Array, " batch"],
+        norm: Normalization,
     ) -> tuple[Float[Array, "batch _ _ channels"], ...]:
         levels = []
         for level, x in enumerate(features[self.lowest_level - 2 :], self.lowest_level):
-            levels.append(
-                conv_bn(x, self.channels, 1, mode=mode, weight=weight, prefix=f"lateral{level}_")
-            )
+            lateral = ConvShape("", x.shape[-1], self.channels, 1, prefix=f"lateral{level}_")
+            levels.append(conv_bn(x, lateral, norm))
         while len(levels) < LEVELS:
             levels.append(_max_pool(levels[-1], 2))
         for stack in range(self.stacks):
             nodes, outputs = list(enumerate(levels)), {}
             for index, cell in enumerate(CELLS):
-                node = _merge(cell, nodes)
-                name = f"stack{stack + 1}_cell{index + 1}_"
-                node = conv_bn(
-                    nn.relu(node), self.channels, 3, mode=mode, weight=weight, prefix=name
-                )
+                prefix = f"stack{stack + 1}_cell{index + 1}_"
+                shape = ConvShape("", self.channels, self.channels, 3, prefix=prefix)
+                node = conv_bn(nn.relu(_merge(cell, nodes)), shape, norm)
                 nodes.append((cell.level, node))
                 outputs[cell.level] = node
             levels = [outputs[level] for level in range(LEVELS)]
@@ -83,7 +80,7 @@ class NASFPN(nn.Module):
 
 
 def _merge(cell, nodes):
-    """The two inputs at the cell's resolution, merged; the coarser one gates in an attention."""
+    """Merge two inputs at the cell's resolution; in an attention the coarser gates the finer."""
     size = nodes[cell.level][1].shape[1:3]
     inputs = sorted((nodes[index] for index in cell.inputs), key=lambda node: node[0])
     finer, coarser = (_resize(x, cell.level - level, size) for level, x in inputs)
@@ -96,11 +93,11 @@ def _merge(cell, nodes):
 
 
 def _resize(x, levels, size):
-    """Maximum down by so many levels, or nearest up to `size`."""
-    return _max_pool(x, 2**levels) if levels > 0 else nearest(x, size)
+    """Resize down by `levels` levels with the maximum, or up to `size` with the nearest cell."""
+    return _max_pool(x, 2**levels) if levels > 0 else resize_nearest(x, size)
 
 
 def _max_pool(x, factor):
-    """Over factor x factor cells; a ragged edge is a cell of its own, as in strided convolution."""
+    """Pool factor x factor cells; a ragged edge is a cell too, as in strided convolution."""
     height, width = (-side % factor for side in x.shape[1:3])
     return nn.max_pool(x, (factor, factor), (factor, factor), ((0, height), (0, width)))

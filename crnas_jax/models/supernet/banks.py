@@ -1,14 +1,14 @@
 """The banks of a supernet: which of its blocks stands at which place of a path.
 
 A supernet keeps the weights of all its blocks in banks, stacked along a leading axis. A path is
-data: `rows` says which row of each bank stands at which place, `gather` takes them out, the network
-runs on them, and `scatter` puts them back. So a training step differentiates and updates only
-the sampled blocks (a gradient over the whole bank would be most of a small step's time), and what
-was not sampled cannot move. Both sharing rules of each level are nothing but another `rows`:
+data: `rows` tells which row of each bank stands at which place, `gather` takes those rows, the
+network runs on them, and `scatter` writes them back. So a training step differentiates and updates
+only the sampled blocks (a gradient over the whole bank would be most of a small step's time), and
+blocks that were not sampled cannot move. All sharing rules are nothing but different `rows`:
 
 - stages, `branch`: each candidate depth owns its blocks (figure 2 of the paper, the default);
   `prefix`: a branch of k blocks is the first k blocks of the deepest one.
-- dilations, `own`: each owns the kernel of `conv2` and the statistics behind it (the default);
+- dilations, `own`: each owns the kernel of `conv2` and the statistics after it (the default);
   `shared`: one kernel serves all.
 """
 
@@ -21,14 +21,15 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.arch.families import FAMILIES
 from crnas_jax.arch.staged import Arch
-from crnas_jax.errors import UserError
-from crnas_jax.spaces.stages import OperationSpace, StageSpace
+from crnas_jax.runtime.options import check_choice
+from crnas_jax.spaces.operations import OperationSpace
+from crnas_jax.spaces.stages import StageSpace
 
 STAGE_SHARING = ("branch", "prefix")
 KERNEL_SHARING = ("own", "shared")
-# The modules of a block that a dilation owns under the rule `own`.
+# Modules of a block that each dilation owns under the rule `own`.
 OPERATION_MODULES = ("conv2", "bn2")
-# In a tree of rows: a scalar, this leaf is not a bank and is taken whole.
+# In a tree of rows, the scalar for a leaf that is not a bank and is used whole.
 WHOLE = np.int32(-1)
 
 
@@ -37,8 +38,8 @@ class SupernetSpec:
     """What a supernet holds.
 
     Attributes:
-      family: of `Arch`.
-      widths: of `Arch`, of the supernet itself (the paper halves those of ResNet and ResNeXt).
+      family: key of `families.FAMILIES`.
+      widths: width of every stage of the supernet (the paper halves ResNet's and ResNeXt's).
       grids: candidate depths for each searched stage; a single one each for an operation supernet.
       dilations: candidates for each block; a single one for a stage supernet.
       stage_sharing: `branch` or `prefix`.
@@ -53,17 +54,13 @@ class SupernetSpec:
     kernel_sharing: str = "own"
 
     def __post_init__(self):
-        for field, allowed in (
-            ("stage_sharing", STAGE_SHARING),
-            ("kernel_sharing", KERNEL_SHARING),
-        ):
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    "supernet",
-                    field,
-                    f"{getattr(self, field)!r} is unknown",
-                    f"use one of {allowed}",
-                )
+        check_choice(self, "stage_sharing", STAGE_SHARING)
+        check_choice(self, "kernel_sharing", KERNEL_SHARING)
+
+    @property
+    def stages(self) -> StageSpace:
+        """All allocations on the grids."""
+        return StageSpace.for_family(self.family, self.grids)
 
     @property
     def deepest(self) -> Arch:
@@ -72,22 +69,22 @@ class SupernetSpec:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Places for blocks in each stage, fixed ones included: its greatest depth."""
+        """Number of places for blocks in each stage, fixed stages included: its greatest depth."""
         return self.deepest.stage_depths
 
     def arch(self, depths, operations=None) -> Arch:
-        """The stand-alone architecture of a path, at the supernet's widths."""
+        """Return the stand-alone architecture of a path, at the supernet's widths."""
         dilations = tuple(self.dilations[operation] for operation in operations or ())
         return Arch(self.family, tuple(depths), dilations, self.widths)
 
     def grid(self, stage: int) -> tuple[int, ...]:
-        """Candidate depths of any stage; a fixed one has the depth 1."""
-        searched = FAMILIES[self.family].searched
+        """Return the candidate depths of any stage; a fixed stage has the depth 1."""
+        searched = FAMILIES[self.family].searched_stages
         return self.grids[searched.index(stage)] if stage in searched else (1,)
 
     def branch(self, choice: dict[str, Array], stage: int) -> Array:
-        """Index into `grid(stage)` of a path."""
-        searched = FAMILIES[self.family].searched
+        """Return the index into `grid(stage)` that a path takes."""
+        searched = FAMILIES[self.family].searched_stages
         return choice["branch"][searched.index(stage)] if stage in searched else jnp.int32(0)
 
     @property
@@ -95,24 +92,24 @@ class SupernetSpec:
         """Whether the modules of an operation have a row for each operation."""
         return self.kernel_sharing == "own" and len(self.dilations) > 1
 
-    def bank_rows(self, stage: int, first: bool) -> int:
-        """Rows of the bank of a stage's first or later blocks, operations not counted."""
+    def num_bank_rows(self, stage: int, first: bool) -> int:
+        """Count the rows in the bank of a stage's first or later blocks, operations left out."""
         grid = self.grid(stage)
         if self.stage_sharing == "prefix":
             return 1 if first else max(grid) - 1
         return len(grid) if first else sum(grid) - len(grid)
 
     def choice(self, depths, operations=None) -> dict[str, np.ndarray]:
-        """The path of one subnet: `branch` int32 [searched stages], `ops` int32 [places in all].
+        """Return the path of a subnet: `branch` int32 [searched stages], `ops` int32 [places].
 
         Args:
-          depths: blocks per searched stage, on the grids.
+          depths: number of blocks in each searched stage, on the grids.
           operations: an index into `dilations` for every block of the subnet; zeros when None.
 
         Raises:
-          UserError: not a path of this supernet.
+          UserError: this supernet has no such path.
         """
-        branch = StageSpace.of(self.family, self.grids).branch(depths)
+        branch = self.stages.branch(depths)
         all_depths = self.arch(depths).stage_depths
         operations = [0] * sum(all_depths) if operations is None else operations
         operations = OperationSpace(all_depths, self.dilations).validate(operations).tolist()
@@ -124,7 +121,7 @@ class SupernetSpec:
 
 
 def bank_keys(spec: SupernetSpec, stage: int, first: bool, module: str) -> list[tuple]:
-    """What every row of a bank is: (depth of its branch, place in the stage, dilation).
+    """List what every row of a bank is: (depth of its branch, place in the stage, dilation).
 
     The depth is None where branches share blocks, the dilation None where dilations share this
     module.
@@ -143,37 +140,51 @@ def bank_keys(spec: SupernetSpec, stage: int, first: bool, module: str) -> list[
     ]
 
 
-def stage_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:
-    """Whether each place of a stage holds a block of the path, and its operation, each [places]."""
+def place_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:
+    """Return whether each place of a stage holds a block, and its operation, both [places]."""
     start = sum(spec.places[:stage])
     places = spec.places[stage]
     depth = jnp.asarray(spec.grid(stage))[spec.branch(choice, stage)]
     return jnp.arange(places) < depth, choice["ops"][start : start + places]
 
 
-def stage_blocks(spec: SupernetSpec, choice: dict[str, np.ndarray], stage: int) -> tuple[int, ...]:
-    """The operation of each block that a path has in a stage; on the host."""
+def block_operations(
+    spec: SupernetSpec, choice: dict[str, np.ndarray], stage: int
+) -> tuple[int, ...]:
+    """Return the operation of each block that a path has in a stage; runs on the host."""
     start = sum(spec.places[:stage])
     depth = spec.grid(stage)[int(spec.branch(choice, stage))]
     return tuple(choice["ops"][start : start + depth].tolist())
 
 
-def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
-    """For each leaf of a backbone's banks the rows that the path puts at its places.
+def bank_place(path: tuple[str, ...]) -> tuple[int, bool, str] | None:
+    """Read a backbone's parameter path: (stage, whether first blocks, module of the block).
 
     Returns:
-      A tree of the same form: int32 [places of that bank], with the bank's length (no row) where
-      the path has no block; `WHOLE` for what is not a bank.
+      None for a leaf that is no bank.
+    """
+    stage_name, kind, module = (*path, "", "", "")[:3]
+    if not stage_name.startswith("stage"):
+        return None
+    return int(stage_name.removeprefix("stage")) - 1, kind == "first", module
+
+
+def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
+    """Find the rows that a path puts at its places, for each leaf of a backbone's banks.
+
+    Returns:
+      A tree of the same structure: int32 [places of that bank], with the bank's length (no row)
+      where the path has no block; `WHOLE` for a leaf that is no bank.
     """
 
     def leaf_rows(path, leaf):
-        stage_name, kind, module = ([key.key for key in path] + [""] * 3)[:3]
-        if not stage_name.startswith("stage"):
+        place = bank_place(tuple(key.key for key in path))
+        if place is None:
             return WHOLE
-        stage = int(stage_name.removeprefix("stage")) - 1
-        active, operations = stage_codes(spec, choice, stage)
+        stage, first, module = place
+        active, operations = place_codes(spec, choice, stage)
         branch = spec.branch(choice, stage)
-        if kind == "first":
+        if first:
             active, operations = active[:1], operations[:1]
             index = branch[None] if spec.stage_sharing == "branch" else jnp.zeros(1, jnp.int32)
         else:
@@ -190,7 +201,7 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
 
 
 def gather(banks: PyTree, where: PyTree) -> PyTree:
-    """The blocks of a path by place; unused places hold blocks that will not be run."""
+    """Take the blocks of a path by place; unused places hold blocks that will not be run."""
 
     def take(index, bank):
         return jnp.take(bank, index, axis=0, mode="clip") if np.ndim(index) else bank
@@ -199,7 +210,7 @@ def gather(banks: PyTree, where: PyTree) -> PyTree:
 
 
 def scatter(banks: PyTree, where: PyTree, blocks: PyTree) -> PyTree:
-    """The banks with a path's blocks put back; other rows stay as they are, bit for bit."""
+    """Write a path's blocks back into the banks; other rows stay as they are, bit for bit."""
 
     def put(index, bank, block):
         return bank.at[index].set(block, mode="drop") if np.ndim(index) else block
@@ -208,25 +219,25 @@ def scatter(banks: PyTree, where: PyTree, blocks: PyTree) -> PyTree:
 
 
 def extract(spec: SupernetSpec, backbone: PyTree, choice: dict[str, Array], depths) -> PyTree:
-    """The stand-alone network's tree for one path of a supernet's backbone.
+    """Cut the stand-alone network of one path out of a supernet's backbone.
 
     Args:
-      spec: of the supernet.
-      backbone: `params` or `batch_stats` of the supernet's backbone: banks.
+      spec: the supernet's description.
+      backbone: `params` or `batch_stats` of its backbone, with banks.
       choice: the path.
-      depths: its blocks per searched stage.
+      depths: number of blocks in each searched stage of the path.
 
     Returns:
-      The same with `stage1/block1` .. `stage4/blockN` in place of banks.
+      The same tree with `stage1/block1` .. `stage4/blockN` in place of banks.
     """
     path = gather(backbone, rows(spec, backbone, choice))
-    network = {name: tree for name, tree in path.items() if not name.startswith("stage")}
-    for stage, depth in enumerate(spec.arch(depths).stage_depths):
-        kinds = path[f"stage{stage + 1}"]
+    network = {name: tree for name, tree in path.items() if bank_place((name,)) is None}
+    for part in spec.arch(depths).stages:
+        kinds = path[part.name]
         blocks = {"block1": jax.tree.map(lambda leaf: leaf[0], kinds["first"])}
-        for index in range(1, depth):
+        for index in range(1, len(part.units)):
             blocks[f"block{index + 1}"] = jax.tree.map(
                 lambda leaf, i=index: leaf[i - 1], kinds["rest"]
             )
-        network[f"stage{stage + 1}"] = blocks
+        network[part.name] = blocks
     return network

@@ -7,149 +7,225 @@ Skipping is branch 0, because until jaxlib 0.11.1 a pass-through branch copied i
 it came first.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from crnas_jax.models.backbones.staged import Backbone, Block
-from crnas_jax.models.layers import CONV_OUTPUT, BNMode
-from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, stage_codes
+from crnas_jax.arch.staged import Arch, Part
+from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbone
+from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, Normalization
+from crnas_jax.models.supernet import banks
+from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, place_codes
+from crnas_jax.spaces.operations import OperationSpace
 
 
-class Supernet(Backbone):
-    """c2..c5 of the path whose blocks stand in the variables (see `gather`).
+@dataclasses.dataclass(frozen=True)
+class Supernet:
+    """A weight-shared backbone as functions on its banks; the interface of `build.Network`.
 
-    `choice` is as `SupernetSpec.choice` makes it.
+    Attributes:
+      spec: what the supernet holds.
+      remat: recompute blocks in the backward pass instead of storing their inner activations.
+      freeze: what is not trained.
+    """
+
+    spec: SupernetSpec
+    remat: bool = False
+    freeze: FreezeOptions = FreezeOptions()
+
+    # Running averages mix all paths: a path is measured with the statistics of the mini-batch.
+    default_bn = "batch"
+
+    @property
+    def arch(self) -> Arch:
+        """The deepest path."""
+        return self.spec.deepest
+
+    @property
+    def bank_description(self) -> dict:
+        """The fields of `spec`: what a reader of saved banks needs to know."""
+        return dataclasses.asdict(self.spec)
+
+    @property
+    def module(self) -> nn.Module:
+        """The Flax module, which runs on the variables of one path."""
+        return SupernetBackbone(self.arch, self.remat, self.freeze, spec=self.spec)
+
+    @property
+    def example_choice(self) -> dict[str, np.ndarray]:
+        """The deepest path: for shapes."""
+        return self.spec.choice(self.arch.depths)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw a path: depths and operations uniform and independent."""
+        depths = self.spec.stages.sample(rng)
+        stage_depths = self.spec.arch(depths).stage_depths
+        operations = OperationSpace(stage_depths, self.spec.dilations).sample(rng)
+        return self.spec.choice(depths, operations)
+
+    def init(self, key: Array, path_variables: PyTree) -> PyTree:
+        """Return `path_variables` ({"params", "batch_stats"}) with freshly drawn banks."""
+        return init_banks(self.spec, key, path_variables)
+
+    def rows(self, tree: PyTree, choice: dict[str, Array]) -> PyTree:
+        """Find the rows of each bank in `tree` that a path uses (`banks.rows`)."""
+        return banks.rows(self.spec, tree, choice)
+
+    def bank_keys(self, path: tuple[str, ...]) -> list[tuple] | None:
+        """List what the rows of the bank at `path` are; None for a leaf that is no bank."""
+        place = banks.bank_place(path)
+        return None if place is None else banks.bank_keys(self.spec, *place)
+
+
+class SupernetBackbone(StagedBackbone, kw_only=True):
+    """c2..c5 of the path whose blocks stand in the variables (see `banks.gather`).
+
+    `choice` is what `SupernetSpec.choice` returns.
+
+    Attributes:
+      spec: what the supernet holds.
     """
 
     spec: SupernetSpec
 
-    @property
-    def arch(self):
-        return self.spec.deepest
-
-    def make_stage(self, stage, name):
-        return SuperStage(self.spec, stage, self.remat, name=name)
-
-    def stage_operands(self, choice, stage):
-        return stage_codes(self.spec, choice, stage)
+    def stage(self, part: Part, choice) -> tuple[nn.Module, tuple]:
+        module = SuperStage(self.spec, part, self.remat, name=part.name)
+        return module, place_codes(self.spec, choice, part.stage)
 
 
 class SuperStage(nn.Module):
-    """One stage: its first block, then a scan over the places for further ones."""
+    """One stage: its first block, then a scan over the places for further ones.
+
+    Attributes:
+      spec: what the supernet holds.
+      part: the stage of the deepest path.
+      remat: see `Supernet`.
+    """
 
     spec: SupernetSpec
-    stage: int
+    part: Part
     remat: bool
 
     @nn.compact
-    def __call__(self, x, active, operations, mode: BNMode, weight):
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        active: Bool[Array, " places"],
+        operations: Int[Array, " places"],
+        norm: Normalization,
+    ) -> Float[Array, "batch _ _ _"]:
         first, first_params, first_stats = self._stacked("first", 1)
 
-        def run(block, x, params, stats, operation):
+        def run(block, x, params, stats, operation, norm):
             y, updated = block.apply(
                 {"params": params, "batch_stats": stats},
                 x,
                 operation,
-                mode,
-                weight,
+                norm,
                 mutable=["batch_stats"],
             )
             return y, updated["batch_stats"]
 
         run_first = jax.checkpoint(run, static_argnums=(0,)) if self.remat else run
-        only = [
+        only_row = [
             jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first_params, first_stats.value)
         ]
-        x, stats = run_first(first, x, *only, operations[0])
-        self._store(first_stats, jax.tree.map(lambda leaf: leaf[None], stats), mode)
-        if self.spec.places[self.stage] == 1:
+        x, stats = run_first(first, x, *only_row, operations[0], norm)
+        self._store(first_stats, jax.tree.map(lambda leaf: leaf[None], stats), norm)
+        num_places = len(self.part.units)
+        if num_places == 1:
             return x
 
-        rest, rest_params, rest_stats = self._stacked("rest", self.spec.places[self.stage] - 1)
-        # What a scan keeps for its backward pass the compiler cannot merge: of a block that is
+        rest, rest_params, rest_stats = self._stacked("rest", num_places - 1)
+        # What a scan stores for its backward pass the compiler cannot merge: in a block that is
         # every intermediate array, twice the memory of a network without control flow. Convolution
         # outputs are enough; normalisation and ReLU are recomputed from them at next to no cost.
-        kept = () if self.remat else (CONV_OUTPUT,)
+        stored = () if self.remat else (CONV_OUTPUT,)
         run_rest = jax.checkpoint(
             run,
             static_argnums=(0,),
             prevent_cse=False,  # forward and backward are separate loops
-            policy=jax.checkpoint_policies.save_only_these_names(*kept),
+            policy=jax.checkpoint_policies.save_only_these_names(*stored),
         )
 
         def place(x, block):
-            params, stats, here, operation = block
+            params, stats, is_active, operation = block
             return lax.switch(
-                here.astype(jnp.int32),
+                is_active.astype(jnp.int32),
                 [
                     lambda x, params, stats, operation: (x, stats),
-                    lambda *operands: run_rest(rest, *operands),
+                    lambda *operands: run_rest(rest, *operands, norm),
                 ],
                 *(x, params, stats, operation),
             )
 
         blocks = (rest_params, rest_stats.value, active[1:], operations[1:])
         x, stats = lax.scan(place, x, blocks)
-        self._store(rest_stats, stats, mode)
+        self._store(rest_stats, stats, norm)
         return x
 
-    def _stacked(self, kind, places):
-        """The block module of this kind, its stacked parameters and statistics."""
-        shape = self.spec.deepest.block(self.stage, first=kind == "first")
-        block = Block(shape, self.spec.dilations, in_control_flow=True, parent=None)
+    def _stacked(self, kind, num_places):
+        """Return the block module of this kind, its stacked parameters and statistics."""
+        block = supernet_block(self.spec, self.part, kind)
 
-        def init(key, places=places):
-            return _init_blocks(block, key, places)
+        def init(key):
+            return _init_blocks(block, key, num_places)
 
         params = self.param(kind, lambda key: init(key)["params"])
         stats = self.variable("batch_stats", kind, lambda: init(jax.random.key(0))["batch_stats"])
         return block, params, stats
 
-    def _store(self, variable, stats, mode):
-        if mode.momentum is not None and not self.is_initializing():
+    def _store(self, variable, stats, norm):
+        if norm.mode.momentum is not None and not self.is_initializing():
             variable.value = stats
 
 
-def _init_blocks(block, key, number):
-    """Variables of `number` independent blocks, stacked."""
-    x = jnp.zeros((1, 2, 2, block.shape.in_channels))
-    mode = BNMode(use_batch=False, momentum=None)
-    return jax.vmap(lambda key: block.init(key, x, 0, mode, jnp.ones(1)))(
-        jax.random.split(key, number)
+def supernet_block(spec: SupernetSpec, part: Part, kind: str) -> Block:
+    """Return the module of a stage's `first` or `rest` blocks, for use in control flow."""
+    shape = part.units[0 if kind == "first" else 1]
+    return Block(
+        spec.deepest.traits.design, shape, spec.dilations, in_control_flow=True, parent=None
     )
 
 
+def _init_blocks(block, key, num_blocks):
+    """Draw the variables of independent blocks, stacked."""
+    x = jnp.zeros((1, 2, 2, block.shape.in_channels))
+    norm = Normalization(BN_RUNNING, jnp.ones(1))
+    return jax.vmap(lambda key: block.init(key, x, 0, norm))(jax.random.split(key, num_blocks))
+
+
 def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree:
-    """The backbone's variables, one path's blocks replaced by freshly drawn banks.
+    """Return a backbone's variables with one path's blocks replaced by freshly drawn banks.
 
     Args:
-      spec: of the supernet.
-      key: of the draw.
-      path_variables: `params` and `batch_stats` of `Supernet.init`, one path's.
+      spec: what the supernet holds.
+      key: random key.
+      path_variables: `params` and `batch_stats` of one path, from `SupernetBackbone.init`.
     """
-    banks = jax.tree.map(lambda leaf: leaf, path_variables)
-    for stage in range(len(spec.places)):
+    variables = jax.tree.map(lambda leaf: leaf, path_variables)
+    for part in spec.deepest.stages:
         for kind in ("first", "rest"):
-            name = f"stage{stage + 1}"
-            if kind not in banks["params"][name]:
+            if kind not in variables["params"][part.name]:
                 continue
-            shape = spec.deepest.block(stage, first=kind == "first")
-            block = Block(shape, spec.dilations, parent=None)
-            number = spec.bank_rows(stage, first=kind == "first")
-            operations = len(spec.dilations) if spec.owns_kernels else 1
-            # One draw per (block, operation); modules no operation owns keep the first.
+            block = supernet_block(spec, part, kind)
+            num_rows = spec.num_bank_rows(part.stage, first=kind == "first")
+            num_operations = len(spec.dilations) if spec.owns_kernels else 1
+            # One draw per (block, operation); modules that no operation owns take the first.
             drawn = _init_blocks(
                 block,
-                jax.random.fold_in(key, 2 * stage + (kind == "rest")),
-                number * operations,
+                jax.random.fold_in(key, 2 * part.stage + (kind == "rest")),
+                num_rows * num_operations,
             )
             for collection, modules in drawn.items():
                 for module, leaves in modules.items():
-                    step = 1 if module in OPERATION_MODULES else operations
-                    banks[collection][name][kind][module] = jax.tree.map(
+                    step = 1 if module in OPERATION_MODULES else num_operations
+                    variables[collection][part.name][kind][module] = jax.tree.map(
                         lambda leaf, s=step: leaf[::s], leaves
                     )
-    return banks
+    return variables

@@ -1,10 +1,10 @@
-"""Many paths of a supernet on one mini-batch: what they have in common is run once.
+"""Many paths of a supernet on one mini-batch: what they share is run once.
 
-The paths are visited in the order of a `search.prefix_tree.Schedule`, one after the other inside a
-compiled program, and each runs the blocks alone that the schedule names. Where the supernet of
+The paths are visited in the order of a `prefix_tree.Schedule`, one after the other inside a
+compiled program, and each runs only the blocks that the schedule names. Where the supernet of
 training has a scan over all places with a conditional in it, here a loop runs over just those
-blocks: its bounds, the rows of the banks it reads and the slots it writes are data. (A loop of no
-or one round stands for a conditional where large arrays pass through: they stay where they are.)
+blocks: its bounds, the rows of the banks it reads and the slots it writes are data. (A loop of zero
+or one iteration stands for a conditional where large arrays pass through: they stay in place.)
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models.backbones.mobilenet_v2 import MobileNetStem, MobileNetTail
-from crnas_jax.models.backbones.resnet import ResNetStem
-from crnas_jax.models.backbones.staged import Block
-from crnas_jax.models.build import BN_MODES, PRECISIONS, Detector
-from crnas_jax.models.layers import BN_COLLECT, BN_RUNNING, preprocess
+from crnas_jax.arch.staged import Part
+from crnas_jax.models.backbones.staged import end_module
+from crnas_jax.models.build import BN_MODES, Detector
+from crnas_jax.models.layers import BN_COLLECT, BN_RUNNING, Normalization, preprocess
 from crnas_jax.models.supernet import banks
+from crnas_jax.models.supernet.module import supernet_block
+from crnas_jax.models.supernet.prefix_tree import Path, Visits
 
-# Statistics a path may be run with: those of `build.BN_MODES`, ones that are given, or the
+# Statistics that a path may be run with: those of `build.BN_MODES`, given ones, or the
 # mini-batch's, which are collected on the way.
 MODES = {**BN_MODES, "given": BN_RUNNING, "collect": BN_COLLECT}
 
@@ -32,85 +33,85 @@ MODES = {**BN_MODES, "given": BN_RUNNING, "collect": BN_COLLECT}
 class SharedPaths:
     """The programs of a detector's supernet for lists of paths.
 
-    What is carried from visit to visit, `state`, is the stem's output, every stage's, and `slots`
-    arrays of each stage's size.
+    The state that is carried from visit to visit is the output of the stem and of every stage, and
+    `num_slots` arrays of each stage's size.
 
     Attributes:
-      detector: the supernet's.
-      slots: see `prefix_tree.schedule`.
+      detector: a detector on a supernet.
+      num_slots: see `prefix_tree.schedule`.
     """
 
     detector: Detector
-    slots: int = 0
+    num_slots: int = 0
 
-    def paths(self, choices: list) -> tuple[list, tuple[int, ...]]:
-        """What `prefix_tree.schedule` wants to know of these paths."""
+    def paths(self, choices: list) -> tuple[list[Path], tuple[int, ...]]:
+        """Return the paths as `prefix_tree.schedule` takes them, and the places of each stage."""
         spec = self.detector.spec
-        found = []
+        paths = []
         for choice in choices:
             path = []
             for stage in range(len(spec.places)):
-                operations = banks.stage_blocks(spec, choice, stage)
+                operations = banks.block_operations(spec, choice, stage)
                 branch = len(operations) if spec.stage_sharing == "branch" else 0
                 path.append(tuple((branch, operation) for operation in operations))
-            found.append(tuple(path))
-        return found, spec.places
+            paths.append(tuple(path))
+        return paths, spec.places
 
     def begin(self, weights: "Weights", batch: dict[str, Array]):
-        """The state before the first visit, and the stem's moments.
+        """Return the state before the first visit, and the stem's moments.
 
         Args:
-          weights: with given statistics, those of one of the paths; the stem's are everybody's.
+          weights: with given statistics, those of any of the paths: they share the stem's.
           batch: a mini-batch.
         """
-        detector, arch = self.detector, self.detector.spec.deepest
-        x = preprocess(batch["image"], batch["image_size"], PRECISIONS[detector.precision])
-        inverted = arch.traits.block == "inverted"
-        stem = (MobileNetStem if inverted else ResNetStem)(arch.stem_channels)
-        mode = self._mode(weights, -1)
-        x, moments = _run(stem, weights.backbone("stem"), mode, batch["weight"], x)
+        detector, arch = self.detector, self.detector.backbone.arch
+        x = preprocess(batch["image"], batch["image_size"], detector.dtype)
+        stem, *_ = arch.parts()
+        norm = self._norm(weights, stem, batch)
+        x, moments = _run(end_module(arch, stem), weights.part(stem), x, norm)
         stages, slots = [], []
         height, width = x.shape[1:3]
-        for stage in range(len(arch.widths)):
-            shape = arch.block(stage, first=True)
+        for part in arch.stages:
+            shape = part.units[0]
             height, width = (-(-side // shape.stride) for side in (height, width))
             output = (len(x), height, width, shape.out_channels)
             stages.append(jnp.zeros(output, x.dtype))
-            slots.append(jnp.zeros((self.slots, *output), x.dtype))
+            slots.append(jnp.zeros((self.num_slots, *output), x.dtype))
         return {"stem": x, "stages": stages, "slots": slots}, moments
 
-    def visit(self, weights: "Weights", batch: dict[str, Array], state, choice, step):
-        """Runs one path as far as it is new.
+    def visit(self, weights: "Weights", batch: dict[str, Array], state, choice, visit: Visits):
+        """Run one path as far as it is new.
 
         Args:
           weights: with given statistics, the path's.
           batch: a mini-batch.
-          state: after the visit before.
+          state: the state after the visit before.
           choice: the path.
-          step: this visit's row of each of the schedule's arrays.
+          visit: this visit's row of the schedule.
 
         Returns:
           The state, the pyramid, and the moments of what was run, 0 elsewhere.
         """
-        arch = self.detector.spec.deepest
+        arch = self.detector.backbone.arch
         x, stages, slots, moments, features = state["stem"], [], [], {}, []
-        for stage in range(len(arch.widths)):
-            before = (state["stages"][stage], state["slots"][stage])
-            x, kept, own = self._stage(stage, weights, batch["weight"], x, before, choice, step)
-            stages.append(x)
-            slots.append(kept)
-            moments[f"stage{stage + 1}"] = own
-            if stage == len(arch.widths) - 1 and arch.tail_channels:
-                tail = MobileNetTail(arch.tail_channels)
-                trees, mode = weights.backbone("tail"), self._mode(weights, stage)
-                x, moments["tail"] = _run(tail, trees, mode, batch["weight"], x)
-            if stage in arch.traits.levels:
+        for part in arch.parts()[1:]:
+            norm = self._norm(weights, part, batch)
+            if part.kind == "stage":
+                previous = (state["stages"][part.stage], state["slots"][part.stage])
+                x, stage_slots, part_moments = self._stage(
+                    part, weights, norm, x, previous, choice, visit
+                )
+                stages.append(x)
+                slots.append(stage_slots)
+            else:
+                x, part_moments = _run(end_module(arch, part), weights.part(part), x, norm)
+            moments[part.name] = part_moments
+            if part.level:
                 features.append(x)
         pyramid, updated = self.detector.module.apply(
-            weights.others(),
+            weights.without_backbone(),
             tuple(features),
-            MODES[weights.bn],
-            batch["weight"],
+            Normalization(MODES[weights.bn], batch["weight"]),
             method="neck",
             mutable=["batch_stats"],
         )
@@ -120,148 +121,159 @@ class SharedPaths:
     def detections(
         self, weights: "Weights", pyramids, image_size, canvas: tuple[int, int], mesh: Mesh
     ) -> dict[str, Array]:
-        """What the heads find, for all visits at once: [images, visits, ...].
+        """Run the heads for all visits at once; arrays [images, visits, ...].
 
         Args:
-          weights: of the supernet.
-          pyramids: of each level [images, visits, height, width, channels].
+          weights: the supernet's weights.
+          pyramids: for each level, features [images, visits, height, width, channels].
           image_size: int32 [images, 2].
           canvas: (height, width).
           mesh: images are split over its axis `data`; no device needs another's.
         """
-        visits = pyramids[0].shape[1]
+        num_visits = pyramids[0].shape[1]
 
         def heads(params, pyramids, image_size):
             flat = tuple(level.reshape(-1, *level.shape[2:]) for level in pyramids)
-            sizes = jnp.repeat(image_size, visits, axis=0)
-            found = self.detector.module.apply(
+            sizes = jnp.repeat(image_size, num_visits, axis=0)
+            detections = self.detector.module.apply(
                 {"params": params}, flat, sizes, canvas, method="detections"
             )
-            return jax.tree.map(lambda leaf: leaf.reshape(-1, visits, *leaf.shape[1:]), found)
+            return jax.tree.map(
+                lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections
+            )
 
         split, whole = PartitionSpec("data"), PartitionSpec()
         run = jax.shard_map(
             heads, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
         )
-        return run(weights.others()["params"], pyramids, image_size)
+        return run(weights.without_backbone()["params"], pyramids, image_size)
 
-    def _mode(self, weights, stage):
-        """Of batch normalisation; what is frozen keeps its statistics."""
-        frozen, arch = self.detector.frozen, self.detector.spec.deepest
-        return BN_RUNNING if frozen.norm or stage <= frozen.last_stage(arch) else MODES[weights.bn]
+    def _norm(self, weights, part, batch):
+        """Return the normalisation of a part; frozen layers use their stored statistics."""
+        norm = Normalization(MODES[weights.bn], batch["weight"])
+        return self.detector.freeze.norm(self.detector.backbone.arch, part, norm)
 
-    def _stage(self, stage, weights, weight, below, before, choice, step):
-        """Output, slots and moments of a stage.
+    def _stage(self, part, weights, norm, stage_input, previous, choice, visit):
+        """Run the new blocks of a stage.
 
-        Args: its number; `Weights`; of the images; its input; its output at the visit before and
-        its slots; as `visit`.
+        Args:
+          part: the stage.
+          weights: see `visit`.
+          norm: what normalisation layers need.
+          stage_input: output of the part before.
+          previous: this stage's output at the visit before, and its slots.
+          choice: see `visit`.
+          visit: see `visit`.
+
+        Returns:
+          The stage's output, its slots, and its moments.
         """
-        spec, (x, slots) = self.detector.spec, before
-        offset, places = sum(spec.places[:stage]), spec.places[stage]
-        active, operations = banks.stage_codes(spec, choice, stage)
-        start, load = step["start"][stage], step["load"][stage]
-        save = step["save"][offset : offset + places]
-        path, moments = weights.stage(spec, stage, choice), {}
+        spec, (x, slots), stage = self.detector.spec, previous, part.stage
+        offset, num_places = sum(spec.places[:stage]), spec.places[stage]
+        active, operations = banks.place_codes(spec, choice, stage)
+        start, load = visit.start[stage], visit.load[stage]
+        save = visit.save[offset : offset + num_places]
+        path, moments = weights.stage(spec, part, choice), {}
         if weights.bn == "collect":
-            moments = path.moments()
+            moments = path.zero_moments()
 
-        def block(kind, carry_on):
-            shape = spec.deepest.block(stage, first=kind == "first")
-            module = Block(shape, spec.dilations, in_control_flow=True, parent=None)
+        def block(kind, continues):
+            module = supernet_block(spec, part, kind)
 
             def run(place, carry):
                 x, slots, moments = carry
                 row = place if kind == "first" else place - 1
-                operands = (x if carry_on else below, operations[place])
-                mode = self._mode(weights, stage)
-                x, own = _run(module, path.block(kind, row), mode, weight, *operands)
+                operands = (x if continues else stage_input, operations[place])
+                x, block_moments = _run(module, path.block(kind, row), *operands, norm)
                 if moments:
-                    rows = jax.tree.map(lambda all_, new: all_.at[row].set(new), moments[kind], own)
+                    rows = jax.tree.map(
+                        lambda stacked, new: stacked.at[row].set(new), moments[kind], block_moments
+                    )
                     moments = {**moments, kind: rows}
-                if self.slots:
+                if self.num_slots:
                     put = functools.partial(lax.dynamic_update_index_in_dim, axis=0)
                     slots = _when(save[place] >= 0, lambda s: put(s, x, save[place]), slots)
                 return x, slots, moments
 
             return run
 
-        if self.slots:
+        if self.num_slots:
             x = _when(load >= 0, lambda _: slots[load], x)
         carry = (x, slots, moments)
         carry = _when(start == 0, functools.partial(block("first", False), 0), carry)
-        if places > 1:
+        if num_places > 1:
             carry = lax.fori_loop(jnp.maximum(start, 1), active.sum(), block("rest", True), carry)
         return carry
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The supernet's banks, and the statistics paths are run with.
+    """The supernet's banks, and the statistics that paths are run with.
 
     Attributes:
       banks: the supernet's variables.
-      bn: one of `MODES`.
-      stats: with `given`, of one path.
+      bn: a key of `MODES`.
+      stats: with `given`, the statistics of one path.
     """
 
     banks: PyTree
     bn: str
     stats: PyTree | None = None
 
-    def backbone(self, name: str) -> PyTree:
-        """Of a part of the backbone that all paths have."""
-        return {kind: tree["backbone"][name] for kind, tree in self._own().items()}
+    def part(self, part: Part) -> PyTree:
+        """Return the variables of the stem or the tail, which all paths share."""
+        return {kind: tree["backbone"][part.name] for kind, tree in self._variables().items()}
 
-    def others(self) -> PyTree:
-        """Of all but the backbone."""
+    def without_backbone(self) -> PyTree:
+        """Return the variables of neck and heads."""
         return {
-            kind: {part: own for part, own in tree.items() if part != "backbone"}
-            for kind, tree in self._own().items()
+            kind: {name: leaves for name, leaves in tree.items() if name != "backbone"}
+            for kind, tree in self._variables().items()
         }
 
-    def stage(self, spec: banks.SupernetSpec, stage: int, choice) -> "_StageWeights":
-        """Of a stage of a path."""
-        name = f"stage{stage + 1}"
+    def stage(self, spec: banks.SupernetSpec, part: Part, choice) -> "_StageWeights":
+        """Return the variables of a stage for a path."""
+        name = part.name
         trees = {kind: tree["backbone"][name] for kind, tree in self.banks.items()}
         rows = {kind: banks.rows(spec, {name: tree}, choice)[name] for kind, tree in trees.items()}
         return _StageWeights(trees, rows, self.stats and self.stats["backbone"][name])
 
-    def _own(self):
+    def _variables(self):
         return self.banks if self.stats is None else {**self.banks, "batch_stats": self.stats}
 
 
 @dataclasses.dataclass(frozen=True)
 class _StageWeights:
-    """Banks of a stage, the rows of a path in them, and its statistics where they are given."""
+    """A stage's banks, the rows of a path in them, and the path's statistics where given."""
 
     banks: PyTree
     rows: PyTree
     stats: PyTree | None
 
     def block(self, kind: str, row) -> PyTree:
-        """Of the block at a place."""
-        found = {
+        """Return the variables of the block in a row."""
+        variables = {
             collection: jax.tree.map(
                 lambda index, bank: bank[index[row]], self.rows[collection][kind], tree[kind]
             )
             for collection, tree in self.banks.items()
         }
         if self.stats is not None:
-            found["batch_stats"] = jax.tree.map(lambda leaf: leaf[row], self.stats[kind])
-        return found
+            variables["batch_stats"] = jax.tree.map(lambda leaf: leaf[row], self.stats[kind])
+        return variables
 
-    def moments(self) -> PyTree:
-        """Room for those of every place."""
+    def zero_moments(self) -> PyTree:
+        """Return zeros in place of the moments of every place."""
         stats = banks.gather(self.banks["batch_stats"], self.rows["batch_stats"])
         return jax.tree.map(jnp.zeros_like, stats)
 
 
-def _run(module, trees, mode, weight, *operands):
-    """Output and moments of a module."""
-    x, updated = module.apply(trees, *operands, mode, weight, mutable=["batch_stats"])
+def _run(module, variables, *operands):
+    """Return the output and the moments of a module."""
+    x, updated = module.apply(variables, *operands, mutable=["batch_stats"])
     return x, updated["batch_stats"]
 
 
 def _when(condition, function, operand):
-    """A conditional whose operand stays where it is: a loop of one or no round."""
+    """Apply `function` if `condition`: a loop of zero or one iteration, so arrays stay in place."""
     return lax.fori_loop(0, condition.astype(jnp.int32), lambda _, x: function(x), operand)

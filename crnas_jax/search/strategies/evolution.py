@@ -1,87 +1,58 @@
-"""Random search and evolution: what the paper's searches are to be held against."""
+"""Evolution, as single-path one-shot and DetNAS do it (arXiv 1904.00420, 1903.10979)."""
 
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from crnas_jax.search.scores import Ranked, Search, best, rank
+from crnas_jax.search.scores import Ranked, Scores, best
+from crnas_jax.search.strategies.random_search import draw_new
+from crnas_jax.spaces.space import Code, Space
 
-_RANDOM, _EVOLUTION = 7, 8
-
-
-def random_search(
-    space, budgets: Sequence, search: Search, seed: int = 0, evaluations: int = 100
-) -> dict[object, Ranked]:
-    """Scores codes drawn without replacement.
-
-    Args:
-      space: of codes: `sample(rng, budget)`.
-      budgets: whose best codes are wanted.
-      search: scores them.
-      seed: of the draws.
-      evaluations: codes for each budget; fewer where there are no more.
-    """
-    drawn = {}
-    for budget in budgets:
-        rng = np.random.default_rng([seed, _RANDOM])
-        drawn[budget] = _fresh(functools.partial(space.sample, rng, budget), set(), evaluations)
-    return rank(search, drawn)
+_EVOLUTION = 8
+_MUTATION_SHARE = 0.5
 
 
 def evolution(
-    space,
-    budgets: Sequence,
-    search: Search,
+    spaces: Sequence[Space],
+    scores: Scores,
     seed: int = 0,
     evaluations: int = 100,
     population: int = 20,
     parents: int = 5,
-) -> dict[object, Ranked]:
-    """Generations bred from the best so far, as single-path one-shot and DetNAS do (arXiv
-    1904.00420, 1903.10979): half mutations, half crossovers of the `parents` best.
+) -> list[Ranked]:
+    """Breed generations from the best codes so far: half mutations, half crossovers.
 
     Args:
-      space: of codes: `sample`, `mutate` and `cross` (see `StageSpace`).
-      budgets: whose best codes are wanted.
-      search: scores them.
-      seed: of the draws.
-      evaluations: codes for each budget, no code twice.
+      spaces: each is searched by itself; calls `sample`, `mutate` and `cross`.
+      scores: scorer of codes.
+      seed: seed of the draws.
+      evaluations: codes for each space, none twice.
       population: codes of a generation.
-      parents: of the next one.
+      parents: number of best codes that the next generation is bred from.
     """
-    found = {}
-    for budget in budgets:
-        rng = np.random.default_rng([seed, _EVOLUTION])
-        scores: dict[tuple, float] = {}
-        random = functools.partial(space.sample, rng, budget)
-
-        while len(scores) < evaluations:
-            room = min(population, evaluations - len(scores))
-            top = [code for code, _ in best(scores.keys(), scores.values(), parents)]
-
-            def bred(b=budget, r=rng, top=top):
-                first, second = (top[r.integers(len(top))] for _ in range(2))
-                if r.random() < 0.5:
-                    return space.mutate(first, r, b)
-                return space.cross(first, second, r, b)
-
-            codes = _fresh(bred, set(scores), room) if top else []
-            codes += _fresh(random, {*scores, *codes}, room - len(codes))
-            if not codes:
-                break
-            scores |= dict(zip(codes, search.score(codes), strict=True))
-        found[budget] = best(list(scores), list(scores.values()))
-    return found
+    return [_evolve(space, scores, seed, evaluations, population, parents) for space in spaces]
 
 
-def _fresh(draw, seen, number):
-    """Up to `number` different codes that are not among the seen, in the order drawn."""
-    codes: dict[tuple, None] = {}
-    for _ in range(50 * number):
-        if len(codes) == number:
+def _evolve(space, scores, seed, evaluations, population, parents):
+    rng = np.random.default_rng([seed, _EVOLUTION])
+    values: dict[Code, float] = {}
+    while len(values) < evaluations:
+        room = min(population, evaluations - len(values))
+        top = [code for code, _ in best(values.keys(), values.values(), parents)]
+        codes = (
+            draw_new(functools.partial(_breed, space, top, rng), set(values), room) if top else []
+        )
+        sample = functools.partial(space.sample, rng)
+        codes += draw_new(sample, {*values, *codes}, room - len(codes))
+        if not codes:
             break
-        code = draw()
-        if code not in seen:
-            codes[code] = None
-    return list(codes)
+        values |= dict(zip(codes, scores.score(codes), strict=True))
+    return best(list(values), list(values.values()))
+
+
+def _breed(space, top, rng):
+    first, second = (top[rng.integers(len(top))] for _ in range(2))
+    if rng.random() < _MUTATION_SHARE:
+        return space.mutate(first, rng)
+    return space.cross(first, second, rng)

@@ -3,38 +3,36 @@
 from collections.abc import Sequence
 
 from crnas_jax.errors import UserError
-from crnas_jax.search.scores import Ranked, Search, rank
+from crnas_jax.search.scores import Ranked, Scores, rank
+from crnas_jax.spaces.space import Code, Space
 
 
-def exhaustive(space, budgets: Sequence, search: Search, seed: int = 0) -> dict[object, Ranked]:
-    """Scores every code of every budget, all of them on each mini-batch.
+def exhaustive(spaces: Sequence[Space], scores: Scores) -> list[Ranked]:
+    """Score every code of every space in one call.
 
     Args:
-      space: of codes: `enumerate(budget)`.
-      budgets: whose best codes are wanted.
-      search: scores them.
-      seed: nothing is drawn.
+      spaces: each is ranked by itself; calls `enumerate`.
+      scores: scorer of codes.
 
     Returns:
-      For each budget its codes and their scores, best first; of equals the lexicographically
-      smallest.
+      For each space its codes and their scores, best first; ties go to the lexicographically
+      smaller code.
 
     Raises:
-      UserError: no code costs a budget.
+      UserError: a space has no code.
     """
-    del seed
-    return rank(search, candidates(space, budgets))
+    return rank(scores.score, candidates(spaces))
 
 
-def candidates(space, budgets: Sequence) -> dict[object, list[tuple[int, ...]]]:
-    """The codes of each budget.
+def candidates(spaces: Sequence[Space]) -> list[list[Code]]:
+    """List the codes of each space.
 
     Raises:
-      UserError: there are none.
+      UserError: a space has none.
     """
-    codes = {budget: list(space.enumerate(budget)) for budget in budgets}
-    for budget, some in codes.items():
-        if not some:
-            of = "" if budget is None else f" that costs {budget:g}"
-            raise UserError("search space", "budget", f"no code{of} is allowed", "relax the limits")
+    codes = [list(space.enumerate()) for space in spaces]
+    for space, space_codes in zip(spaces, codes, strict=True):
+        if not space_codes:
+            problem = f"no {space.noun} is allowed"
+            raise UserError("search space", "budget", problem, "relax the limits")
     return codes

@@ -1,10 +1,10 @@
-"""Others' networks in our trainer and searches.
+"""Networks of your own in the trainer and the searches.
 
-A network needs no Flax and no detail of ours: a space, `init`, `apply` and `cost` are enough.
+A network needs no Flax and no detail of this package: a space, `init`, `apply` and `cost` are
+enough.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Protocol
 
 import jax
@@ -13,134 +13,127 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from crnas_jax.errors import UserError
-
-
-class Space(Protocol):
-    """What may be chosen. `StageSpace` and `OperationSpace` are two.
-
-    Strategies ask it for the codes of a budget, None where there are no budgets. The greedy search
-    (`operation_search`) asks for `blocks`, the length of a code, `operations`, the number of values
-    of its entries, and `begins`, whether a code may begin so, and not for `enumerate`; evolution
-    also for `mutate` and `cross`.
-    """
-
-    def sample(self, rng: np.random.Generator, budget: float | None = None) -> tuple[int, ...]:
-        """One code."""
-
-    def enumerate(self, budget: float | None = None) -> Iterable[tuple[int, ...]]:
-        """All codes."""
+from crnas_jax.models.supernet.banks import WHOLE
+from crnas_jax.spaces.space import Code, Space
 
 
 class Searchable(Protocol):
-    """A supernet of anybody's.
+    """A supernet of your own.
 
     Attributes:
-      space: of its codes.
+      space: space of its codes; training calls `sample`, strategies call what `Space` says.
     """
 
     space: Space
 
     def init(self, key: Array) -> PyTree:
-        """Freshly drawn variables: {"params", "batch_stats"}, the latter as you like."""
+        """Draw fresh variables: {"params", "batch_stats"}, the latter optional and of any form."""
 
     def apply(self, variables: PyTree, choice: Array, batch: dict[str, Array]) -> dict[str, Array]:
-        """The subnet of `choice` (int32, a code) on a batch of the contract (see
-        `data.transforms.DetectionRows`).
+        """Run the subnet of `choice` (int32, a code) on a batch (`data.transforms.DetectionRows`).
 
-        The choice is traced: pick branches with `lax.switch`. Of what comes back training adds up
-        the entries whose name begins with `loss` and keeps `batch_stats`, if there are any; scoring
+        The choice is traced: pick branches with `lax.switch`. Training adds up the returned entries
+        with a name that begins with `loss` and stores `batch_stats`, if there are any; scoring
         takes `boxes` [B, n, 4] in canvas pixels, `scores` (higher is surer), `labels` (from 1) and
-        `valid` [B, n], in any order.
-        What is not asked for is not computed. Nothing is drawn: the same arguments give the same.
+        `valid` [B, n], in any order. Entries that are not used are not computed. Nothing is drawn:
+        the same arguments give the same result.
         """
 
-    def cost(self, choice: tuple[int, ...]) -> float:
-        """Of a subnet, in any unit."""
+    def cost(self, choice: Code) -> float:
+        """Return the cost of a subnet, in any unit."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # whatever the network is, this has a hash
-class Foreign:
-    """A `Searchable` as `Trainer`, `train`, `SubnetEvaluator` and `SubnetScorer` want a model.
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable, whatever the network is
+class CustomModel:
+    """A `Searchable` with the interface of a model for training, evaluator and scorer.
 
-    In a step nothing moves the parameters that got no gradient, neither momentum nor weight decay:
-    those are the branches that were not sampled. Score it with `ScoreOptions(bn="running")`.
+    In a step nothing moves the parameters without a gradient, neither momentum nor weight decay:
+    these are the branches that were not sampled. Score it with `ScoreOptions(bn="running")`.
+
+    Attributes:
+      network: the network.
     """
 
     network: Searchable
 
     # There are no banks: every step sees all variables.
-    has_banks = False
+    example_choice = None
 
     def init(self, key: Array) -> PyTree:
-        """As the network's, with `batch_stats`."""
+        """Draw fresh variables with `batch_stats`."""
         return {"batch_stats": {}, **self.network.init(key)}
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
-        """The choice of a step."""
-        return choice_of(self.network.space.sample(rng))
+        """Draw the choice of a step."""
+        return code_to_choice(self.network.space.sample(rng))
 
     def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
-        """Training losses, and the statistics after this mini-batch."""
+        """Return the training losses, and the statistics after this mini-batch."""
         del keys
-        found = self.network.apply(variables, choice, batch)
-        losses = {name: value for name, value in found.items() if name.startswith("loss")}
-        return losses, found.get("batch_stats", variables["batch_stats"])
+        outputs = self.network.apply(variables, choice, batch)
+        losses = {name: value for name, value in outputs.items() if name.startswith("loss")}
+        return losses, outputs.get("batch_stats", variables["batch_stats"])
 
     def apply(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
-        """Detections."""
+        """Return the detections."""
         del bn
         return self.network.apply(variables, choice, batch)
 
-    def path(self, variables: PyTree, choice) -> PyTree:
-        """All variables."""
+    def rows(self, tree: PyTree, choice) -> PyTree:
+        """Return `banks.WHOLE` for every leaf."""
         del choice
-        return variables
+        return jax.tree.map(lambda leaf: WHOLE, tree)
 
-    def moves(self, gradient: PyTree) -> PyTree:
-        """Which parameters got a gradient."""
+    def trainable_mask(self, gradient: PyTree) -> PyTree:
+        """Return which parameters got a gradient."""
         return jax.tree.map(lambda leaf: jnp.any(leaf != 0), gradient)
 
 
 @dataclasses.dataclass(frozen=True)
-class ForeignPaths:
-    """As `models.shared_paths.SharedPaths`; a network of which nothing is known shares nothing."""
+class CustomPaths:
+    """The interface of `shared_paths.SharedPaths`; custom subnets share no blocks.
 
-    model: Foreign
+    Attributes:
+      model: the custom network.
+    """
+
+    model: CustomModel
 
     def paths(self, choices: list) -> tuple[list, tuple[int, ...]]:
-        """One stage of one block each."""
+        """Return paths of one stage with one block each."""
         return [
             (((index, *np.ravel(choice).tolist()),),) for index, choice in enumerate(choices)
         ], (1,)
 
     def begin(self, weights, batch):
-        """Nothing is carried from one visit to the next."""
+        """Return empty state and moments: nothing is carried from one visit to the next."""
         del weights, batch
         return (), ()
 
-    def visit(self, weights, batch, state, choice, step):
-        """The state, detections, no moments."""
-        del step
-        found = self.model.apply(weights.banks, batch, choice, weights.bn)
-        found = {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
-        # COCO's matching goes by the order, best first.
-        order = jnp.argsort(jnp.where(found["valid"], -found["scores"], jnp.inf), 1)
-        return state, jax.vmap(lambda tree, o: jax.tree.map(lambda x: x[o], tree))(found, order), ()
+    def visit(self, weights, batch, state, choice, visit):
+        """Return the state, detections, and no moments."""
+        del visit
+        outputs = self.model.apply(weights.banks, batch, choice, weights.bn)
+        detections = {name: outputs[name] for name in ("boxes", "scores", "labels", "valid")}
+        # COCO's matching takes detections in order, best first.
+        order = jnp.argsort(jnp.where(detections["valid"], -detections["scores"], jnp.inf), 1)
+        sort = jax.vmap(lambda tree, image_order: jax.tree.map(lambda x: x[image_order], tree))
+        return state, sort(detections, order), ()
 
-    def detections(self, weights, found, image_size, canvas, mesh):
-        """What the visits found."""
+    def detections(self, weights, detections, image_size, canvas, mesh):
+        """Return the detections of the visits."""
         del weights, image_size, canvas, mesh
-        return found
+        return detections
 
 
-def choice_of(code, batch: int = 0) -> np.ndarray:
-    """A code as `Searchable.apply` takes it, the same on every mini-batch."""
+def code_to_choice(code: Code, batch: int = 0) -> np.ndarray:
+    """Return a code in the form `Searchable.apply` takes, the same on every mini-batch."""
     del batch
     return np.asarray(code, np.int32)
 
 
-def affordable(network: Searchable, limit: float) -> list[tuple[int, ...]]:
-    """All codes that cost at most `limit`, ascending.
+def affordable(network: Searchable, limit: float) -> list[Code]:
+    """List all codes that cost at most `limit`, ascending.
 
     Raises:
       UserError: there are none.
@@ -148,6 +141,6 @@ def affordable(network: Searchable, limit: float) -> list[tuple[int, ...]]:
     costs = {tuple(code): network.cost(code) for code in network.space.enumerate()}
     codes = sorted(code for code, cost in costs.items() if cost <= limit)
     if not codes:
-        least = f"the cheapest costs {min(costs.values(), default=float('nan')):g}"
-        raise UserError("search", "limit", f"no code costs {limit:g} or less", least)
+        cheapest = f"the cheapest costs {min(costs.values(), default=float('nan')):g}"
+        raise UserError("search", "limit", f"no code costs {limit:g} or less", cheapest)
     return codes

@@ -1,8 +1,8 @@
-"""The batched evaluator: detections of many subnets on one mini-batch out of few compiled calls.
+"""The batched evaluator: detections of many subnets on one mini-batch from few compiled calls.
 
-What subnets share is worked out once: the image on the device, the stem, and all blocks up to the
+Work that subnets share is done once: the image on the device, the stem, and all blocks up to the
 point where their paths part (`prefix_tree`). Heads and suppression run on the images of several
-subnets together, as many as the memory holds.
+subnets together, as many as fit the memory.
 """
 
 import dataclasses
@@ -20,45 +20,45 @@ from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet import prefix_tree
 from crnas_jax.models.supernet.shared_paths import SharedPaths, Weights
 from crnas_jax.search.supernet import memory
-from crnas_jax.search.supernet.custom import Foreign, ForeignPaths
+from crnas_jax.search.supernet.custom import CustomModel, CustomPaths
 
-# Most subnets in a call: more gain nothing, and a search that is killed would repeat more.
-MOST = 16
-# A list is cut into calls of these sizes, so that no call is filled up with subnets nobody wants.
-_SIZES = (MOST, 4, 1)
+# Most subnets in a call: more gain nothing, and a killed search would repeat more.
+MAX_SUBNETS = 16
+# A list is cut into calls of these sizes, so that no call is padded with unwanted subnets.
+_SIZES = (MAX_SUBNETS, 4, 1)
 
 
 @functools.lru_cache(maxsize=4)
 def shared_evaluator(
-    model: Detector | Foreign, mesh: Mesh, chunk: int | None = None, slots: int = 0
+    model: Detector | CustomModel, mesh: Mesh, max_subnets_per_call: int = 0, num_slots: int = 0
 ) -> "SubnetEvaluator":
-    """The evaluator of these, the same for all who ask, so that they share what it compiles."""
-    return SubnetEvaluator(model, mesh, chunk, slots)
+    """Return the evaluator for these arguments, the same for all callers: they share programs."""
+    return SubnetEvaluator(model, mesh, max_subnets_per_call, num_slots)
 
 
 @dataclasses.dataclass(frozen=True)
 class SubnetEvaluator:
-    """Runs lists of subnets on mini-batches.
+    """Run lists of subnets on mini-batches.
 
     Which subnets, and how many, is data: lists of any length share the programs of a canvas, one
     for each size of a call.
 
     Attributes:
-      model: a supernet's `Detector`, or a `Foreign` one.
-      mesh: batches are split over its axis `data`, every device takes its images of the same
+      model: a detector on a supernet, or a custom one.
+      mesh: batches are split over its axis `data`, every device takes its images through the same
         subnets; batch statistics are global.
-      chunk: most subnets in a call; what fits the memory when None.
-      slots: arrays of each stage's size kept for subnets that part within a stage (`prefix_tree`).
+      max_subnets_per_call: most subnets in a call; 0 for what fits the memory.
+      num_slots: arrays of each stage's size for subnets that part within a stage (`prefix_tree`).
     """
 
-    model: Detector | Foreign
+    model: Detector | CustomModel
     mesh: Mesh
-    chunk: int | None = None
-    slots: int = 0
+    max_subnets_per_call: int = 0
+    num_slots: int = 0
 
     def schedule(self, choices: list) -> prefix_tree.Schedule:
-        """In which order these paths are visited, and what is run at each visit."""
-        return prefix_tree.schedule(*self._paths.paths(choices), self.slots)
+        """Plan the order in which these paths are visited, and what is run at each visit."""
+        return prefix_tree.schedule(*self._paths.paths(choices), self.num_slots)
 
     def detect(
         self,
@@ -68,15 +68,24 @@ class SubnetEvaluator:
         stats: list | None = None,
         bn: str = "batch",
     ) -> dict[str, np.ndarray]:
-        """Detections of every subnet: NumPy arrays as `roi_heads.postprocess` has them, with a
-        leading axis of subnets; of a detector with a mask head `masks` too. Arguments as
-        `detect_in_chunks`.
+        """Return the detections of every subnet.
+
+        Args:
+          variables: see `detect_in_chunks`, as the other arguments.
+          batch: a mini-batch on the devices.
+          choices: paths.
+          stats: statistics of each subnet, or None.
+          bn: statistics without `stats`.
+
+        Returns:
+          NumPy arrays as `box_head.postprocess` returns them, with a leading axis of subnets; with
+          a mask head `masks` too.
         """
         parts, order = [], []
-        for positions, found in self.detect_in_chunks(
+        for positions, detections in self.detect_in_chunks(
             variables, batch, choices, stats, bn, masks=True
         ):
-            parts.append(jax.tree.map(np.asarray, found))
+            parts.append(jax.tree.map(np.asarray, detections))
             order.extend(positions)
         back = np.argsort(order)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
@@ -90,79 +99,80 @@ class SubnetEvaluator:
         bn: str = "batch",
         masks: bool = False,
     ) -> Iterator[tuple[list[int], dict[str, Array]]]:
-        """Detections of some subnets at a time, arrays on the devices.
+        """Yield the detections of a few subnets at a time, arrays on the devices.
 
         Args:
           variables: the supernet's banks.
           batch: a mini-batch on the devices.
           choices: paths, see `SupernetSpec.choice`.
-          stats: for each subnet its statistics (see `bn_calibration`), or None.
-          bn: without `stats`: `batch` normalises with those of the mini-batch, `running` with the
-            supernet's running averages.
-          masks: whether those of a mask head are wanted.
+          stats: statistics of each subnet (see `bn_calibration`), or None.
+          bn: without `stats`: `batch` normalises with the mini-batch's statistics, `running` with
+            the supernet's averages.
+          masks: whether a mask head's masks are wanted.
 
         Yields:
-          Positions in `choices`, and of those subnets `boxes` [subnets, images, n, 4] and so on.
+          Positions in `choices`, and those subnets' `boxes` [subnets, images, n, 4] and so on.
         """
         schedule, bn = self.schedule(choices), bn if stats is None else "given"
         first = None if stats is None else stats[schedule.order[0]]
         state, _ = self._begin(variables, batch, first, bn)
 
-        def visits(start, size):
+        def rows(start, size):
             positions = schedule.order[start : start + size].tolist()
-            some = _stack([choices[position] for position in positions])
+            stacked = _stack([choices[position] for position in positions])
             given = None if stats is None else _stack([stats[position] for position in positions])
-            return positions, (some, schedule.steps(start, size), given)
+            return positions, (stacked, schedule.visits.rows(start, size), given)
 
-        start, number = 0, len(choices)
-        most = self.chunk or self._fitting(variables, batch, state, visits(0, 1)[1], bn, masks)
-        for size in sorted({min(size, most) for size in _SIZES}, reverse=True):
-            while number - start >= size:
-                positions, rows = visits(start, size)
-                state, found = self._detect(variables, batch, state, rows, bn, masks)
-                yield positions, found
+        start, num_subnets = 0, len(choices)
+        max_subnets = self.max_subnets_per_call
+        if not max_subnets:
+            max_subnets = self._fitting(variables, batch, state, rows(0, 1)[1], bn, masks)
+        for size in sorted({min(size, max_subnets) for size in _SIZES}, reverse=True):
+            while num_subnets - start >= size:
+                positions, visits = rows(start, size)
+                state, detections = self._detect(variables, batch, state, visits, bn, masks)
+                yield positions, detections
                 start += size
 
     def moments(self, variables: PyTree, batch: dict[str, Array], choices: list):
-        """Mean and variance of this mini-batch at every batch normalisation.
+        """Return mean and variance of this mini-batch at every batch normalisation.
 
         Returns:
-          The stem's; and all others' in the order of `schedule`, a list of trees with `MOST`
-          subnets each (the last one filled up), 0 where a subnet runs no block of its own.
+          The stem's; and all others' in the order of `schedule`, a list of trees with
+          `MAX_SUBNETS` subnets each (the last one padded), 0 where a subnet runs no block itself.
         """
         schedule = self.schedule(choices)
         state, stem = self._begin(variables, batch, None, "collect")
-        found = []
-        for start in range(0, len(choices), MOST):
-            positions = schedule.order[start : start + MOST].tolist()
-            number = len(positions)
-            fill = MOST - number
-            some = _stack([choices[position] for position in positions + positions[:1] * fill])
-            steps = {
-                name: np.pad(rows, ((0, fill), (0, 0)))
-                for name, rows in schedule.steps(start, number).items()
-            }
-            state, moments = self._collect(variables, batch, state, (some, steps), number)
-            found.append(moments)
-        return stem, found
+        moments = []
+        for start in range(0, len(choices), MAX_SUBNETS):
+            positions = schedule.order[start : start + MAX_SUBNETS].tolist()
+            num_visits = len(positions)
+            padded = positions + positions[:1] * (MAX_SUBNETS - num_visits)
+            stacked = _stack([choices[position] for position in padded])
+            visits = schedule.visits.rows(start, num_visits).padded(MAX_SUBNETS)
+            state, visit_moments = self._collect(
+                variables, batch, state, (stacked, visits), num_visits
+            )
+            moments.append(visit_moments)
+        return stem, moments
 
     @property
     def compilations(self) -> int:
-        """How many programs the evaluator has compiled."""
+        """Number of programs that the evaluator has compiled."""
         return sum(f._cache_size() for f in (self._begin, self._detect, self._collect))
 
     @functools.cached_property
     def _paths(self):
-        foreign = isinstance(self.model, Foreign)
-        return ForeignPaths(self.model) if foreign else SharedPaths(self.model, self.slots)
+        custom = isinstance(self.model, CustomModel)
+        return CustomPaths(self.model) if custom else SharedPaths(self.model, self.num_slots)
 
     def _fitting(self, variables, batch, state, rows, bn, masks):
-        """How many subnets the memory holds at once; `rows` are those of one."""
+        """Return how many subnets fit the memory at once; `rows` are those of one subnet."""
         key = (batch["image"].shape, bn, masks)
         if key not in self._fits:
             run = functools.partial(self._detections, bn=bn, masks=masks)
-            one = memory.peak_bytes(run, variables, batch, state, rows) // self.mesh.size
-            self._fits[key] = memory.fitting(self.mesh.devices.flat[0], one)
+            peak = memory.peak_bytes(run, variables, batch, state, rows) // self.mesh.size
+            self._fits[key] = memory.fitting(self.mesh.devices.flat[0], peak)
         return self._fits[key]
 
     @functools.cached_property
@@ -178,12 +188,12 @@ class SubnetEvaluator:
 
     @functools.cached_property
     def _detect(self):
-        found = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         return jax.jit(
             self._detections,
             static_argnames=("bn", "masks"),
             donate_argnums=2,
-            out_shardings=(None, found),
+            out_shardings=(None, sharding),
         )
 
     @functools.cached_property
@@ -191,48 +201,48 @@ class SubnetEvaluator:
         return jax.jit(self._moments, donate_argnums=2)
 
     def _detections(self, variables, batch, state, rows, bn, masks):
-        """Visits one after the other, then the heads on all their images."""
+        """Run visits one after the other, then the heads on all their images."""
 
         def visit(index, state):
-            choice, step, stats = jax.tree.map(lambda leaf: leaf[index], rows)
+            choice, visits, stats = jax.tree.map(lambda leaf: leaf[index], rows)
             weights = Weights(variables, bn, stats)
-            state, pyramid, _ = self._paths.visit(weights, batch, state, choice, step)
+            state, pyramid, _ = self._paths.visit(weights, batch, state, choice, visits)
             return state, pyramid
 
-        number = len(jax.tree.leaves(rows)[0])
-        state, pyramids = _visits(visit, state, number, number, axis=1)
+        num_visits = len(jax.tree.leaves(rows)[0])
+        state, pyramids = _visit_all(visit, state, num_visits, num_visits, axis=1)
         canvas = batch["image"].shape[1:3]
         weights, size = Weights(variables, bn), batch["image_size"]
-        found = self._paths.detections(weights, pyramids, size, canvas, self.mesh)
-        # What is not put out is not computed.
-        found = {name: leaf for name, leaf in found.items() if masks or name != "masks"}
-        return state, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), found)
+        detections = self._paths.detections(weights, pyramids, size, canvas, self.mesh)
+        # Outputs that are not returned are not computed.
+        detections = {name: leaf for name, leaf in detections.items() if masks or name != "masks"}
+        return state, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), detections)
 
-    def _moments(self, variables, batch, state, rows, number):
+    def _moments(self, variables, batch, state, rows, num_visits):
         def visit(index, state):
-            choice, step = jax.tree.map(lambda leaf: leaf[index], rows)
+            choice, visits = jax.tree.map(lambda leaf: leaf[index], rows)
             weights = Weights(variables, "collect")
-            state, _, moments = self._paths.visit(weights, batch, state, choice, step)
+            state, _, moments = self._paths.visit(weights, batch, state, choice, visits)
             return state, moments
 
-        return _visits(visit, state, number, len(jax.tree.leaves(rows)[0]), axis=0)
+        return _visit_all(visit, state, num_visits, len(jax.tree.leaves(rows)[0]), axis=0)
 
 
-def _visits(visit, state, number, most, axis):
-    """The state after `number` visits, and of each what it puts out, at most `most`, on an axis."""
+def _visit_all(visit, state, num_visits, max_visits, axis):
+    """Return the state after the visits, and their outputs stacked on an axis of `max_visits`."""
     shapes = jax.eval_shape(visit, 0, state)[1]
 
     def room(shape):
-        dims = (*shape.shape[:axis], most, *shape.shape[axis:])
+        dims = (*shape.shape[:axis], max_visits, *shape.shape[axis:])
         return jnp.zeros(dims, shape.dtype)
 
     def body(index, carry):
-        state, found = carry
-        state, new = visit(index, state)
+        state, outputs = carry
+        state, output = visit(index, state)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=index, axis=axis)
-        return state, jax.tree.map(put, found, new)
+        return state, jax.tree.map(put, outputs, output)
 
-    return lax.fori_loop(0, number, body, (state, jax.tree.map(room, shapes)))
+    return lax.fori_loop(0, num_visits, body, (state, jax.tree.map(room, shapes)))
 
 
 def _stack(trees):

@@ -12,7 +12,7 @@ import numpy as np
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch
-from crnas_jax.runtime.workdir import read_json, write_json
+from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
 _REPEATS = 9
@@ -20,16 +20,16 @@ _REPEATS = 9
 
 @dataclasses.dataclass(frozen=True)
 class LatencyMeter:
-    """Milliseconds of one image through networks of a space, from image to detections.
+    """Measure milliseconds for one image through networks of a space, from image to detections.
 
-    One compiled program runs every network: a supernet of the widths that are trained in the end,
-    whose blocks are run one after the other as the network itself runs them
-    (`benchmarks/evaluator.py` holds the two against each other).
+    One compiled program runs every network: a supernet at the widths that are trained in the end,
+    with blocks that run one after the other as the network itself runs them
+    (`benchmarks/evaluator.py` compares the two).
 
     Attributes:
-      detector: such a supernet's; which weights it shares does not matter.
+      detector: such a supernet's detector; which weights it shares does not matter.
       canvas: (height, width) in pixels.
-      file: where measurements are kept, by device.
+      file: file that holds the measurements by device.
     """
 
     detector: Detector
@@ -37,27 +37,27 @@ class LatencyMeter:
     file: pathlib.Path
 
     def milliseconds(self, arch: Arch) -> float:
-        """Median of several runs after one to warm up; what was measured before is not again."""
+        """Return the median of several runs after a warm-up; a network is measured once."""
         key = f"{jax.devices()[0].device_kind}: {arch.to_json()}"
-        if key not in self._kept:
+        if key not in self._measured:
             spec = self.detector.spec
             operations = [spec.dilations.index(dilation) for dilation in arch.dilations]
-            self._kept[key] = self._measure(spec.choice(arch.depths, operations))
-            write_json(self.file, self._kept)
-        return self._kept[key]
+            self._measured[key] = self._measure(spec.choice(arch.depths, operations))
+            write_json(self.file, self._measured)
+        return self._measured[key]
 
     @functools.cached_property
-    def _kept(self):
+    def _measured(self):
         return read_json(self.file) if self.file.exists() else {}
 
     def _measure(self, choice):
         evaluator, variables, batch = self._program
         seconds = []
         for _ in range(1 + _REPEATS):
-            began = time.perf_counter()
-            found = evaluator.detect_in_chunks(variables, batch, [choice], bn="running")
-            jax.block_until_ready(list(found))
-            seconds.append(time.perf_counter() - began)
+            start = time.perf_counter()
+            detections = evaluator.detect_in_chunks(variables, batch, [choice], bn="running")
+            jax.block_until_ready(list(detections))
+            seconds.append(time.perf_counter() - start)
         return round(1000 * statistics.median(seconds[1:]), 4)
 
     @functools.cached_property
@@ -71,4 +71,5 @@ class LatencyMeter:
             "weight": np.ones(1, np.float32),
             "image_id": np.zeros(1, np.int64),
         }
-        return SubnetEvaluator(self.detector, mesh, chunk=1), variables, put_batch(mesh, batch)
+        evaluator = SubnetEvaluator(self.detector, mesh, max_subnets_per_call=1)
+        return evaluator, variables, put_batch(mesh, batch)

@@ -1,4 +1,4 @@
-"""How much memory a program will want, and how much there is."""
+"""How much memory a program will need, and how much there is."""
 
 import math
 from collections.abc import Callable
@@ -6,56 +6,56 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
-# Of the free memory, for such work.
+# Share of the free memory for such work.
 _SHARE = 0.4
 
 
 def peak_bytes(function: Callable, *arguments) -> int:
-    """The most that is alive at once in a function on arrays of these shapes, without compiling it.
+    """Return the most bytes alive at once in a function on such arrays, without compiling it.
 
-    Of all devices together. Arguments are not counted. Compilers fuse and reuse, so this is an
-    upper estimate.
+    All devices are counted together, arguments are not counted. Compilers fuse and reuse, so this
+    is an upper estimate.
     """
     return _peak(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def fitting(device, one: int) -> int:
-    """How many pieces of work of `one` byte each a device should do at once, at least one."""
+def fitting(device, bytes_each: int) -> int:
+    """Return how many pieces of work of `bytes_each` a device should do at once, at least one."""
     if device.platform == "cpu":
         return 1  # one keeps the cores busy, and its arrays are more often in the cache
     stats = device.memory_stats() or {}
     free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-    return max(int(_SHARE * free / max(one, 1)), 1)
+    return max(int(_SHARE * free / max(bytes_each, 1)), 1)
 
 
 def _peak(jaxpr):
-    last = {
+    last_use = {
         var: index
         for index, equation in enumerate(jaxpr.eqns)
         for var in equation.invars
         if isinstance(var, Var)
     }
-    last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
+    last_use |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
     alive, peak = {}, 0
     for index, equation in enumerate(jaxpr.eqns):
-        alive |= {var: _bytes(var.aval) for var in equation.outvars if var in last}
-        inner = max((_peak(inner) for inner in _inner(equation)), default=0)
-        if equation.primitive.name == "shard_map":  # its shapes are those of one device
+        alive |= {var: _bytes(var.aval) for var in equation.outvars if var in last_use}
+        inner = max((_peak(inner) for inner in _inner_jaxprs(equation)), default=0)
+        if equation.primitive.name == "shard_map":  # its shapes are those on one device
             inner *= equation.params["mesh"].size
         peak = max(peak, sum(alive.values()) + inner)
         for var in equation.invars:
-            if isinstance(var, Var) and last[var] == index:
+            if isinstance(var, Var) and last_use[var] == index:
                 alive.pop(var, None)
     return peak
 
 
-def _inner(equation):
+def _inner_jaxprs(equation):
     for value in equation.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, Jaxpr):
-                yield one
+        for entry in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(entry, ClosedJaxpr):
+                yield entry.jaxpr
+            elif isinstance(entry, Jaxpr):
+                yield entry
 
 
 def _bytes(aval):

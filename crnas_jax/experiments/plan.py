@@ -1,0 +1,93 @@
+"""The plan of a run: what will be done, printed before work starts."""
+
+import collections
+
+import jax
+
+from crnas_jax.arch.cost.backbones import backbone_cost
+from crnas_jax.experiments.steps import Run
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings import search as search_settings
+
+
+def plan(run: Run) -> str:
+    """Return what will be done as text."""
+    config, arch = run.config, model_settings.baseline(run.config)
+    if run.sources:
+        canvas = data_settings.image_size(config).canvas(portrait=False)
+        cost = model_settings.detector_cost(config, arch, canvas, run.num_classes)
+        network = f"in a {config.detector.kind} on {config.detector.neck}"
+    else:
+        side = data_settings.classification_data_options(config).size
+        cost, network = backbone_cost(arch, (side, side)), "backbone of a classifier"
+    size = f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters"
+    sizes = ", ".join(f"{split} {len(source)}" for split, source in run.sources.items())
+    devices = jax.devices()[: run.options.num_devices]
+    lines = []
+    if run.sources:
+        lines.append(f"data        {sizes} images; {run.num_classes} classes")
+    lines.append(f"baseline    {config.baseline} {arch.depths}, {network}: {size}")
+    if "val" in run.sources:
+        lines += _search_lines(run, arch)
+    lines += [
+        f"devices     {', '.join(str(device) for device in devices)}; {config.precision}",
+        f"workdir     {run.path}",
+    ]
+    return "\n".join(lines + [f"note        {note}" for note in _notes(run, arch)])
+
+
+def _search_lines(run, arch):
+    options = search_settings.search_options(run.config)
+    spaces = search_settings.stage_spaces(run.config).items()
+    sizes = " and ".join(f"{b:g} blocks: {space.count()} allocations" for b, space in spaces)
+    strategy = search_settings.search_strategy(run.config, "operation")
+    space = search_settings.operation_space(run.config, arch.depths)
+    kind = "partial operation codes" if strategy.scores_partial_codes else "operation codes"
+    codes = f"{strategy.max_evaluations(space)} {kind}"
+    yield f"budget      {sizes}, {options.stage_strategy}; then {codes}, {strategy.name}"
+    limits = ("max_flops", "max_params", "max_latency")
+    bounds = [
+        f"search.{name} {getattr(options, name):g}" for name in limits if getattr(options, name)
+    ]
+    if bounds:
+        yield f"limits      {', '.join(bounds)}"
+    yield (
+        "steps       stage supernet, stage search, operation supernet, operation search, "
+        "searched network, baseline, test"
+    )
+
+
+def _notes(run, arch):
+    config = run.config
+    if config.detector.freeze_at or config.detector.freeze_norm:
+        starts = run_settings.init_from(config)
+        started = {name for name, start in starts.items() if start}
+        started |= set(run_settings.pretrained_networks(config))
+        fresh = sorted(set(starts) - started)
+        if fresh:
+            yield (
+                "without config.init_from, frozen layers keep their random weights: in "
+                f"{', '.join(fresh)}"
+            )
+    budget = run.options.budget
+    if budget and budget != search_settings.stage_cost(arch):
+        yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
+    num_skipped = sum(source.num_skipped_boxes for source in run.sources.values())
+    if num_skipped:
+        yield (
+            f"{num_skipped} boxes without size or outside their image are left out, in training "
+            "and in evaluation (data.strict=True refuses them)"
+        )
+    num_clipped = sum(source.num_clipped_boxes for source in run.sources.values())
+    if num_clipped:
+        yield f"{num_clipped} boxes reach out of their image; training uses the part inside"
+    annotations = run.sources["train"].coco["annotations"] if run.sources else []
+    boxes = collections.Counter(annotation["image_id"] for annotation in annotations)
+    num_crowded = sum(count > config.data.max_objects for count in boxes.values())
+    if num_crowded:
+        yield (
+            f"{num_crowded} training images have more boxes than data.max_objects; "
+            "each step draws among them"
+        )

@@ -1,0 +1,267 @@
+"""The steps of an experiment: idempotent functions of a run, each with a folder of its own.
+
+A finished step is not repeated. A step never starts another one: `crnas` puts them in order.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.checkpoint import load_variables
+from crnas_jax.data.build import classification_sources, detection_sources
+from crnas_jax.data.coco import category_entries
+from crnas_jax.data.source import ClassificationSource, DetectionSource
+from crnas_jax.evaluation.classification import accuracy
+from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.evaluation.predict_split import predict_split, split_metrics
+from crnas_jax.export.detector import save_detector
+from crnas_jax.export.weights import VARIABLES, initialiser, require_weights, save_weights
+from crnas_jax.models.build import Detector, Model
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.runtime.files import digest, write_json
+from crnas_jax.runtime.workdir import Workdir
+from crnas_jax.search.journal import Journal
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings import search as search_settings
+from crnas_jax.settings import training as training_settings
+from crnas_jax.settings.check import check
+from crnas_jax.training.job import TrainingJob
+from crnas_jax.training.loop import train
+from crnas_jax.training.step import sample_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config at work in a folder.
+
+    Attributes:
+      config: the config.
+      options: options of the run as a whole.
+      sources: splits of the detection data by name.
+      classification_sources: splits of the classification data by name.
+      workdir: the working folder.
+      key: digest of everything that can change a result.
+    """
+
+    config: ConfigDict
+    options: run_settings.RunOptions
+    sources: dict[str, DetectionSource]
+    classification_sources: dict[str, ClassificationSource]
+    workdir: Workdir
+    key: str
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Path of the working folder."""
+        return self.workdir.path
+
+    @property
+    def num_classes(self) -> int:
+        """Number of object classes."""
+        return len(self.sources["train"].class_names)
+
+
+def open_run(
+    config: ConfigDict,
+    path: str | pathlib.Path,
+    require: Callable[[ConfigDict], None] | None = None,
+    dry: bool = False,
+) -> Run:
+    """Check a config, open its data and claim the working folder.
+
+    Args:
+      config: the config.
+      path: path of the working folder.
+      require: function that refuses configs without what the caller needs, before anything is
+        read.
+      dry: only look: nothing is written.
+
+    Raises:
+      UserError: the run cannot work with this config, data or folder.
+    """
+    check(config)
+    if require is not None:
+        require(config)
+    sources = detection_sources(
+        data_settings.data_options(config), model_settings.has_masks(config)
+    )
+    pretrain_sources = {}
+    if run_settings.pretrained_networks(config):
+        pretrain_options = data_settings.classification_data_options(config)
+        pretrain_sources = classification_sources(pretrain_options)
+    if "val" in sources:
+        _require_searchable(config, sources)
+    for network, start in run_settings.init_from(config).items():
+        if start:
+            require_weights(start, f"config.init_from.{network}")
+    digests = [source.digest for source in (*sources.values(), *pretrain_sources.values())]
+    key = digest(run_settings.results_digest(config), *digests)
+    options, workdir = run_settings.run_options(config), Workdir(path)
+    run = Run(config, options, sources, pretrain_sources, workdir, key)
+    if not dry:
+        workdir.claim(config.to_dict(), key)
+        Journal(journal_file(run), key)  # refuses a damaged one now
+    return run
+
+
+def _require_searchable(config, sources):
+    """Raise UserError unless every budget has a network within limits, and `val` an object."""
+    num_classes = len(sources["train"].class_names)
+    search_settings.limited_stages(config, search_settings.limits(config, num_classes))
+    options = search_settings.score_options(config, "batch")
+    options.require_objects(sources["val"], GroundTruth.from_source(sources["val"]))
+
+
+def journal_file(run: Run) -> pathlib.Path:
+    """Return the path of the run's journal."""
+    return run.path / "journal.jsonl"
+
+
+def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
+    """Train a network on classification; return {"top1", "top5", "seconds"}.
+
+    Args:
+      run: the run.
+      network: one of `NETWORKS`.
+      spec: its backbone.
+    """
+    run_settings.require_pretraining(run.config, network)
+    job = _pretraining_job(run, network, spec)
+
+    def work():
+        variables = _fit(run, job)
+        save_weights(run.path / job.name, job.model, variables)
+        result = accuracy(
+            job.model,
+            variables,
+            run.classification_sources["val"],
+            data_settings.classification_data_options(run.config).size,
+            run.config.search.batch_size,
+            lambda index: sample_choice(job.model, run.options.seed, index),
+            run.options.num_devices,
+        )
+        print(f"{job.name}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}", flush=True)
+        return result
+
+    return run.workdir.step(job.name, work)
+
+
+def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
+    """Train a supernet on detection; return its detector, the weights are in its folder."""
+
+    def save(job, variables):
+        save_weights(run.path / job.name, job.model, variables)
+
+    return _train_detector(run, network, spec, save)
+
+
+def train_network(run: Run, network: str, arch: Arch) -> Detector:
+    """Train a stand-alone network on detection; return its detector, the weights are in its folder.
+
+    The folder is what `load_detector` reads.
+    """
+
+    def save(job, variables):
+        categories = category_entries(job.source.category_ids, job.source.class_names)
+        size = data_settings.image_size(run.config)
+        save_detector(run.path / job.name, job.model, variables, size, categories)
+
+    return _train_detector(run, network, arch, save)
+
+
+def evaluate(run: Run, network: str, detector: Detector) -> dict:
+    """Return the test metrics of a trained network; its detections go to `detections.json`."""
+    test = run.sources["test"]
+    size = data_settings.image_size(run.config)
+
+    def work():
+        detections = predict_split(
+            detector,
+            load_trained(run, network, detector),
+            test,
+            size,
+            run.config.search.batch_size,
+            run.options.num_devices,
+        )
+        write_json(run.path / network / "detections.json", detections)
+        canvas = size.canvas(portrait=False)
+        cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
+        return {
+            "arch": json.loads(detector.spec.to_json()),
+            "flops": cost.flops,
+            "params": cost.params,
+            **split_metrics(test, detections, detector.options.mask is not None),
+        }
+
+    return run.workdir.step(f"{network}/test", work)
+
+
+def load_trained(run: Run, network: str, model: Model) -> PyTree:
+    """Load the weights that a finished training wrote."""
+    return load_variables(run.path / network / VARIABLES, model.shapes)
+
+
+def detection_job(
+    run: Run, name: str, network: str, spec: Arch | SupernetSpec, init_from: str | pathlib.Path
+) -> TrainingJob:
+    """Describe a training on detection with the recipe of one of `NETWORKS`."""
+    recipe = training_settings.RECIPE_OF[network]
+    return TrainingJob(
+        name,
+        model_settings.detector(run.config, spec, run.num_classes),
+        run.sources["train"],
+        data_settings.detection_rows(run.config),
+        training_settings.train_options(run.config, recipe),
+        init_from,
+    )
+
+
+def classification_job(
+    run: Run, name: str, spec: Arch | SupernetSpec, init_from: str | pathlib.Path
+) -> TrainingJob:
+    """Describe a training on classification."""
+    source = run.classification_sources["train"]
+    return TrainingJob(
+        name,
+        model_settings.classifier(run.config, spec, len(source.class_names)),
+        source,
+        data_settings.classification_rows(run.config),
+        training_settings.train_options(run.config, "pretrain"),
+        init_from,
+    )
+
+
+def _pretraining_job(run, network, spec):
+    start = run_settings.init_from(run.config)[network]
+    return classification_job(run, f"{network}/pretrain", spec, start)
+
+
+def _train_detector(run, network, spec, save):
+    run_settings.require_detection(run.config, network)
+    start = run_settings.init_from(run.config)[network]
+    if network in run_settings.pretrained_networks(run.config):
+        start = run.path / network / "pretrain"
+    job = detection_job(run, network, network, spec, start)
+
+    def work():
+        shapes = jax.tree.leaves(job.model.shapes["params"])
+        num_parameters = sum(math.prod(leaf.shape) for leaf in shapes)
+        print(f"{network}: {num_parameters / 1e6:.2f} M parameters", flush=True)
+        save(job, _fit(run, job))
+        return {}
+
+    run.workdir.step(network, work)
+    return job.model
+
+
+def _fit(run, job):
+    return train(job, run.path / job.name, initialiser(job.model, job.init_from))

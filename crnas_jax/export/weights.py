@@ -1,0 +1,106 @@
+"""Weights of supernets and networks as folders, and starting a training from them."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Callable
+
+from jaxtyping import PyTree
+
+from crnas_jax.checkpoint import layout, load_variables, save_variables
+from crnas_jax.errors import UserError
+from crnas_jax.models.build import Model
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.transfer import fill
+from crnas_jax.runtime.files import read_json, write_json
+
+# Version of `detector.json` and `supernet.json`; 1 is read too.
+FORMAT = 2
+READABLE_FORMATS = (1, FORMAT)
+SUPERNET, VARIABLES = "supernet.json", "variables"
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def save_weights(folder: str | pathlib.Path, model: Model, variables: PyTree) -> None:
+    """Write `variables/` (Orbax), and for a supernet `supernet.json`.
+
+    The latter tells what stands in which bank.
+    """
+    folder = pathlib.Path(folder)
+    save_variables(folder / VARIABLES, variables)
+    if model.backbone.bank_description is not None:
+        write_json(folder / SUPERNET, {"format": FORMAT, **model.backbone.bank_description})
+
+
+def weights_folder(start: str | pathlib.Path) -> pathlib.Path:
+    """Return the folder with the weights that `start` names: its `variables`, or itself."""
+    folder = pathlib.Path(start)
+    return folder / VARIABLES if (folder / VARIABLES).is_dir() else folder
+
+
+def require_weights(start: str | pathlib.Path, field: str = "checkpoint") -> None:
+    """Raise UserError about `field` unless `load_weights` will find a network's weights."""
+    folder = weights_folder(start)
+    if not folder.is_dir():
+        remedy = 'train those weights first, name others, or give "" to start from random ones'
+        raise UserError(start, field, "there are no weights", remedy)
+    tree = layout(folder)
+    collections = [tree.get(name) if isinstance(tree, dict) else None for name in _COLLECTIONS]
+    if not all(isinstance(tree, dict) and "backbone" in tree for tree in collections):
+        raise UserError(
+            start,
+            field,
+            "holds no backbone in params and batch_stats",
+            "give the folder variables/ of a trained network, or the folder that holds it",
+        )
+
+
+def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None]:
+    """Load weights to start from, and what a supernet holds; None for a network.
+
+    Args:
+      start: see `weights_folder`.
+
+    Raises:
+      UserError: there are none, or they do not load.
+    """
+    folder = weights_folder(start)
+    file = folder.parent / SUPERNET
+    spec = None
+    if file.exists():
+        fields = read_json(file, "train the supernet again")
+        try:
+            if fields.pop("format", None) not in READABLE_FORMATS:
+                raise ValueError(f"the format is none of {READABLE_FORMATS}")
+            spec = from_json(SupernetSpec, fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(file, "fields", str(error), "train the supernet again") from error
+    return load_variables(folder), spec
+
+
+def initialiser(model: Model, start: str | pathlib.Path) -> Callable[[PyTree], PyTree] | None:
+    """Return the function that fills a model's fresh variables with the weights in `start`.
+
+    It prints what is not filled. None where `start` is empty.
+    """
+    if not str(start):
+        return None
+
+    def initialise(fresh):
+        filled, unfilled = fill(model, fresh, *load_weights(start))
+        print(f"starts from {start}; not filled: {', '.join(unfilled) or 'nothing'}")
+        return filled
+
+    return initialise
+
+
+def from_json(kind, value):
+    """Return an options dataclass, or a value of one of its fields, from its JSON form."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: from_json(hints[name], field) for name, field in value.items()})
+    arguments = typing.get_args(kind)
+    if isinstance(value, list):  # a tuple: tuple[X, ...], tuple[X, Y]
+        return tuple(from_json(arguments[0], entry) for entry in value)
+    optional = [argument for argument in arguments if dataclasses.is_dataclass(argument)]
+    return from_json(optional[0], value) if optional and value is not None else value

@@ -1,0 +1,65 @@
+"""From a description of a backbone to its functions: the one place that tells the kinds apart."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.models.backbones.staged import FreezeOptions, StagedBackbone
+from crnas_jax.models.supernet.banks import WHOLE, SupernetSpec
+from crnas_jax.models.supernet.module import Supernet
+
+# The Flax module of each kind of architecture.
+_MODULES = {Arch: StagedBackbone}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A stand-alone backbone as functions on its variables.
+
+    Attributes:
+      arch: the architecture.
+      remat: recompute blocks in the backward pass instead of storing their inner activations.
+      freeze: what is not trained.
+    """
+
+    arch: Arch
+    remat: bool = False
+    freeze: FreezeOptions = FreezeOptions()
+
+    default_bn = "running"
+    example_choice = None
+    bank_description = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The Flax module."""
+        return _MODULES[type(self.arch)](self.arch, self.remat, self.freeze)
+
+    def sample(self, rng: np.random.Generator) -> None:
+        """Return None: a stand-alone network has one path."""
+
+    def init(self, key: Array, path_variables: PyTree) -> PyTree:
+        """Return `path_variables`: there are no banks to draw."""
+        del key
+        return path_variables
+
+    def rows(self, tree: PyTree, choice) -> PyTree:
+        """Return `banks.WHOLE` for every leaf."""
+        del choice
+        return jax.tree.map(lambda leaf: WHOLE, tree)
+
+    def bank_keys(self, path: tuple[str, ...]) -> None:
+        """Return None: no leaf is a bank."""
+        del path
+
+
+_BACKBONES = {Arch: Network, SupernetSpec: Supernet}
+
+
+def build(spec: Arch | SupernetSpec, remat: bool, freeze: FreezeOptions) -> Network | Supernet:
+    """Return the backbone of an architecture or of a supernet's description."""
+    return _BACKBONES[type(spec)](spec, remat, freeze)

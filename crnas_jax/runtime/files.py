@@ -1,0 +1,69 @@
+"""Files that are written whole or not at all, and digests of what they hold."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from crnas_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces `path`, flushed to disk, when the block ends.
+
+    Where the block fails, `path` stays as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    content = json.dumps(value, indent=1, allow_nan=False).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            path, "file", error.strerror or str(error), "name a file that can be written"
+        ) from error
+
+
+def read_json(path: pathlib.Path, remedy: str = "remove it; its step is then done again"):
+    """Read a file that `write_json` wrote.
+
+    Raises:
+      UserError: the file is missing or holds no JSON; the message ends with `remedy`.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(path, "json", str(error), remedy) from error
+
+
+def digest(*parts: str | bytes) -> str:
+    """Return sixteen hexadecimal digits of the SHA-256 over `parts` and their lengths."""
+    sha = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,43 @@
+"""One look at all options of a config before anything is read or written."""
+
+from ml_collections import ConfigDict
+
+from crnas_jax.settings.data import classification_data_options, data_options, image_size
+from crnas_jax.settings.models import baseline, classifier, detector, stage_supernet
+from crnas_jax.settings.run import init_from, pretrained_networks, run_options
+from crnas_jax.settings.search import (
+    operation_space,
+    score_options,
+    search_options,
+    search_strategy,
+    stage_spaces,
+)
+from crnas_jax.settings.training import (
+    RECIPES,
+    require_devices,
+    require_even_batches,
+    train_options,
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raise UserError for a config that cannot run; options check themselves as they are made."""
+    run_options(config)
+    arch, pretrained, options = baseline(config), pretrained_networks(config), data_options(config)
+    image_size(config)
+    init_from(config)
+    classification_data_options(config)
+    detector(config, arch, num_classes=1)
+    classifier(config, arch, num_classes=1)
+    for recipe in RECIPES:
+        train_options(config, recipe)
+        if recipe != "pretrain" or pretrained:
+            require_devices(config, recipe)
+    scoring = score_options(config, search_options(config).bn)
+    require_even_batches(config, "search", scoring.batch_size)
+    for level in ("stage", "operation"):
+        search_strategy(config, level)
+    stage_supernet(config)
+    if options.val and options.name != "none":  # it may be searched
+        stage_spaces(config)
+        operation_space(config, arch.depths)

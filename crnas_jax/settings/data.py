@@ -1,0 +1,37 @@
+"""Options of the data: where it lies, how images are resized, what a batch holds."""
+
+from ml_collections import ConfigDict
+
+from crnas_jax.data.build import ClassificationDataOptions, DataOptions, SyntheticOptions
+from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
+from crnas_jax.settings.fields import read
+from crnas_jax.settings.models import has_masks, neck_options
+
+
+def data_options(config: ConfigDict) -> DataOptions:
+    """Read where the detection data lies."""
+    synthetic = read(SyntheticOptions, config, "data.synthetic")
+    return read(DataOptions, config, "data", synthetic=synthetic)
+
+
+def image_size(config: ConfigDict) -> ImageSize:
+    """Read the resize rule; canvases are whole cells of the neck's coarsest level."""
+    return read(ImageSize, config, "data", multiple=neck_options(config).coarsest_stride)
+
+
+def detection_rows(config: ConfigDict) -> DetectionRows:
+    """Return the function from a record to a training row for detection."""
+    options = data_options(config)
+    mask_size = options.mask_size if has_masks(config) else 0
+    return DetectionRows(image_size(config), options.max_objects, options.flip, mask_size)
+
+
+def classification_data_options(config: ConfigDict) -> ClassificationDataOptions:
+    """Read where the classification data lies."""
+    synthetic = read(SyntheticOptions, config, "pretrain.data.synthetic")
+    return read(ClassificationDataOptions, config, "pretrain.data", synthetic=synthetic)
+
+
+def classification_rows(config: ConfigDict) -> ClassificationRows:
+    """Return the function from a record to a training row for classification."""
+    return ClassificationRows(classification_data_options(config).size, augment=True)

@@ -1,0 +1,219 @@
+"""Options of the networks: the baseline, supernets, detectors, classifiers, and their cost."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from crnas_jax.arch import zoo
+from crnas_jax.arch.cost.detectors import DETECTORS as COUNTED_DETECTORS
+from crnas_jax.arch.cost.detectors import detector_parts, total
+from crnas_jax.arch.cost.layers import Cost
+from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
+from crnas_jax.models.backbones.staged import FreezeOptions
+from crnas_jax.models.build import Classifier, Detector
+from crnas_jax.models.classifier import ClassifierOptions
+from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions, BoxStage
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.rpn import RPNOptions
+from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.runtime.options import check_choice, check_counts, check_length
+from crnas_jax.settings.fields import build, read
+from crnas_jax.spaces.operations import PAPER_DILATIONS
+from crnas_jax.spaces.stages import StageSpace
+
+# RetinaNet's cost is known, the network itself is not there yet.
+DETECTORS = tuple(name for name in COUNTED_DETECTORS if name != "retinanet")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineOptions:
+    """The network to be reallocated.
+
+    Attributes:
+      baseline: name in the zoo, or a .json file with an architecture.
+      widths: width of every stage of the networks that are trained in the end; () for the zoo's.
+    """
+
+    baseline: str
+    widths: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        check_counts(self, "widths")
+        check_length(self, "widths", len(zoo.find(self.baseline).widths), or_empty=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupernetOptions:
+    """What the supernets of a run hold.
+
+    Attributes:
+      widths: width of every stage; () for the paper's.
+      grids: candidate depths of every searched stage; () for the paper's.
+      dilations: candidate dilations of every block.
+      stage_sharing: see `SupernetSpec`.
+      kernel_sharing: see `SupernetSpec`.
+    """
+
+    widths: tuple[int, ...] = ()
+    grids: tuple[tuple[int, ...], ...] = ()
+    dilations: tuple[int, ...] = PAPER_DILATIONS
+    stage_sharing: str = "branch"
+    kernel_sharing: str = "own"
+
+    def __post_init__(self):
+        check_counts(self, "widths", "grids", "dilations")
+        for stage, grid in enumerate(self.grids):
+            if not isinstance(grid, tuple | list):
+                raise UserError(
+                    "SupernetOptions", f"grids[{stage}]", f"{grid!r}", "give depths, as (1, 2, 3)"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorKind:
+    """The kind of detector.
+
+    Attributes:
+      kind: one of `DETECTORS`.
+    """
+
+    kind: str
+
+    def __post_init__(self):
+        check_choice(self, "kind", DETECTORS)
+
+
+def baseline(config: ConfigDict) -> Arch:
+    """Read the network to be reallocated, at the config's widths where it names some."""
+    options = read(BaselineOptions, config, "")
+    arch = zoo.find(options.baseline)
+    return dataclasses.replace(arch, widths=options.widths or arch.widths)
+
+
+def found_arch(config: ConfigDict, depths: tuple[int, ...], dilations=()) -> Arch:
+    """Return the network of a code, at the widths that are trained in the end."""
+    arch = baseline(config)
+    return Arch(arch.family, depths, dilations, arch.widths)
+
+
+def supernet_options(config: ConfigDict) -> SupernetOptions:
+    """Read what the supernets hold."""
+    options = read(SupernetOptions, config, "supernet")
+    traits = baseline(config).traits
+    for field, length in (("widths", len(traits.widths)), ("grids", len(traits.searched_stages))):
+        value = getattr(options, field)
+        if len(value) not in (0, length):
+            raise UserError("config", f"supernet.{field}", f"{value!r}", f"give {length} entries")
+    return options
+
+
+def stage_supernet(config: ConfigDict) -> SupernetSpec:
+    """Return the supernet with all allocations of the grids and one dilation."""
+    grids = supernet_options(config).grids
+    grids = StageSpace.for_family(baseline(config).family, grids).grids
+    return _supernet(config, grids, (1,))
+
+
+def operation_supernet(config: ConfigDict, depths: tuple[int, ...]) -> SupernetSpec:
+    """Return the supernet with one allocation and all dilations."""
+    grids = tuple((depth,) for depth in depths)
+    return _supernet(config, grids, supernet_options(config).dilations)
+
+
+def _supernet(config, grids, dilations):
+    options, arch = supernet_options(config), baseline(config)
+    divisor = arch.traits.supernet_divisor
+    widths = options.widths or tuple(width // divisor for width in arch.widths)
+    values = {
+        "family": arch.family,
+        "widths": widths,
+        "grids": grids,
+        "dilations": dilations,
+        "stage_sharing": options.stage_sharing,
+        "kernel_sharing": options.kernel_sharing,
+    }
+    names = ("stage_sharing", "kernel_sharing")
+    return build(SupernetSpec, values, {name: f"supernet.{name}" for name in names})
+
+
+def detector_kind(config: ConfigDict) -> str:
+    """Read the kind of detector, one of `DETECTORS`."""
+    return read(DetectorKind, config, "detector").kind
+
+
+def has_masks(config: ConfigDict) -> bool:
+    """Return whether the detector has a mask head."""
+    return "mask" in detector_kind(config)
+
+
+def neck_options(config: ConfigDict) -> NeckOptions:
+    """Read the settings of the neck; `lowest_level` applies to NAS-FPN alone."""
+    names = {"kind": "neck"}
+    given = {} if config.detector.neck == "nas_fpn" else {"lowest_level": 0}
+    if config.detector.lowest_level not in (2, 3):
+        problem = f"{config.detector.lowest_level} is unknown"
+        raise UserError("config", "detector.lowest_level", problem, "use 2 or 3")
+    return read(NeckOptions, config, "detector", names, **given)
+
+
+def detector_options(config: ConfigDict, num_classes: int) -> DetectorOptions:
+    """Read everything about the detector except its backbone."""
+    cascade = detector_kind(config).startswith("cascade")
+    rpn = read(RPNOptions, config, "detector", {"num_samples": "rpn_samples"})
+    box = read(
+        BoxHeadOptions,
+        config,
+        "detector",
+        {"num_samples": "roi_samples", "aligned": "roi_aligned"},
+        stages=CASCADE_STAGES if cascade else (BoxStage(),),
+        class_agnostic=cascade,
+        loss_beta=1.0 if cascade else BoxHeadOptions.loss_beta,
+    )
+    mask = read(MaskHeadOptions, config, "detector", {"channels": "mask_channels"})
+    return read(
+        DetectorOptions,
+        config,
+        "detector",
+        num_classes=num_classes,
+        rpn=rpn,
+        box=box,
+        mask=mask if has_masks(config) else None,
+        neck=neck_options(config),
+    )
+
+
+def detector(config: ConfigDict, spec: Arch | SupernetSpec, num_classes: int) -> Detector:
+    """Return the detector with this backbone."""
+    freeze = read(FreezeOptions, config, "detector")
+    options = detector_options(config, num_classes)
+    return read(Detector, config, "", spec=spec, options=options, freeze=freeze)
+
+
+def classifier(config: ConfigDict, spec: Arch | SupernetSpec, num_classes: int) -> Classifier:
+    """Return the classifier with this backbone."""
+    options = read(ClassifierOptions, config, "pretrain", num_classes=num_classes)
+    return read(Classifier, config, "", spec=spec, options=options, freeze=FreezeOptions())
+
+
+def detector_cost(
+    config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
+) -> Cost:
+    """Count the whole detector with this backbone at test time on `canvas` (height, width)."""
+    fields = config.detector
+    return total(
+        detector_parts(
+            arch,
+            canvas,
+            detector_kind(config),
+            fields.neck,
+            num_classes,
+            num_rois=fields.post_nms[1],
+            pyramid_channels=fields.pyramid_channels,
+            head_channels=fields.head_channels,
+            mask_channels=fields.mask_channels,
+            lowest_level=fields.lowest_level,
+            stacks=fields.stacks,
+        )
+    )

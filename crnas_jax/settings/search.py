@@ -1,0 +1,141 @@
+"""Options of the searches: spaces, limits, strategies, how subnets are scored."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.runtime.options import check_not_negative, check_positive
+from crnas_jax.search.strategies.build import Strategy, StrategyOptions, strategy
+from crnas_jax.search.supernet.scorer import ScoreOptions
+from crnas_jax.settings.data import image_size
+from crnas_jax.settings.fields import read
+from crnas_jax.settings.models import baseline, detector_cost, found_arch, supernet_options
+from crnas_jax.settings.run import run_options
+from crnas_jax.spaces.constrained import Limit, limited
+from crnas_jax.spaces.operations import OperationSpace
+from crnas_jax.spaces.space import Space
+from crnas_jax.spaces.stages import BudgetSpace, StageSpace
+
+# Arrays of each stage's size that greedy search may hold on the devices.
+_MAX_SLOTS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """What is searched for.
+
+    Attributes:
+      stage_strategy: strategy of the stage search.
+      operation_strategy: strategy of the operation search.
+      bn: statistics of subnets, see `ScoreOptions`.
+      budgets: further budgets of the stage search, in blocks.
+      max_flops: most multiply-adds of a network; 0 for no limit.
+      max_params: most parameters of a network; 0 for no limit.
+      max_latency: most milliseconds of a network on this device; 0 for no limit.
+    """
+
+    stage_strategy: str = "exhaustive"
+    operation_strategy: str = "greedy"
+    bn: str = "recalibrate"
+    budgets: tuple[float, ...] = ()
+    max_flops: float = 0.0
+    max_params: float = 0.0
+    max_latency: float = 0.0
+
+    def __post_init__(self):
+        check_positive(self, "budgets")
+        check_not_negative(self, "max_flops", "max_params", "max_latency")
+
+
+def search_options(config: ConfigDict) -> SearchOptions:
+    """Read what is searched for."""
+    return read(SearchOptions, config, "search")
+
+
+def strategy_options(config: ConfigDict, repeat: int = 0) -> StrategyOptions:
+    """Read the options of all strategies; a `repeat` draws anew."""
+    seed = run_options(config).seed + repeat
+    return read(StrategyOptions, config, "search", seed=seed)
+
+
+def search_strategy(config: ConfigDict, level: str) -> Strategy:
+    """Return the strategy of a level, `stage` or `operation`."""
+    name = getattr(search_options(config), f"{level}_strategy")
+    return strategy(name, level, strategy_options(config))
+
+
+def stage_cost(arch: Arch) -> float:
+    """Return the cost of an architecture, in blocks."""
+    return StageSpace.for_family(arch.family).cost(arch.depths)
+
+
+def budget(config: ConfigDict) -> float:
+    """Return the budget of the run, in blocks."""
+    return run_options(config).budget or stage_cost(baseline(config))
+
+
+def stage_spaces(config: ConfigDict) -> dict[float, BudgetSpace]:
+    """Return the allocations of each budget, the run's budget first.
+
+    Raises:
+      UserError: no allocation costs a budget.
+    """
+    space = StageSpace.for_family(baseline(config).family, supernet_options(config).grids)
+    budgets = (budget(config), *map(float, search_options(config).budgets))
+    return {amount: space.within(amount) for amount in dict.fromkeys(budgets)}
+
+
+def limits(config: ConfigDict, num_classes: int) -> list[Limit]:
+    """Return the config's limits that need no measurement."""
+    options, canvas = search_options(config), image_size(config).canvas(portrait=False)
+
+    def cost(arch):
+        return detector_cost(config, arch, canvas, num_classes)
+
+    all_limits = [
+        Limit(options.max_flops, "multiply-adds", lambda arch: cost(arch).flops),
+        Limit(options.max_params, "parameters", lambda arch: cost(arch).params),
+    ]
+    return [limit for limit in all_limits if limit.bound]
+
+
+def limited_stages(config: ConfigDict, all_limits: list[Limit]) -> dict[float, Space]:
+    """Return the allocations of each budget within limits.
+
+    Raises:
+      UserError: a budget has no allocation within them.
+    """
+    spaces = {
+        amount: limited(space, all_limits, lambda depths: found_arch(config, depths))
+        for amount, space in stage_spaces(config).items()
+    }
+    if all_limits:
+        for space in spaces.values():
+            space.require_any()
+    return spaces
+
+
+def operation_space(config: ConfigDict, depths: tuple[int, ...]) -> OperationSpace:
+    """Return the operation codes of a network with these depths."""
+    stage_depths = Arch(baseline(config).family, tuple(depths)).stage_depths
+    return OperationSpace(stage_depths, supernet_options(config).dilations)
+
+
+def score_options(config: ConfigDict, bn: str, repeat: int = 0) -> ScoreOptions:
+    """Read how subnets are scored; a `repeat` draws other images for the statistics."""
+    run = run_options(config)
+    # Greedy candidates part at the block in question and where the surviving codes part; with
+    # fewer slots than that a stage is run again, with many they fill the memory.
+    num_slots = min(strategy_options(config).beam, _MAX_SLOTS) if bn == "batch" else 0
+    return read(
+        ScoreOptions,
+        config,
+        "search",
+        {"num_batches": "batches", "bootstrap_samples": "samples"},
+        size=image_size(config),
+        bn=bn,
+        num_slots=num_slots,
+        seed=run.seed + repeat,
+        num_devices=run.num_devices,
+    )

@@ -1,0 +1,124 @@
+"""The space of operation reallocation: the dilation of each block (paper, section 3.3)."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from crnas_jax.errors import UserError
+
+PAPER_DILATIONS = (1, 2, 3)
+# Chance that a mutation draws a block's operation anew.
+_MUTATION_RATE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class OperationSpace:
+    """Candidate dilations for each block of a network with fixed depths.
+
+    Dilation costs nothing, so every code has the FLOPs of the network.
+
+    Attributes:
+      depths: number of blocks in each stage, stages of fixed depth included
+        (`Arch.stage_depths`).
+      dilations: candidates, the same for every block. A code holds indices into them.
+
+    Raises:
+      UserError: the dilations are not different whole numbers of at least 1.
+    """
+
+    depths: tuple[int, ...]
+    dilations: tuple[int, ...] = PAPER_DILATIONS
+
+    enumerable = False
+    noun = "operation code"
+
+    def __post_init__(self):
+        if (
+            not self.dilations
+            or min(self.dilations) < 1
+            or len(set(self.dilations)) != len(self.dilations)
+        ):
+            raise UserError(
+                "operation space",
+                "dilations",
+                f"{self.dilations}",
+                "give different ones of at least 1",
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of searched blocks."""
+        return sum(self.depths)
+
+    @property
+    def num_operations(self) -> int:
+        """Number of candidates for a block."""
+        return len(self.dilations)
+
+    def count(self) -> int:
+        """Return the number of codes."""
+        return self.num_operations**self.num_blocks
+
+    def enumerate(self) -> Iterator[tuple[int, ...]]:
+        """List all codes, ascending."""
+        return itertools.product(range(self.num_operations), repeat=self.num_blocks)
+
+    def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw one code, each block's operation uniform and independent."""
+        return tuple(int(i) for i in rng.integers(self.num_operations, size=self.num_blocks))
+
+    def mutate(self, code, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw each block's operation anew with a chance of 0.1, and at least one block's."""
+        anew = rng.random(self.num_blocks) < _MUTATION_RATE
+        anew[rng.integers(self.num_blocks)] = True
+        step = rng.integers(1, max(self.num_operations, 2), size=self.num_blocks)
+        entries = zip(code, anew, step, strict=True)
+        return tuple(int((c + s) % self.num_operations if a else c) for c, a, s in entries)
+
+    def cross(self, first, second, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw each block's operation from one of two parents."""
+        pairs = zip(first, second, strict=True)
+        sides = rng.integers(2, size=self.num_blocks)
+        return tuple(int(pair[side]) for pair, side in zip(pairs, sides, strict=True))
+
+    def may_begin_with(self, partial) -> bool:
+        """Return True: any partial code has a completion in the space."""
+        return len(partial) <= self.num_blocks
+
+    def quickest_completion(self, partial) -> tuple[int, ...]:
+        """Complete a partial code with the smallest dilation, which runs fastest."""
+        quickest = self.dilations.index(min(self.dilations))
+        return (*partial, *[quickest] * (self.num_blocks - len(partial)))
+
+    def dilations_of(self, code) -> tuple[int, ...]:
+        """Return the dilation of every block for a code."""
+        return tuple(self.dilations[operation] for operation in code)
+
+    def num_greedy_evaluations(self, beam: int = 3) -> int:
+        """Count the partial codes that greedy search scores (algorithm 1): 3 + 9 (B - 1) for K = 3.
+
+        Args:
+          beam: K, the number of partial codes that stay after each block.
+        """
+        total, beam_size = 0, 1
+        for _ in range(self.num_blocks):
+            total += beam_size * self.num_operations
+            beam_size = min(beam, beam_size * self.num_operations)
+        return total
+
+    def validate(self, code) -> np.ndarray:
+        """Return the code as int32 [blocks].
+
+        Raises:
+          UserError: an entry is no index into `dilations`, or there is not one for each block.
+        """
+        if len(code) != self.num_blocks or any(not 0 <= e < self.num_operations for e in code):
+            raise UserError(
+                "operation space",
+                "code",
+                f"{tuple(code)}",
+                f"give {self.num_blocks} entries of 0..{self.num_operations - 1}",
+            )
+        return np.array(code, np.int32)
