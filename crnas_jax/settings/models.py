@@ -25,6 +25,14 @@ from crnas_jax.spaces.stages import StageSpace
 
 # RetinaNet's cost is known, the network itself is not there yet.
 DETECTORS = tuple(name for name in COUNTED_DETECTORS if name != "retinanet")
+# The heads share the section `detector`: options that several of them have are told apart there.
+_RPN_NAMES = {name: f"rpn_{name}" for name in ("nms_iou", "positive_fraction")}
+_RPN_NAMES |= {"num_samples": "rpn_samples"}
+_BOX_NAMES = {
+    name: f"roi_{name}" for name in ("aligned", "nms_iou", "pool_size", "positive_fraction")
+}
+_BOX_NAMES |= {"num_samples": "roi_samples"}
+_MASK_NAMES = {name: f"mask_{name}" for name in ("channels", "num_convolutions", "pool_size")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,17 +169,17 @@ def neck_options(config: ConfigDict) -> NeckOptions:
 def detector_options(config: ConfigDict, num_classes: int) -> DetectorOptions:
     """Read everything about the detector except its backbone."""
     cascade = detector_kind(config).startswith("cascade")
-    rpn = read(RPNOptions, config, "detector", {"num_samples": "rpn_samples"})
+    rpn = read(RPNOptions, config, "detector", _RPN_NAMES)
     box = read(
         BoxHeadOptions,
         config,
         "detector",
-        {"num_samples": "roi_samples", "aligned": "roi_aligned"},
+        _BOX_NAMES,
         stages=CASCADE_STAGES if cascade else (BoxStage(),),
         class_agnostic=cascade,
         loss_beta=1.0 if cascade else BoxHeadOptions.loss_beta,
     )
-    mask = read(MaskHeadOptions, config, "detector", {"channels": "mask_channels"})
+    mask = read(MaskHeadOptions, config, "detector", _MASK_NAMES)
     return read(
         DetectorOptions,
         config,
