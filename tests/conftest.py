@@ -10,11 +10,11 @@ import sys
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-# Flags given from outside, as for the campaigns, come last and win.
-os.environ["SCRIPT_XLA_FLAGS"] = f"{QUICK_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 {os.environ['SCRIPT_XLA_FLAGS']}"
-)
+# The last flag wins: flags given from outside change how the tests compile, as in the campaigns,
+# but scripts that the tests launch always compile quickly.
+GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["SCRIPT_XLA_FLAGS"] = f"{GIVEN} {QUICK_COMPILATION}"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION} {GIVEN}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

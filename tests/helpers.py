@@ -18,38 +18,42 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": os.environ["SCRIPT_XLA_FLAGS"]}
 
 
-def tiny_options(classes: int = 3) -> DetectorOptions:
-    """Neck and heads small enough to compile in seconds."""
+def tiny_options(num_classes: int = 3) -> DetectorOptions:
+    """Return options of a neck and heads that compile in seconds."""
     rpn = RPNOptions(
-        (8.0, 16.0, 32.0, 64.0, 128.0), samples=32, pre_nms=(60, 40), post_nms=(40, 20)
+        (8.0, 16.0, 32.0, 64.0, 128.0), num_samples=32, pre_nms=(60, 40), post_nms=(40, 20)
     )
     box = BoxHeadOptions(
-        head_channels=32, samples=16, canonical_size=56.0, nms_candidates=40, detections=10
+        head_channels=32,
+        num_samples=16,
+        canonical_size=56.0,
+        nms_candidates=40,
+        max_detections=10,
     )
-    return DetectorOptions(classes, 16, rpn, box)
+    return DetectorOptions(num_classes, 16, rpn, box)
 
 
-def tiny_batch(number: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> dict:
-    """A device batch with two objects an image, the second image's first one a crowd."""
+def tiny_batch(num_images: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> dict:
+    """Return a device batch with two objects an image; the second image's first is a crowd."""
     rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 24, (number, 2, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(8, 36, (number, 2, 2))], -1)
-    crowd = np.zeros((number, 2), bool)
+    corner = rng.uniform(0, 24, (num_images, 2, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(8, 36, (num_images, 2, 2))], -1)
+    crowd = np.zeros((num_images, 2), bool)
     crowd[1:2, 0] = True
     return {
-        "image": rng.integers(0, 255, (number, height, width, 3)).astype(np.uint8),
-        "image_size": np.full((number, 2), (height, width - 4), np.int32),
+        "image": rng.integers(0, 255, (num_images, height, width, 3)).astype(np.uint8),
+        "image_size": np.full((num_images, 2), (height, width - 4), np.int32),
         "boxes": boxes.astype(np.float32),
-        "labels": rng.integers(1, 4, (number, 2)).astype(np.int32),
-        "valid": np.ones((number, 2), bool),
+        "labels": rng.integers(1, 4, (num_images, 2)).astype(np.int32),
+        "valid": np.ones((num_images, 2), bool),
         "crowd": crowd,
-        "weight": np.ones(number, np.float32),
-        "image_key": np.arange(number, dtype=np.uint32),
+        "weight": np.ones(num_images, np.float32),
+        "image_key": np.arange(num_images, dtype=np.uint32),
     }
 
 
 def randomised(variables, seed: int = 0, scale: float = 0.1):
-    """Variables with non-trivial biases and statistics."""
+    """Return variables with non-trivial biases and statistics."""
     rng = np.random.default_rng(seed)
 
     def noise(leaf):
@@ -62,7 +66,7 @@ def randomised(variables, seed: int = 0, scale: float = 0.1):
 
 
 def run_commands(commands: list[list[str]]) -> list[dict]:
-    """Outcomes {"status", "stdout", "stderr"} of scripts with arguments, on one device."""
+    """Run scripts with arguments on one device; return {"status", "stdout", "stderr"} of each."""
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "forked.py")],
         input=json.dumps(commands),
@@ -74,15 +78,15 @@ def run_commands(commands: list[list[str]]) -> list[dict]:
     return json.loads(run.stdout)
 
 
-def greatest_difference(tree, other) -> float:
-    """Largest absolute difference over all leaves; the trees must have one form."""
+def largest_difference(tree, other) -> float:
+    """Return the largest absolute difference over all leaves of two trees of one structure."""
     return max(
         float(abs(np.asarray(a) - np.asarray(b)).max())
-        for a, b in zip(*map(jax.tree.leaves, _same_form(tree, other)), strict=True)
+        for a, b in zip(*map(jax.tree.leaves, _same_structure(tree, other)), strict=True)
     )
 
 
-def _same_form(tree, other):
+def _same_structure(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     return tree, other
 
@@ -91,39 +95,54 @@ BATCHES, IMAGES = 16, 10
 
 
 class Noisy:
-    """A `Search` whose scores are means over images of a code's worth and noise common to all."""
+    """`PartialScores` made up: means over images of a code's worth and noise common to all codes.
 
-    def __init__(self, seed=0, noise=0.3, batches=BATCHES, empty=0):
+    Attributes:
+      passes: by code, the most mini-batches that it was scored on.
+      cleared: whether `clear` was called.
+    """
+
+    def __init__(self, seed=0, noise=0.3, num_batches=BATCHES, num_empty=0):
+        """Args: seed; noise of a single code; mini-batches; how many first ones have no object."""
         self.seed, self.noise, self.passes = seed, noise, {}
         self.cleared = False
-        self.batches, self.empty = batches, empty
+        self.num_batches, self.num_empty = num_batches, num_empty
 
     def worth(self, code):
         return -0.02 * sum((a - b) ** 2 for a, b in zip(code, (2, 3, 6, 5), strict=False))
 
-    def values(self, code, batches):
+    def values(self, code, num_batches):
         rng = np.random.default_rng([self.seed, 1])
-        common = rng.normal(0, 1.0, self.batches * IMAGES)
-        own = np.random.default_rng([self.seed, 2, *code])
-        own = own.normal(0, self.noise, self.batches * IMAGES)
-        return (self.worth(code) + common + 0.1 * own)[: IMAGES * batches]
+        common = rng.normal(0, 1.0, self.num_batches * IMAGES)
+        noise = np.random.default_rng([self.seed, 2, *code])
+        noise = noise.normal(0, self.noise, self.num_batches * IMAGES)
+        return (self.worth(code) + common + 0.1 * noise)[: IMAGES * num_batches]
 
-    def score(self, codes, batches=None, keep=False):
-        batches = batches or self.batches
-        assert batches > self.empty
+    def score(self, codes):
+        return self.score_on(codes, self.num_batches)
+
+    def score_on(self, codes, num_batches):
+        assert num_batches > self.num_empty
         for code in codes:
-            self.passes[code] = max(self.passes.get(code, 0), batches)
-        return [float(self.values(code, batches).mean()) for code in codes]
+            self.passes[code] = max(self.passes.get(code, 0), num_batches)
+        return [float(self.values(code, num_batches).mean()) for code in codes]
 
-    def draws(self, codes, batches):
-        index = np.random.default_rng(0).integers(IMAGES * batches, size=(200, IMAGES * batches))
-        return np.stack([self.values(code, batches)[index].mean(1) for code in codes])
+    def draws(self, codes, num_batches):
+        num_images = IMAGES * num_batches
+        index = np.random.default_rng(0).integers(num_images, size=(200, num_images))
+        return np.stack([self.values(code, num_batches)[index].mean(1) for code in codes])
 
-    def images(self, batches):
-        return IMAGES * batches
+    def num_images(self, num_batches):
+        return IMAGES * num_batches
 
-    def objects(self, batches):
-        return max(batches - self.empty, 0)
+    def num_objects(self, num_batches):
+        return max(num_batches - self.num_empty, 0)
+
+    def effort(self):
+        return {
+            "evaluated": len(self.passes),
+            "image_passes": IMAGES * sum(self.passes.values()),
+        }
 
     def clear(self):
         self.cleared = True

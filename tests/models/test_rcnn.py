@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import greatest_difference, randomised, tiny_batch, tiny_options
+from helpers import largest_difference, randomised, tiny_batch, tiny_options
 
 from crnas_jax.arch.cost.detectors import _NAS_FPN_LEVELS
 from crnas_jax.arch.staged import Arch
@@ -286,7 +286,7 @@ def test_what_is_frozen_stays_bit_identical(spec, frozen, still):
         state, _ = trainer.step(state, [batch], choice)
     for collection in ("params", "batch_stats"):
         for name, tree in before[collection]["backbone"].items():
-            moved = greatest_difference(tree, state[collection]["backbone"][name])
+            moved = largest_difference(tree, state[collection]["backbone"][name])
             if frozen.norm and collection == "batch_stats":
                 assert moved == 0
             else:
@@ -294,5 +294,5 @@ def test_what_is_frozen_stays_bit_identical(spec, frozen, still):
     if frozen.norm:
         block = before["params"]["backbone"]["stage2"]["block1"]
         after = state["params"]["backbone"]["stage2"]["block1"]
-        assert greatest_difference(block["bn1"], after["bn1"]) == 0
-        assert greatest_difference(block["conv1"], after["conv1"]) > 0
+        assert largest_difference(block["bn1"], after["bn1"]) == 0
+        assert largest_difference(block["conv1"], after["conv1"]) > 0

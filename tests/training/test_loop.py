@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import greatest_difference, tiny_batch, tiny_options
+from helpers import largest_difference, tiny_batch, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import Checkpoints
@@ -53,7 +53,7 @@ def test_interrupted_training_resumes_to_the_same_result(tmp_path):
     with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
         assert 0 < checkpoints.steps()[-1] < 9
     resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
-    assert greatest_difference(whole, resumed) == 0
+    assert largest_difference(whole, resumed) == 0
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
 
@@ -67,7 +67,7 @@ def test_padding_images_count_for_nothing():
     one["weight"][3] = other["weight"][3] = 0
     keys = jax.random.split(jax.random.key(0), 4)
     losses = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))
-    assert greatest_difference(losses(one), losses(other)) < 1e-6
+    assert largest_difference(losses(one), losses(other)) < 1e-6
 
 
 def test_images_without_objects_have_finite_losses():
@@ -132,7 +132,7 @@ def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch)
         with pytest.raises(interruption.Stopped, match="saved at step 5 of 9"):
             train(detector, source, ROWS, options, tmp_path / "cut", "cut")
     resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
-    assert greatest_difference(whole, resumed) == 0
+    assert largest_difference(whole, resumed) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import greatest_difference, tiny_batch, tiny_options
+from helpers import largest_difference, tiny_batch, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Classifier, Detector
@@ -77,16 +77,16 @@ def test_eight_devices_take_the_steps_of_one(spec):
             jax.tree.map(lambda x, r: x / max(abs(r).max(), 1.0), state[name], one[name])
             for state in (one, other)
         ]
-        assert greatest_difference(*scaled) < 1e-4
+        assert largest_difference(*scaled) < 1e-4
 
 
 def test_paths_are_a_function_of_seed_and_step():
     model = Detector(SUPERNET, tiny_options())
     paths = [sample_choice(model, 3, step) for step in range(20)]
-    assert greatest_difference(paths[7], sample_choice(model, 3, 7)) == 0
+    assert largest_difference(paths[7], sample_choice(model, 3, 7)) == 0
     assert len({tuple(path["branch"]) for path in paths}) > 5
     others = [sample_choice(model, 4, step) for step in range(20)]
-    assert greatest_difference(paths, others) > 0
+    assert largest_difference(paths, others) > 0
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
@@ -94,7 +94,7 @@ def test_remat_changes_nothing(spec):
     plain, losses = _plain(spec)
     remat, remat_losses = _steps(Detector(spec, tiny_options(), remat=True), 3)
     np.testing.assert_allclose(remat_losses, losses, rtol=1e-5)
-    assert greatest_difference(plain["params"], remat["params"]) < 1e-4
+    assert largest_difference(plain["params"], remat["params"]) < 1e-4
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
@@ -118,7 +118,7 @@ def test_accumulation_over_equal_parts_is_the_plain_step():
     parts, part_losses = _steps(model, 1, parts=2, batch=batch)
     np.testing.assert_allclose(part_losses, losses, rtol=1e-5)
     for name in ("params", "opt_state"):
-        assert greatest_difference(plain[name], parts[name]) < 1e-5
+        assert largest_difference(plain[name], parts[name]) < 1e-5
 
 
 def test_accumulation_weighs_parts_by_their_images():
@@ -131,8 +131,8 @@ def test_accumulation_weighs_parts_by_their_images():
         model, 1, parts=2, batch=batch, lr_per_image=OptimizerOptions().lr_per_image / 2
     )
     np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
-    assert greatest_difference(alone["params"], padded["params"]) < 1e-6
-    assert greatest_difference(alone["batch_stats"], padded["batch_stats"]) < 1e-5
+    assert largest_difference(alone["params"], padded["params"]) < 1e-6
+    assert largest_difference(alone["batch_stats"], padded["batch_stats"]) < 1e-5
 
 
 def test_accumulation_weighs_unequal_parts():
@@ -155,7 +155,7 @@ def test_accumulation_weighs_unequal_parts():
         alone[1][0]["params"],
     )
     plain, _ = _steps(model, 1, parts=2, batch=batch, weight_decay=0.0)
-    assert greatest_difference(plain["params"], mean) < 1e-6
+    assert largest_difference(plain["params"], mean) < 1e-6
 
 
 def test_clipping_scales_the_gradient_of_the_path():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import greatest_difference, randomised, tiny_batch, tiny_options
+from helpers import largest_difference, randomised, tiny_batch, tiny_options
 
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Detector
@@ -56,13 +56,13 @@ def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
     own = jax.jit(lambda v, c: detector.extract(v, c, depths))(variables, choice)
     own_outputs, own_gradient, own_stats = jax.jit(lambda v: step(alone)(v, None))(own)
     assert (
-        greatest_difference(_scaled(outputs, own_outputs), _scaled(own_outputs, own_outputs))
+        largest_difference(_scaled(outputs, own_outputs), _scaled(own_outputs, own_outputs))
         < tolerance
     )
-    assert greatest_difference(back["batch_stats"], own_stats) < tolerance
+    assert largest_difference(back["batch_stats"], own_stats) < tolerance
     # Gradients of single weights reach 100 here: relative to the greatest of their leaf.
     scaled = _scaled(back["params"], own_gradient)
-    assert greatest_difference(scaled, _scaled(own_gradient, own_gradient)) < tolerance
+    assert largest_difference(scaled, _scaled(own_gradient, own_gradient)) < tolerance
 
 
 def _backbone_step(detector):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import greatest_difference, randomised, tiny_batch, tiny_options
+from helpers import largest_difference, randomised, tiny_batch, tiny_options
 from jax.sharding import PartitionSpec as P
 
 from crnas_jax.evaluation import matching
@@ -178,7 +178,7 @@ def test_every_family_and_detector_equals_one_by_one(name):
     batch, choices = _batch(mesh, canvas=(64, 64)), _choices(spec, 4, seed=1)
     stats = calibrate(evaluator, variables, [batch], choices)
     for part, own in variables["batch_stats"].items():  # the neck's too, where it has some
-        assert greatest_difference(stats[0][part], own) > 0.01
+        assert largest_difference(stats[0][part], own) > 0.01
     found, alone = evaluator.detect(variables, batch, choices, stats), _alone(detector, "running")
     assert found["valid"].any()
     for index, choice in enumerate(choices):
@@ -194,7 +194,7 @@ def test_eight_devices_find_what_one_finds(model):
         )
         for mesh in (one, eight)
     ]
-    assert greatest_difference(found[0]["scores"], found[1]["scores"]) < 1e-4
+    assert largest_difference(found[0]["scores"], found[1]["scores"]) < 1e-4
     # Objects where the first found something, so that there is an AP.
     boxes, ids = found[0]["boxes"][0, :, :4], np.arange(8)
     annotations = [
