@@ -15,7 +15,8 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import crnas_jax.experiments.crnas  # noqa: E402, F401
+import crnas_jax.experiments.plan  # noqa: E402
+import crnas_jax.experiments.studies  # noqa: E402, F401
 
 
 def run(command):

@@ -146,3 +146,25 @@ class Noisy:
 
     def clear(self):
         self.cleared = True
+
+
+class Table:
+    """`Scores` made up for any code; few levels make many ties.
+
+    Attributes:
+      calls: codes of each call of `score`.
+    """
+
+    def __init__(self, seed, levels):
+        self.seed, self.levels, self.calls = seed, levels, []
+
+    def score(self, codes):
+        self.calls.append(list(codes))
+        return [self.value(code) for code in codes]
+
+    def effort(self):
+        return {"evaluated": sum(map(len, self.calls)), "image_passes": 0}
+
+    def value(self, code):
+        rng = np.random.default_rng([self.seed, *code, len(code)])
+        return float(rng.integers(self.levels)) / self.levels

@@ -230,7 +230,7 @@ CASES = {
     ),
     "half a dilation": (None, ["--config.supernet.dilations=(1.5,2)"], "dilations: .*whole"),
     "half a proposal": (None, ["--config.detector.pre_nms=(30.5,20)"], "pre_nms: .*whole"),
-    "drops of text": (None, ["--config.stage_train.lr_drops=('a',)"], r"stage_train\.drops: "),
+    "drops of text": (None, ["--config.stage_train.lr_drops=('a',)"], r"stage_train\.lr_drops: "),
     "seed too large": (None, ["--config.seed=99999999999999999999"], "seed: 9+; give a whole"),
     "rate not finite": (None, ["--config.stage_train.lr_per_image=inf"], "lr_per_image: inf"),
     "a JPEG cut short": (_cut_jpeg, [], r"train1\.jpg: image: missing or broken"),
@@ -245,8 +245,8 @@ CASES = {
         ["--config.init_from.baseline={folder}/weights"],
         "weights: config.init_from.baseline: holds no backbone",
     ),
-    "unknown field": (None, ["--config.serch.keep=3"], "unknown field: .*serch"),
-    "unknown nested field": (None, ["--config.search.kep=3"], 'Did you mean "keep"'),
+    "unknown field": (None, ["--config.serch.beam=3"], "unknown field: .*serch"),
+    "unknown nested field": (None, ["--config.search.bem=3"], 'Did you mean "beam"'),
     "wrong type": (None, ["--config.seed=x"], "config.seed=x"),
     "unknown flag": (None, ["--sede=1"], "Unknown command line flag 'sede'"),
     "stray word": (None, ["fast"], "fast: is no flag"),
@@ -273,6 +273,16 @@ CASES = {
         ["--config.supernet.stage_sharing=x"],
         "stage_sharing: 'x' is unknown",
     ),
+    "unknown stage strategy": (
+        None,
+        ["--config.search.stage_strategy=greedy"],
+        "search.stage_strategy: 'greedy' is unknown; use 'exhaustive' or 'halving' or",
+    ),
+    "unknown operation strategy": (
+        None,
+        ["--config.search.operation_strategy=x"],
+        "search.operation_strategy: 'x' is unknown; use 'greedy' or 'random' or 'evolution'",
+    ),
     "unknown statistics": (None, ["--config.search.bn=x"], "search.bn: 'x' is unknown"),
     "unknown schedule": (
         None,
@@ -288,14 +298,14 @@ CASES = {
         ["--config.search.max_flops=4.1"],
         "no allocation of 8 blocks has at most 4.1 multiply-adds",
     ),
-    "keep of none": (None, ["--config.search.beam=0"], "search.beam: 0"),
+    "beam of none": (None, ["--config.search.beam=0"], "search.beam: 0"),
     "batch and parts": (
         None,
         ["--config.detector_train.accumulate=3"],
         "detector_train.batch_size: 8 on 1 devices, accumulated over 3 parts; use a multiple of 3",
     ),
     "too many devices": (None, ["--config.devices=64"], "devices: 64 asked for; 1 are there"),
-    "long side": (None, ["--config.data.max_size=10"], "data.max_size: less than data.min_size"),
+    "long side": (None, ["--config.data.max_size=10"], "data.max_size: less than min_size"),
     "unknown data": (None, ["--config.data.name=yolo"], "data.name: 'yolo' is unknown"),
     "pre-trains what": (
         None,
@@ -343,19 +353,38 @@ CASES = {
         "config.init_from.baseline: there are no weights",
     ),
 }
+# Fields by their names before they took the field's standard names.
+OLD_FIELDS = {
+    "data.short=64": "'short' is now 'min_size'",
+    "data.long=64": "'long' is now 'max_size'",
+    "stage_train.rate_per_image=0.1": "'rate_per_image' is now 'lr_per_image'",
+    "detector_train.drops=(0.5,)": "'drops' is now 'lr_drops'",
+    "pretrain.clip=1": "'clip' is now 'clip_norm'",
+    "initial.baseline=none": "'initial' is now 'init_from'",
+    "search.keep=3": "'keep' is now 'beam'",
+    "search.chunk=3": "'chunk' is now 'max_subnets_per_call'",
+}
+CASES |= {
+    f"old name {field}": (None, [f"--config.{field}"], message)
+    for field, message in OLD_FIELDS.items()
+}
 # What concerns the flags --config and --workdir themselves.
 OWN_CONFIGS = {
     "no such config": ("configs/none.py", "configs/none.py: --config: there is no such file"),
     "unknown argument": ("configs/bccd.py:tpu", "configs/bccd.py: device: tpu; use cpu or gpu"),
     "syntax": ("{tmp}/syntax.py", r"syntax\.py: line 1"),
-    "own config misspelt": ("{tmp}/misspelt.py", r"misspelt\.py: line 4: .*shrt"),
+    "own config misspelt": ("{tmp}/misspelt.py", r"misspelt\.py: line 4: .*mn_size"),
     "own config fails": ("{tmp}/fails.py", r"fails\.py: line 2: division by zero"),
+    "own config of an old version": ("{tmp}/old.py", r"old\.py: line 4: 'short' is now 'min_size'"),
+    "no data folder": ("configs/bccd.py", "data.folder: empty; give the folder .*data.folder=PATH"),
     "own config from nothing": ("{tmp}/nothing.py", r"nothing\.py: .*: missing; start from"),
 }
 _CONFIG_FILES = {
     "syntax": "def get_config(:\n",
     "misspelt": "from configs import base\ndef get_config():\n  config = base.get_config()\n"
-    "  config.data.shrt = 1\n  return config\n",
+    "  config.data.mn_size = 1\n  return config\n",
+    "old": "from configs import base\ndef get_config():\n  config = base.get_config()\n"
+    "  config.data.short = 1\n  return config\n",
     "fails": "def get_config():\n  return 1 / 0\n",
     "nothing": "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n",
 }
@@ -424,16 +453,18 @@ def _tree(folder):
 
 
 def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
-    """A locked folder, another config's, one whose config is gone or spoilt, and no folder."""
-    names = ("locked", "other", "lost", "spoilt")
-    locked, other, lost, spoilt = (tmp_path / name for name in names)
+    """Locked, of another config, of an old version, with its config gone or spoilt, and no folder."""
+    names = ("locked", "other", "lost", "spoilt", "old")
+    locked, other, lost, spoilt, old = (tmp_path / name for name in names)
     held = Workdir(locked)
     held.claim({}, "hash")
     for folder in (other, spoilt):
-        one = Workdir(folder)
-        one.claim({}, "hash")
-        one.release()
+        workdir = Workdir(folder)
+        workdir.claim({}, "hash")
+        workdir.release()
     (spoilt / "config.json").write_text("[]")
+    old.mkdir()
+    (old / "config.json").write_text('{"format": 1, "hash": "hash", "config": {}}')
     (lost / "baseline").mkdir(parents=True)
     (lost / "baseline" / "result.json").write_text("{}")
     (tmp_path / "file").write_text("mine")
@@ -442,6 +473,7 @@ def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
         other: "another config",
         lost: "config.json: file: missing beside results",
         spoilt: "another config",
+        old: r"config\.json: format: 1, this version works in folders of format 2",
         tmp_path / "file": "--workdir",
         "": "--workdir: empty",
     }

@@ -12,7 +12,9 @@ from helpers import ROOT, run_commands
 from crnas_jax.arch import zoo
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.settings.run import Settings
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings.check import check
 
 DETECTION = ("faster_rcnn_coco", "mask_rcnn_coco", "cascade_mask_rcnn_coco", "nas_fpn_coco")
 RECIPES = (*DETECTION, "faster_rcnn_voc", "imagenet", "search_coco")
@@ -50,13 +52,14 @@ def _config(name, arguments=""):
 def test_every_network_makes_a_run(name):
     """The network of that name, unchanged, on canvases that its neck divides."""
     for network in zoo.ARCHS:
-        settings = Settings(_config(name, network))
-        settings.validate()
-        assert settings.baseline == zoo.get(network)
-        assert settings.cost(settings.baseline, 80).flops > 1e10
-        for side in settings.size.canvas(portrait=False):
+        config = _config(name, network)
+        check(config)
+        assert model_settings.baseline(config) == zoo.get(network)
+        canvas = data_settings.image_size(config).canvas(portrait=False)
+        assert model_settings.detector_cost(config, zoo.get(network), canvas, 80).flops > 1e10
+        for side in canvas:
             assert side % (128 if name == "nas_fpn_coco" else 32) == 0
-    assert settings.config.network == ("searched" if name == "search_coco" else "baseline")
+    assert config.network == ("searched" if name == "search_coco" else "baseline")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -239,6 +242,6 @@ def test_the_model_zoo_is_what_its_script_prints(monkeypatch):
     for table in model_zoo.TABLES:
         file, arguments = table.config
         for network in table.rows:
-            settings = Settings(_config(file, f"{network}{arguments}"))
-            assert settings.config.detector.kind == table.detector
-            assert settings.config.detector.neck == table.neck
+            config = _config(file, f"{network}{arguments}")
+            assert config.detector.kind == table.detector
+            assert config.detector.neck == table.neck

@@ -7,6 +7,7 @@ import numpy as np
 
 from crnas_jax.data import masks
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.options import check_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +29,10 @@ class ImageSize:
     multiple: int = 32
 
     def __post_init__(self):
-        for field in ("min_size", "max_size", "multiple"):
-            value = getattr(self, field)
-            if value < 1:
-                raise UserError(
-                    "image size", field, f"{value}", "give a whole number of at least 1"
-                )
+        check_counts(self, "min_size", "max_size", "multiple")
         if self.max_size < self.min_size:
             raise UserError(
-                "image size", "max_size", "less than min_size", "give the longer side's bound"
+                "ImageSize", "max_size", "less than min_size", "give the longer side's bound"
             )
 
     def canvas(self, portrait: bool) -> tuple[int, int]:

@@ -6,7 +6,7 @@ the same scores and gets them from there.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from crnas_jax.spaces.space import Code
 Ranked = list[tuple[Code, float]]
 
 
+@runtime_checkable
 class Scores(Protocol):
     """Scores of codes; higher is better."""
 
@@ -26,6 +27,7 @@ class Scores(Protocol):
         """Return `evaluated`, the number of scored codes, and `image_passes`, images run in all."""
 
 
+@runtime_checkable
 class PartialScores(Scores, Protocol):
     """Scores that may look at a part of the images first, as racing does.
 

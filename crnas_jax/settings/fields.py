@@ -76,6 +76,8 @@ def build(options_class: type, values: Mapping, config_names: Mapping[str, str])
     try:
         return options_class(**values)
     except UserError as error:
+        if error.where != options_class.__name__:  # about a file that an option names
+            raise
         name, bracket, rest = error.field.partition("[")
         place = config_names.get(name, name) + bracket + rest
         raise UserError("config", place, error.problem, error.remedy) from error

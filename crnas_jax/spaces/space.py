@@ -5,18 +5,16 @@ a space (`constrained.limited`), so that a strategy needs to know of neither.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 Code = tuple[int, ...]
 
 
+@runtime_checkable
 class Space(Protocol):
     """A set of codes.
-
-    Exhaustive search and halving call `enumerate`, random search `sample`, evolution also `mutate`
-    and `cross`; a space needs to have only what its strategies call.
 
     Attributes:
       enumerable: whether there are few enough codes to look at all of them.
@@ -35,6 +33,11 @@ class Space(Protocol):
     def sample(self, rng: np.random.Generator) -> Code:
         """Draw one code uniformly."""
 
+
+@runtime_checkable
+class BreedingSpace(Space, Protocol):
+    """A space with codes that evolution can breed."""
+
     def mutate(self, code: Code, rng: np.random.Generator) -> Code:
         """Draw a code near another one."""
 
@@ -42,6 +45,7 @@ class Space(Protocol):
         """Draw a code that mixes two."""
 
 
+@runtime_checkable
 class BlockSpace(Space, Protocol):
     """A space with one entry for each block, which the greedy search walks block by block.
 

@@ -1,4 +1,4 @@
-"""The statistics of a ranking study, and the study itself with fake scores and trainings."""
+"""The statistics of a ranking study, its figures and its script."""
 
 import json
 
@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from helpers import run_commands
 
-from configs import quickstart
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import studies
-from crnas_jax.settings.run import Settings
 
 
 def test_agreement_of_known_columns():
@@ -55,59 +52,6 @@ def test_repeats_report_the_smallest_tau_of_two_scorings():
     assert ranking.repeats([[1, 1], [2, 2], [3, 3]]) == pytest.approx({"tau": 1, "std": 0})
     assert ranking.repeats([[1, 3], [2, 2], [3, 1]])["tau"] == pytest.approx(-1)
     assert np.isnan(ranking.repeats([[1], [2]])["tau"])
-
-
-class FakePipeline:
-    """A pipeline with scores that depend on the last stage and the repeat."""
-
-    def __init__(self, path):
-        self.settings, self.path = Settings(quickstart.get_config()), path
-
-    def searches(self, network):
-        assert network == "stage_supernet"
-        return self
-
-    def of_stages(self, repeat, name):
-        assert name == "ranking"  # the study's scores stay apart from those of the stage search
-        self.repeat = repeat
-        return self
-
-    def score(self, codes):
-        return [code[-1] / 10 + self.repeat / 100 for code in codes]
-
-
-class FakeTraining:
-    """The pipeline of one training, with an AP that depends on the last stage and the seed."""
-
-    def __init__(self, settings, folder):
-        self.settings = settings
-
-    def evaluate(self, network):
-        assert network == "baseline"
-        return {"AP": self.settings.baseline.depths[-1] / 10 + self.settings.config.seed / 50}
-
-    def release(self):
-        pass
-
-
-def test_the_study_scores_trains_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "Pipeline", FakeTraining)
-    study = studies.ranking_study(FakePipeline(tmp_path), subnets=5, seeds=2)
-    assert len(study["rows"]) == 5
-    assert study["rows"][0]["AP"][1] == pytest.approx(study["rows"][0]["AP"][0] + 0.02)
-    assert study["agreement"]["tau"] == pytest.approx(1)
-    assert study["repeats"]["tau"] == pytest.approx(1)
-    assert json.loads((tmp_path / "ranking" / "result.json").read_text()) == study
-    assert (tmp_path / "ranking" / "scatter.png").stat().st_size > 5000
-
-
-def test_a_study_of_fewer_than_three_subnets_is_refused(tmp_path):
-    with pytest.raises(UserError, match="at least 3"):
-        studies.ranking_study(FakePipeline(tmp_path), subnets=2, seeds=2)
-    pipeline = FakePipeline(tmp_path)
-    pipeline.settings.config.supernet.grids = ((2,), (2,), (2,), (2,))
-    with pytest.raises(UserError, match="1 allocations cost 8"):
-        studies.ranking_study(pipeline, subnets=5, seeds=2)
 
 
 def test_names_in_a_figure_are_not_parsed_as_formulas(tmp_path):

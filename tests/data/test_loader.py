@@ -107,11 +107,11 @@ def test_synthetic_images_are_deterministic_by_index():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0, 64), "image size: min_size: 0; give a whole number of at least 1"),
-        ((-2, -1), "image size: min_size: -2; "),
-        ((64, 0), "image size: max_size: 0; "),
-        ((64, 64, 0), "image size: multiple: 0; "),
-        ((64, 63), "image size: max_size: less than min_size; "),
+        ((0, 64), "ImageSize: min_size: 0; give a whole number of at least 1"),
+        ((-2, -1), "ImageSize: min_size: -2; "),
+        ((64, 0), "ImageSize: max_size: 0; "),
+        ((64, 64, 0), "ImageSize: multiple: 0; "),
+        ((64, 63), "ImageSize: max_size: less than min_size; "),
     ],
 )
 def test_impossible_image_sizes_are_refused(sizes, message):

@@ -9,9 +9,6 @@ from helpers import ENVIRONMENT, ROOT
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.arch.staged import Arch
-from crnas_jax.data.build import require_consistent
-from crnas_jax.data.synthetic import SyntheticSource
-from crnas_jax.errors import UserError
 
 TINY = [
     "--config=configs/quickstart.py",
@@ -122,21 +119,6 @@ def test_a_race_over_two_budgets_within_limits(tmp_path):
     latency = json.loads((folder / "search" / "latency.json").read_text())
     assert latency
     assert all(milliseconds > 0 for milliseconds in latency.values())
-
-
-def test_splits_that_share_an_image_are_refused():
-    sources = {name: SyntheticSource(2, 32, seed=0) for name in ("train", "test")}
-    with pytest.raises(UserError, match="synthetic_0_0 is in train too"):
-        require_consistent(sources)
-    sources["test"] = SyntheticSource(2, 32, seed=1)
-    require_consistent(sources)
-    sources["test"].category_ids = [1, 2]
-    with pytest.raises(UserError, match="other categories"):
-        require_consistent(sources)
-    sources["test"] = SyntheticSource(2, 32, seed=1)
-    sources["test"].coco["annotations"] = []
-    with pytest.raises(UserError, match="no object"):
-        require_consistent(sources)
 
 
 @pytest.mark.parametrize(

@@ -1,81 +1,98 @@
-"""The study of strategies, on made-up scores: what its numbers are of."""
+"""The studies on made-up scores: what their numbers stand for."""
 
 import json
 import types
 
 import pytest
-from helpers import BATCHES, Noisy
+from helpers import BATCHES, IMAGES, Noisy
 
 from configs import quickstart
-from crnas_jax.experiments.studies import strategy_study
-from crnas_jax.settings.run import Settings
-
-IMAGES = 16  # of a mini-batch
-
-
-class Search(Noisy):
-    """With a journal that counts."""
-
-    def __init__(self, seed, name):
-        super().__init__(seed)
-        self.name, self.scorer = name, types.SimpleNamespace(journal=self)
-
-    def image_passes(self, name):
-        assert name == self.name
-        return IMAGES * sum(self.passes.values())
+from crnas_jax.errors import UserError
+from crnas_jax.experiments import studies
+from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.run import run_options
 
 
-class Searches:
-    """Those of a supernet, as `searches.Searches` makes them."""
+class Supernet:
+    """Scores as `crnas_search.TrainedSupernet` gives them, made up."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    depths = (2, 2, 2, 2)
 
-    def of_stages(self, repeat, name):
-        return Search(repeat, name)
+    def stage_scores(self, repeat, name):
+        return Noisy(repeat)
 
-    def of_operations(self, depths, greedy, repeat, name):
-        assert depths == (2, 2, 2, 2)
-        return Search(repeat, name)
+    def operation_scores(self, partial, repeat, name):
+        return Noisy(repeat)
+
+
+class LastStage:
+    """Scores that depend on the last stage and an offset."""
+
+    def __init__(self, offset):
+        self.offset = offset
+
+    def score(self, codes):
+        return [code[-1] / 10 + self.offset for code in codes]
 
 
 @pytest.fixture
-def pipeline(tmp_path):
+def run(tmp_path, monkeypatch):
+    """A run with supernets that need no training."""
     config = quickstart.get_config()
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
-    settings = Settings(config)
-    return types.SimpleNamespace(
-        settings=settings,
-        path=tmp_path,
-        searches=lambda name: Searches(settings),
-        search_stage=lambda: {"arch": {"depths": [2, 2, 2, 2]}},
-    )
+    monkeypatch.setattr(studies.crnas, "train_supernet", lambda run, level: Supernet())
+    return types.SimpleNamespace(config=config, options=run_options(config), path=tmp_path)
 
 
-def test_strategies_stand_beside_each_other_at_equal_image_passes(pipeline):
-    found = strategy_study(pipeline, seeds=2)
-    for level, rows in found.items():
-        file = pipeline.path / "strategies" / f"{level}.json"
+def test_strategies_are_compared_at_equal_image_passes(run):
+    study = studies.strategy_study(run, num_seeds=2)
+    for level, rows in study.items():
+        file = run.path / "strategies" / f"{level}.json"
         assert json.loads(file.read_text())[level] == rows
-    space = pipeline.settings.stage_space
-    everything = list(space.enumerate(pipeline.settings.budget))
-    for seed, rows in enumerate(found["stage"]):
-        worth = dict(zip(everything, Noisy(seed).score(everything), strict=True))
-        assert rows["exhaustive"]["image_passes"] == len(everything) * BATCHES * IMAGES
+    space = search_settings.stage_spaces(run.config)[8.0]
+    codes = list(space.enumerate())
+    for seed, rows in enumerate(study["stage"]):
+        values = dict(zip(codes, Noisy(seed).score(codes), strict=True))
+        assert rows["exhaustive"]["image_passes"] == len(codes) * BATCHES * IMAGES
         for row in rows.values():
-            assert row["AP"] == worth[tuple(row["code"])]
-            assert row["regret"] == max(worth.values()) - row["AP"]
+            assert row["AP"] == values[tuple(row["code"])]
+            assert row["regret"] == max(values.values()) - row["AP"]
         assert rows["exhaustive"]["regret"] == 0
         assert rows["halving"]["share"] <= 0.4
         for name in ("random", "evolution"):
             assert rows["halving"]["image_passes"] - rows[name]["image_passes"] >= 0
-            assert rows["halving"]["share"] - rows[name]["share"] < 1 / len(everything)
-    for seed, rows in enumerate(found["operation"]):
+            assert rows["halving"]["share"] - rows[name]["share"] < 1 / len(codes)
+    for seed, rows in enumerate(study["operation"]):
         assert set(rows) == {"greedy", "random", "evolution"}
         assert len({row["image_passes"] for row in rows.values()}) == 1
         for row in rows.values():
             assert row["AP"] == Noisy(seed).score([tuple(row["code"])])[0]
 
 
-def test_a_study_of_one_search_leaves_the_other(pipeline):
-    assert set(strategy_study(pipeline, 1, ["stage"])) == {"stage"}
+def test_a_study_of_one_search_leaves_the_other(run):
+    assert set(studies.strategy_study(run, 1, ["stage"])) == {"stage"}
+
+
+def test_the_ranking_study_scores_trains_and_draws(run, monkeypatch):
+    def stage_scores(repeat, name):
+        assert name == "ranking"  # the study's scores stay apart from those of the stage search
+        return LastStage(repeat / 100)
+
+    supernet = types.SimpleNamespace(stage_scores=stage_scores)
+    monkeypatch.setattr(studies.crnas, "train_supernet", lambda run, level: supernet)
+    monkeypatch.setattr(studies, "trained_scores", lambda run, seed: LastStage(seed / 50))
+    study = studies.ranking_study(run, num_subnets=5, num_seeds=2)
+    assert len(study["rows"]) == 5
+    assert study["rows"][0]["AP"][1] == pytest.approx(study["rows"][0]["AP"][0] + 0.02)
+    assert study["agreement"]["tau"] == pytest.approx(1)
+    assert study["repeats"]["tau"] == pytest.approx(1)
+    assert json.loads((run.path / "ranking" / "result.json").read_text()) == study
+    assert (run.path / "ranking" / "scatter.png").stat().st_size > 5000
+
+
+def test_a_ranking_of_fewer_than_three_subnets_is_refused(run):
+    with pytest.raises(UserError, match="at least 3"):
+        studies.ranking_study(run, num_subnets=2, num_seeds=2)
+    run.config.supernet.grids = ((2,), (2,), (2,), (2,))
+    with pytest.raises(UserError, match="1 allocations cost 8"):
+        studies.ranking_study(run, num_subnets=5, num_seeds=2)

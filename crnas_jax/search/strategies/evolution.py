@@ -7,14 +7,14 @@ import numpy as np
 
 from crnas_jax.search.scores import Ranked, Scores, best
 from crnas_jax.search.strategies.random_search import draw_new
-from crnas_jax.spaces.space import Code, Space
+from crnas_jax.spaces.space import BreedingSpace, Code
 
 _EVOLUTION = 8
 _MUTATION_SHARE = 0.5
 
 
 def evolution(
-    spaces: Sequence[Space],
+    spaces: Sequence[BreedingSpace],
     scores: Scores,
     seed: int = 0,
     evaluations: int = 100,
@@ -39,7 +39,7 @@ def _evolve(space, scores, seed, evaluations, population, parents):
     values: dict[Code, float] = {}
     while len(values) < evaluations:
         room = min(population, evaluations - len(values))
-        top = [code for code, _ in best(values.keys(), values.values(), parents)]
+        top = [code for code, _ in best(list(values), list(values.values()), parents)]
         codes = (
             draw_new(functools.partial(_breed, space, top, rng), set(values), room) if top else []
         )

@@ -5,7 +5,7 @@ enough.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from crnas_jax.models.supernet.banks import WHOLE
 from crnas_jax.spaces.space import Code, Space
 
 
+@runtime_checkable
 class Searchable(Protocol):
     """A supernet of your own.
 
