@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-# test-full adds the campaigns: runs killed at random moments.
-.PHONY: quickstart test test-full lint setup clean
+.PHONY: quickstart test test-full campaigns lint setup clean
 
 quickstart: setup
 	$(BIN)/python scripts/run_crnas.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -12,9 +11,14 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Campaigns train for minutes: what they run is compiled with care.
+# The campaigns of docs/reliability.md, each with three kills and one case of each kind. They train
+# for minutes, so that well compiled programs save more time than their compilation takes.
 test-full: setup
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m campaign -s
+
+# The whole campaigns: twenty kills each, in every phase of a run, and all cases.
+campaigns: setup
+	CAMPAIGN_KILLS=20 XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m campaign -s
 
 lint: setup
 	$(BIN)/ruff check .

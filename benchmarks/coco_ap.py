@@ -2,11 +2,11 @@
 
     python benchmarks/coco_ap.py
 
-5,000 images with 36,000 objects of 80 classes, some of them crowds, and 100 detections an image,
-most of them near an object, the better the surer. Both get the same detections in the form each of
-them wants; what is timed is pycocotools' evaluate and accumulate, and ours from matching to
-numbers, its compilation left out. Targets: 20 times faster for one detector; nine at once in less
-than five times the time of one.
+5,000 images with 36,000 objects of 80 classes, some of them crowds, and 100 detections an image.
+Most detections are near an object, and the higher their score the more often. Both sides get the
+same detections in the form that each of them wants; what is timed is pycocotools' evaluate and
+accumulate, and ours from matching to numbers, its compilation left out. Targets: 20 times faster
+for one detector; nine at once in less than five times the time of one.
 """
 
 import pathlib
@@ -20,33 +20,39 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from crnas_jax.evaluation.average_precision import METRICS, MatchTable, in_threads, match_tables
+from crnas_jax.evaluation.average_precision import (
+    METRICS,
+    MatchTable,
+    map_in_threads,
+    match_tables,
+)
 from crnas_jax.evaluation.coco import CocoEvaluator
 from crnas_jax.evaluation.matching import GroundTruth
 
-_IMAGES = flags.DEFINE_integer("images", 5000, "Images.")
-_OBJECTS = flags.DEFINE_integer("objects", 36000, "Objects in all.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of ours; the median counts.")
+_IMAGES = flags.DEFINE_integer("images", 5000, "Number of images.")
+_OBJECTS = flags.DEFINE_integer("objects", 36000, "Number of objects in all images.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of ours; the median counts.")
 
 
 def main(_):
-    coco, found = problem(_IMAGES.value, _OBJECTS.value)
+    coco, detections = problem(_IMAGES.value, _OBJECTS.value)
     image_ids = [image["id"] for image in coco["images"]]
-    truth = GroundTruth(coco)
+    ground_truth = GroundTruth(coco)
+    repeated = {name: np.repeat(leaf, 9, 0) for name, leaf in detections.items()}
 
-    nine = {name: np.repeat(leaf, 9, 0) for name, leaf in found.items()}
+    def ours(detections):
+        tables = match_tables(ground_truth, detections, image_ids)
+        return map_in_threads(MatchTable.metrics, tables)
 
-    def ours(found):
-        return in_threads(MatchTable.metrics, match_tables(truth, found, image_ids))
+    (metrics,) = ours(detections)
+    functions = {"1": lambda: ours(detections), "9": lambda: ours(repeated)}
+    seconds = common.medians(functions, _REPEATS.value)
 
-    (numbers,) = ours(found)
-    seconds = common.medians({"1": lambda: ours(found), "9": lambda: ours(nine)}, _REPEATS.value)
-
-    run = CocoEvaluator(coco).prepare(results(coco, found), image_ids)
-    began = time.perf_counter()
+    run = CocoEvaluator(coco).prepare(results(coco, detections), image_ids)
+    start = time.perf_counter()
     run.evaluate()
     run.accumulate()
-    seconds["pycocotools"] = time.perf_counter() - began
+    seconds["pycocotools"] = time.perf_counter() - start
     run.summarize()
     reference = dict(zip(METRICS, run.stats, strict=True))
     common.report(
@@ -54,27 +60,40 @@ def main(_):
         {
             "images": _IMAGES.value,
             "objects": _OBJECTS.value,
-            "detections": int(found["valid"].sum()),
+            "detections": int(detections["valid"].sum()),
             "ratios": {
                 "pycocotools over ours": seconds["pycocotools"] / seconds["1"],
                 "nine detectors over one": seconds["9"] / seconds["1"],
             },
             "greatest difference of the twelve numbers": max(
-                abs(reference[name] - numbers[name]) for name in METRICS
+                abs(reference[name] - metrics[name]) for name in METRICS
             ),
-            "AP": numbers["AP"],
+            "AP": metrics["AP"],
             "seconds": seconds,
         },
     )
 
 
-def problem(images: int, objects: int, classes: int = 80, detections: int = 100):
-    """An annotation file and detections near its objects; the same every time."""
+def problem(
+    num_images: int, num_objects: int, num_classes: int = 80, num_detections: int = 100
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Draw objects and the detections of one detector near them; the same at every call.
+
+    Args:
+      num_images: number of images, 640 x 640 pixels.
+      num_objects: number of objects in all images.
+      num_classes: number of classes.
+      num_detections: number of detections in an image.
+
+    Returns:
+      The content of an annotation file; and detections as `match_tables` takes them, `boxes`
+      float32 [1, images, detections, 4] and so on.
+    """
     rng = np.random.default_rng(0)
-    image_of = np.sort(rng.integers(images, size=objects))
-    side = np.exp(rng.uniform(np.log(8), np.log(300), (objects, 2)))
-    corner = rng.uniform(0, 1, (objects, 2)) * (640 - side)
-    label = np.minimum(rng.geometric(0.08, objects), classes)
+    image_of = np.sort(rng.integers(num_images, size=num_objects))
+    side = np.exp(rng.uniform(np.log(8), np.log(300), (num_objects, 2)))
+    corner = rng.uniform(0, 1, (num_objects, 2)) * (640 - side)
+    label = np.minimum(rng.geometric(0.08, num_objects), num_classes)
     annotations = [
         {
             "id": index + 1,
@@ -84,42 +103,44 @@ def problem(images: int, objects: int, classes: int = 80, detections: int = 100)
             "area": float(0.7 * side[index].prod()),
             "iscrowd": int(index % 90 == 0),
         }
-        for index in range(objects)
+        for index in range(num_objects)
     ]
-    shape = (images, detections)
-    found = {
+    shape = (num_images, num_detections)
+    detections = {
         "boxes": np.zeros((*shape, 4), np.float32),
         "scores": np.sort(rng.uniform(0.01, 1, shape).astype(np.float32), 1)[:, ::-1],
-        "labels": np.minimum(rng.geometric(0.08, shape), classes).astype(np.int32),
+        "labels": np.minimum(rng.geometric(0.08, shape), num_classes).astype(np.int32),
         "valid": np.ones(shape, bool),
     }
-    starts = np.searchsorted(image_of, np.arange(images + 1))
-    for image in range(images):
-        number = starts[image + 1] - starts[image]
-        near = rng.uniform(size=detections) < found["scores"][image] * (number > 0)
-        pick = starts[image] + rng.integers(max(number, 1), size=detections)
-        pick = np.minimum(pick, objects - 1)
-        noise = rng.normal(0, 0.12, (detections, 4)) * np.tile(side[pick], 2)
-        own = np.concatenate([corner[pick], corner[pick] + side[pick]], 1) + noise
-        random = rng.uniform(0, 500, (detections, 2))
-        random = np.concatenate([random, random + rng.uniform(8, 140, (detections, 2))], 1)
-        boxes = np.where(near[:, None], own, random)
+    starts = np.searchsorted(image_of, np.arange(num_images + 1))
+    for image in range(num_images):
+        count = starts[image + 1] - starts[image]
+        is_near = rng.uniform(size=num_detections) < detections["scores"][image] * (count > 0)
+        target = starts[image] + rng.integers(max(count, 1), size=num_detections)
+        target = np.minimum(target, num_objects - 1)
+        noise = rng.normal(0, 0.12, (num_detections, 4)) * np.tile(side[target], 2)
+        near_boxes = np.concatenate([corner[target], corner[target] + side[target]], 1) + noise
+        random_corner = rng.uniform(0, 500, (num_detections, 2))
+        random_side = rng.uniform(8, 140, (num_detections, 2))
+        random_boxes = np.concatenate([random_corner, random_corner + random_side], 1)
+        boxes = np.where(is_near[:, None], near_boxes, random_boxes)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        found["boxes"][image] = boxes
-        found["labels"][image] = np.where(near, label[pick], found["labels"][image])
+        detections["boxes"][image] = boxes
+        labels = detections["labels"][image]
+        detections["labels"][image] = np.where(is_near, label[target], labels)
     coco = {
-        "images": [{"id": index + 1, "height": 640, "width": 640} for index in range(images)],
-        "categories": [{"id": index + 1, "name": str(index + 1)} for index in range(classes)],
+        "images": [{"id": index + 1, "height": 640, "width": 640} for index in range(num_images)],
+        "categories": [{"id": index + 1, "name": str(index + 1)} for index in range(num_classes)],
         "annotations": annotations,
     }
-    return coco, {name: leaf[None] for name, leaf in found.items()}
+    return coco, {name: leaf[None] for name, leaf in detections.items()}
 
 
-def results(coco: dict, found: dict) -> list[dict]:
-    """The first detector's detections in COCO's format."""
+def results(coco: dict, detections: dict[str, np.ndarray]) -> list[dict]:
+    """Return the first detector's detections in COCO's result format."""
     rows = []
     for index, image in enumerate(coco["images"]):
-        parts = (found[name][0, index].tolist() for name in ("boxes", "scores", "labels"))
+        parts = (detections[name][0, index].tolist() for name in ("boxes", "scores", "labels"))
         for (x0, y0, x1, y1), score, label in zip(*parts, strict=True):
             box = [x0, y0, x1 - x0, y1 - y0]
             rows.append(

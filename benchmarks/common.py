@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,52 +24,60 @@ HALF_WIDTHS = (32, 64, 128, 256)
 
 
 def detector_options(size: int) -> DetectorOptions:
-    """The paper's neck and heads; below 512 pixels with proposals in proportion to the image."""
+    """Return the paper's neck and heads, with fewer proposals for images below 512 pixels."""
     if size >= 512:
-        return DetectorOptions(classes=80)
+        return DetectorOptions(num_classes=80)
     rpn = RPNOptions(pre_nms=(500, 250), post_nms=(250, 250))
-    return DetectorOptions(80, 256, rpn, BoxHeadOptions(samples=128))
+    return DetectorOptions(80, 256, rpn, BoxHeadOptions(num_samples=128))
 
 
-def random_batch(number: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of noise with eight boxes an image."""
+def random_batch(num_images: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw a batch of noise with eight boxes an image, sides in pixels."""
     rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 0.6, (number, 8, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, (number, 8, 2))], -1)
+    corner = rng.uniform(0, 0.6, (num_images, 8, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.4, (num_images, 8, 2))], -1)
     return {
-        "image": rng.integers(0, 255, (number, height, width, 3), np.uint8),
-        "image_size": np.full((number, 2), (height, width), np.int32),
+        "image": rng.integers(0, 255, (num_images, height, width, 3), np.uint8),
+        "image_size": np.full((num_images, 2), (height, width), np.int32),
         "boxes": (boxes * [width, height, width, height]).astype(np.float32),
-        "labels": rng.integers(1, 81, (number, 8)).astype(np.int32),
-        "valid": np.ones((number, 8), bool),
-        "crowd": np.zeros((number, 8), bool),
-        "weight": np.ones(number, np.float32),
-        "image_id": np.arange(number, dtype=np.int64),
+        "labels": rng.integers(1, 81, (num_images, 8)).astype(np.int32),
+        "valid": np.ones((num_images, 8), bool),
+        "crowd": np.zeros((num_images, 8), bool),
+        "weight": np.ones(num_images, np.float32),
+        "image_id": np.arange(num_images, dtype=np.int64),
     }
 
 
-def device_parts(batch: dict[str, np.ndarray], parts: int = 1):
-    """The mesh of one device, and the batch on it."""
-    mesh = make_mesh(len(batch["image"]), 1, parts)
-    return mesh, put_parts(mesh, batch, parts)
+def device_parts(batch: dict[str, np.ndarray], num_parts: int = 1):
+    """Return the mesh of one device, and the batch on it, cut into equal parts."""
+    mesh = make_mesh(len(batch["image"]), 1, num_parts)
+    return mesh, put_parts(mesh, batch, num_parts)
 
 
 def compile_step(trainer, part, choice=None) -> dict[str, float]:
-    """Seconds to trace and compile all programs of a step, and the greatest temporary memory.
+    """Measure the compilation of all programs of a training step; nothing is run.
 
-    Nothing is run.
+    Args:
+      trainer: a `training.step.Trainer`.
+      part: the batch on the devices.
+      choice: path of a supernet; None for a stand-alone network.
+
+    Returns:
+      `compile_seconds`, to trace and compile all programs; `temp_bytes`, temporary memory of the
+      program that needs most.
     """
-    began = time.perf_counter()
-    temporary = [
+    start = time.perf_counter()
+    temp_bytes = [
         program.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
         for program, arguments in trainer.programs(part, choice)
     ]
-    return {"compile_seconds": time.perf_counter() - began, "temp_bytes": max(temporary)}
+    return {"compile_seconds": time.perf_counter() - start, "temp_bytes": max(temp_bytes)}
 
 
 def stepper(trainer, parts, choice=None):
-    """A function that takes one step and returns the state and metrics after it, and the list its
-    losses go to.
+    """Return a function that takes one step, and the list that it appends the losses to.
+
+    The function returns the state and the metrics after the step.
     """
     state, losses = [trainer.init()], []
 
@@ -80,24 +89,25 @@ def stepper(trainer, parts, choice=None):
     return step, losses
 
 
-def medians(runs: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each function, interleaved so that a noisy machine treats them alike.
+def medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each function.
 
-    Each is run once before, for its compilation.
+    Each is called once before, for its compilation. The timed calls are interleaved, so that a
+    noisy machine treats all functions alike.
     """
-    for run in runs.values():
-        jax.block_until_ready(run())
-    seconds = {name: [] for name in runs}
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: [] for name in functions}
     for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def report(name: str, result: dict) -> None:
-    """Prints the result with the machine and writes it to `results/`, or to --output."""
+    """Print the result with the machine, and write both to `results/<name>_<platform>.json`."""
     device = jax.devices()[0]
     result = {
         "benchmark": name,
@@ -116,7 +126,7 @@ def report(name: str, result: dict) -> None:
 
 
 def _commit():
-    """Of the checkout; "changed" when the code is not that commit's (results may be)."""
+    """Return the checkout's commit, with ", changed" when its code (not its results) has edits."""
     run = functools.partial(subprocess.run, capture_output=True, text=True, cwd=RESULTS.parents[1])
     commit = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
     changed = run(["git", "status", "--porcelain", "crnas_jax", "benchmarks/*.py"]).stdout

@@ -3,13 +3,13 @@
     python benchmarks/train_step.py                                      CPU: 256 pixels, batch 4
     python benchmarks/train_step.py --height=800 --width=1344 --batch=16 --widths=standard
 
-ResNet-50 with Faster R-CNN and FPN. Each variant over the plain step (float32, whole batch): time,
-memory of temporaries, and the loss: of the first step, and the greatest difference over ten steps
-on one batch, where rounding changes which proposals are drawn and the runs part. Half a batch has
-other batch statistics than the whole, so accumulation differs from the first step on
-(`tests/training/test_step.py` has the variants agree where proposals and statistics are the same).
-On the CPU remat saves nothing in a network without a loop: its scheduler starts the recomputation
-early. The persistent compilation cache is not used.
+ResNet-50 with Faster R-CNN and FPN. Each variant is compared with the plain step (float32, whole
+batch): time, temporary memory, the loss of the first step, and the largest difference of the loss
+over ten steps on one batch, where rounding changes which proposals are drawn and the runs part.
+Half a batch has other batch statistics than the whole, so accumulation differs from the first step
+on (`tests/training/test_step.py` checks that the variants agree where proposals and statistics are
+the same). On the CPU remat saves nothing in a network without a loop: its scheduler starts the
+recomputation early. The persistent compilation cache is not used.
 """
 
 import pathlib
@@ -26,13 +26,13 @@ from crnas_jax.models.build import Detector
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer
 
-_HEIGHT = flags.DEFINE_integer("height", 256, "Of the canvas, pixels.")
-_WIDTH = flags.DEFINE_integer("width", 256, "Of the canvas, pixels.")
+_HEIGHT = flags.DEFINE_integer("height", 256, "Height of the canvas, pixels.")
+_WIDTH = flags.DEFINE_integer("width", 256, "Width of the canvas, pixels.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Images in a step.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps.")
-_WIDTHS = flags.DEFINE_enum("widths", "half", ["half", "standard"], "Of the backbone.")
+_WIDTHS = flags.DEFINE_enum("widths", "half", ["half", "standard"], "Widths of the backbone.")
 
-# Name: (precision, remat, parts of the batch).
+# Name: (precision, remat, number of parts of the batch).
 VARIANTS = {
     "plain": ("float32", False, 1),
     "bfloat16": ("bfloat16", False, 1),
@@ -49,8 +49,8 @@ def main(_):
     arch = Arch("resnet_bottleneck", (3, 4, 6, 3), widths=widths)
     optimizer = make_optimizer(OptimizerOptions(warmup_steps=1), _BATCH.value, 1000)
     compiled, steps, losses = {}, {}, {}
-    for name, (precision, remat, number) in VARIANTS.items():
-        mesh, parts = common.device_parts(batch, number)
+    for name, (precision, remat, num_parts) in VARIANTS.items():
+        mesh, parts = common.device_parts(batch, num_parts)
         trainer = Trainer(Detector(arch, options, remat, precision), optimizer, mesh, seed=0)
         compiled[name] = common.compile_step(trainer, parts[0])
         steps[name], losses[name] = common.stepper(trainer, parts)
@@ -59,7 +59,7 @@ def main(_):
         while len(losses[name]) < 10:
             step()
         losses[name] = [float(loss) for loss in losses[name][:10]]
-    plain = compiled["plain"]["temp_bytes"]
+    plain_bytes = compiled["plain"]["temp_bytes"]
     common.report(
         "train_step",
         {
@@ -69,10 +69,11 @@ def main(_):
             "ratios": {
                 name: {
                     "step": seconds[name] / seconds["plain"],
-                    "memory": compiled[name]["temp_bytes"] / plain,
+                    "memory": compiled[name]["temp_bytes"] / plain_bytes,
                     "first loss": losses[name][0] / losses["plain"][0],
                     "greatest loss difference": max(
-                        abs(a / b - 1) for a, b in zip(losses[name], losses["plain"], strict=True)
+                        abs(loss / plain - 1)
+                        for loss, plain in zip(losses[name], losses["plain"], strict=True)
                     ),
                 }
                 for name in VARIANTS

@@ -1,18 +1,18 @@
-"""Prints docs/model_zoo.md: the paper's networks and experiments, their costs and its AP.
+"""Print docs/model_zoo.md: the networks and experiments of the paper with their costs and AP.
 
 python scripts/model_zoo.py > docs/model_zoo.md
 
-Our AP is blank until it is measured, and never copied.
+The column for our AP is blank until it is measured; nothing is copied into it.
 """
 
 import dataclasses
 
 from crnas_jax import cli
 from crnas_jax.arch import zoo
-from crnas_jax.arch.cost import detectors as cost
+from crnas_jax.arch.cost.detectors import detector_parts, total
 
-SIZE = (800, 1088)
-CLASSES = 80
+CANVAS = (800, 1088)
+NUM_CLASSES = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Table:
     """One table of the paper.
 
     Attributes:
-      title: of the section.
-      config: file and, behind the network, its arguments.
-      detector: of `cost.DETECTORS`.
-      columns: what the paper prints, beside the FLOPs.
-      rows: network: the paper's FLOPs (G, None where it prints none) and columns.
-      neck: of `cost.NECKS`.
-      classes: of objects.
+      title: title of the section.
+      config: name of the config file, and the arguments that follow the network's name.
+      detector: one of `arch.cost.detectors.DETECTORS`.
+      columns: names of the metrics that the paper prints.
+      rows: for each network the paper's FLOPs in G (None where it prints none) and its metrics.
+      neck: one of `arch.cost.detectors.NECKS`.
+      num_classes: number of object classes.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Table:
     columns: tuple[str, ...]
     rows: dict[str, tuple]
     neck: str = "fpn"
-    classes: int = CLASSES
+    num_classes: int = NUM_CLASSES
 
 
 BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -134,7 +134,7 @@ TABLES = (
             "resnet101": (None, 85.8),
             "cr_resnet101": (None, 86.5),
         },
-        classes=20,
+        num_classes=20,
     ),
 )
 HEAD = """# Model zoo
@@ -143,11 +143,12 @@ Every network and experiment of the paper (CR-NAS, tables 1, 3, 7, 8 and 9, the 
 and PASCAL VOC). `scripts/model_zoo.py` prints this page.
 
 *GMACs* are true multiply-adds of the whole detector at 800 x 1088 with 1000 proposals (100
-detections in the mask heads). *thop* counts as the paper did (`crnas_jax/cost.py`), beside what it
-prints; its ResNet-50 and ResNet-101 pairs of tables 1 and 7 are printed interchanged.
-*M* are millions of parameters, for {classes} classes (20 on VOC). AP is the paper's; ours stays
+detections in the mask heads). *thop* counts as the paper did (`crnas_jax/arch/cost/`); beside it
+stands the figure that the paper prints. Its tables 1 and 7 print the figures of ResNet-50 and
+CR-ResNet-50 in each other's place, and those of ResNet-101 and CR-ResNet-101 too. *M* are millions
+of parameters, for {num_classes} classes (20 on VOC). AP is the paper's; the column for ours is
 blank until it is measured. The config of a row is `configs/FILE.py:NETWORK` with the table's
-arguments; how to launch it and what it takes stand at the head of the file.
+arguments; the head of that file says how to launch it and what it takes.
 """
 
 
@@ -160,9 +161,9 @@ def _lines(table):
     yield _row(["---"] * len(head))
     for name, (printed, *values) in table.rows.items():
         arch = zoo.get(name)
-        shared = {"detector": table.detector, "neck": table.neck, "classes": table.classes}
-        macs = cost.total(cost.parts(arch, SIZE, **shared))
-        thop = cost.total(cost.parts(arch, SIZE, convention="thop2019", **shared))
+        shared = {"detector": table.detector, "neck": table.neck, "num_classes": table.num_classes}
+        macs = total(detector_parts(arch, CANVAS, **shared))
+        thop = total(detector_parts(arch, CANVAS, convention="thop2019", **shared))
         depths = " ".join(map(str, arch.depths))
         figures = (f"{macs.flops / 1e9:.1f}", f"{thop.flops / 1e9:.1f}", printed or "")
         yield _row((f"`{name}`", depths, *figures, f"{macs.params / 1e6:.2f}", *values, ""))
@@ -173,9 +174,9 @@ def _row(cells):
 
 
 def page() -> str:
-    """The whole of docs/model_zoo.md."""
+    """Return the content of docs/model_zoo.md."""
     lines = [line for table in TABLES for line in _lines(table)]
-    return "\n".join([HEAD.format(classes=CLASSES), *lines]) + "\n"
+    return "\n".join([HEAD.format(num_classes=NUM_CLASSES), *lines]) + "\n"
 
 
 if __name__ == "__main__":

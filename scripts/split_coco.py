@@ -1,4 +1,4 @@
-"""Splits COCO's training annotations for the search: 5,000 images for archval, the rest archtrain.
+"""Split COCO's training annotations for the search: 5,000 images for archval, the rest archtrain.
 
 python scripts/split_coco.py --annotations=data/coco/annotations/instances_train2017.json
 
@@ -14,10 +14,10 @@ from absl import flags
 
 from crnas_jax import cli
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.workdir import write_json
+from crnas_jax.runtime.files import write_json
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The json to split.")
-_NUMBER = flags.DEFINE_integer("number", 5000, "Images of archval.", 1)
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "json file to split.")
+_NUM_IMAGES = flags.DEFINE_integer("number", 5000, "Number of images in archval.", 1)
 
 
 def main():
@@ -25,27 +25,27 @@ def main():
     outputs = {name: file.parent / f"{name}.json" for name in ("archtrain", "archval")}
     for output in outputs.values():
         if output.exists():
-            raise UserError(output, "file", "is there already", "remove it first")
+            raise UserError(output, "file", "it exists already", "remove it first")
     try:
         content = json.loads(file.read_bytes())
         images, annotations = content["images"], content["annotations"]
         ids = sorted((int(image["id"]) for image in images), key=_hash)
-        owners = [int(annotation["image_id"]) for annotation in annotations]
+        image_ids = [int(annotation["image_id"]) for annotation in annotations]
     except OSError as error:
         raise UserError(file, "file", error.strerror or "unreadable", "name COCO's json") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(file, "json", str(error), "give COCO's instances_train2017.json") from error
-    if len(ids) <= _NUMBER.value:
+    if len(ids) <= _NUM_IMAGES.value:
         raise UserError(file, "images", f"only {len(ids)}", "lower --number")
-    drawn = set(ids[: _NUMBER.value])
+    drawn = set(ids[: _NUM_IMAGES.value])
     for name, output in outputs.items():
-        wanted = name == "archval"
+        in_archval = name == "archval"
         part = {
-            "images": [image for image in images if (image["id"] in drawn) == wanted],
+            "images": [image for image in images if (image["id"] in drawn) == in_archval],
             "annotations": [
                 annotation
-                for annotation, owner in zip(annotations, owners, strict=True)
-                if (owner in drawn) == wanted
+                for annotation, image_id in zip(annotations, image_ids, strict=True)
+                if (image_id in drawn) == in_archval
             ],
         }
         write_json(output, {**content, **part})

@@ -19,11 +19,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Annotated shapes and dtypes are checked at run time in every test.
-jaxtyping.install_import_hook("crnas_jax.ops", "beartype.beartype")
+# Annotated shapes and dtypes are checked at run time in every test, and arrays of different ranks
+# do not broadcast in silence.
+CHECKED = ("ops", "models", "training", "search")
+jaxtyping.install_import_hook([f"crnas_jax.{name}" for name in CHECKED], "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from crnas_jax.cli import use_compilation_cache  # noqa: E402
 

@@ -1,10 +1,11 @@
-"""Checkpoints: the latest that loads is taken, what does not load stays out of the way."""
+"""Checkpoints: the latest that loads is restored, damaged ones are moved aside."""
 
 import logging
 import shutil
 
 import jax.numpy as jnp
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
 from crnas_jax.errors import UserError
@@ -36,17 +37,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_saving_goes_on(tmp_path, caplog
     again.close()
 
 
-def test_nothing_to_restore(tmp_path):
+def test_an_empty_folder_restores_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.restore_latest(_state(0)) is None
     checkpoints.close()
 
 
-def test_variables_round_trip_and_missing_ones(tmp_path):
+def test_variables_round_trip_and_missing_ones_are_refused(tmp_path):
     for value in (1, 2):
         save_variables(tmp_path / "v", {"params": _state(value)})
-    found = load_variables(tmp_path / "v", {"params": _state(0)})
-    assert float(found["params"]["a"][0]) == 2
+    loaded = load_variables(tmp_path / "v", {"params": _state(0)})
+    assert float(loaded["params"]["a"][0]) == 2
     with pytest.raises(UserError, match="missing"):
         load_variables(tmp_path / "w", {"params": _state(0)})
     with pytest.raises(UserError, match="checkpoint"):
@@ -57,24 +58,24 @@ def _paths(folder):
     return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
 
-def test_whatever_is_missing_of_a_checkpoint_an_earlier_one_is_taken(tmp_path):
-    """Deletion is not atomic: any file or folder of a step may be gone already."""
+def test_an_earlier_checkpoint_is_restored_whatever_file_is_missing(tmp_path):
+    """Deletion is not atomic: any file or folder of a step may already be missing."""
     whole = tmp_path / "whole"
     with Checkpoints(whole) as checkpoints:
         for step in (10, 20):
             checkpoints.save(step, _state(step))
-    for number, path in enumerate(_paths(whole / "20")):
-        folder = tmp_path / str(number)
+    for index, path in enumerate(_paths(whole / "20")):
+        folder = tmp_path / str(index)
         shutil.copytree(whole, folder)
-        gone = folder / "20" / path
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        missing = folder / "20" / path
+        shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
         (folder / "30.orbax-checkpoint-tmp").mkdir()  # a save that a kill cut short
         (folder / "40").mkdir()  # deletion cut short
         (folder / "unreadable-20").mkdir()
-        (folder / "unreadable-20" / "rest").write_text("of an earlier time")
+        (folder / "unreadable-20" / "rest").write_text("from an earlier restore")
         with Checkpoints(folder) as checkpoints:
             restored = checkpoints.restore_latest(_state(0))
-            # Some files are of no importance; the numbers are whole in either case.
+            # Step 20 loads without some of its files; the values are right in either case.
             assert int(restored["step"]) in (10, 20), path
             assert float(restored["a"][0]) == int(restored["step"]), path
             checkpoints.save(50, _state(50))
@@ -82,8 +83,8 @@ def test_whatever_is_missing_of_a_checkpoint_an_earlier_one_is_taken(tmp_path):
             assert int(checkpoints.restore_latest(_state(0))["step"]) == 50
 
 
-def test_changed_bytes_are_found(tmp_path):
-    """A flipped bit would load as another number."""
+def test_a_checkpoint_with_changed_bytes_is_not_restored(tmp_path):
+    """A flipped bit would otherwise load as another value."""
     with Checkpoints(tmp_path) as checkpoints:
         for step in (10, 20):
             checkpoints.save(step, _state(step))
@@ -96,7 +97,7 @@ def test_changed_bytes_are_found(tmp_path):
         assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
 
 
-def test_no_checkpoint_that_loads_is_refused_and_left_alone(tmp_path, monkeypatch):
+def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, _state(10))
     for path in (tmp_path / "10").rglob("*"):
@@ -107,14 +108,14 @@ def test_no_checkpoint_that_loads_is_refused_and_left_alone(tmp_path, monkeypatc
     assert (tmp_path / "10").is_dir()
 
 
-def test_a_fault_of_the_machine_is_none_of_the_checkpoint(tmp_path, monkeypatch):
+def test_a_machine_fault_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(24, "Too many open files")
 
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, _state(10))
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._checkpointer, "load", fail)
+            patch.setattr(ocp.training.Checkpointer, "load", fail)
             with pytest.raises(OSError, match="Too many"):
                 checkpoints.restore_latest(_state(0))
         assert int(checkpoints.restore_latest(_state(0))["step"]) == 10

@@ -17,17 +17,17 @@ SPLITS = ("train", "val", "test")
 
 
 def _make_folder(folder):
-    """Two images of 40 x 60 a split, one box each."""
+    """Write a data set with two images of 40 x 60 in each split, one box each."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split in SPLITS:
         images, annotations = [], []
-        for number in (1, 2):
-            name = f"{split}{number}.png"
+        for image_id in (1, 2):
+            name = f"{split}{image_id}.png"
             pixels = rng.integers(0, 255, (40, 60, 3), np.uint8)
             cv2.imwrite(str(folder / "images" / name), pixels)
-            images.append({"id": number, "file_name": name, "height": 40, "width": 60})
-            box = {"id": number, "image_id": number, "category_id": 5, "bbox": [4, 5, 20, 10]}
+            images.append({"id": image_id, "file_name": name, "height": 40, "width": 60})
+            box = {"id": image_id, "image_id": image_id, "category_id": 5, "bbox": [4, 5, 20, 10]}
             annotations.append({**box, "area": 200, "iscrowd": 0})
         coco = {
             "images": images,
@@ -38,7 +38,7 @@ def _make_folder(folder):
 
 
 def _json(change, split="train"):
-    """A mistake in an annotation file: `change` gets its content."""
+    """Return a function that makes a mistake in an annotation file; `change` gets its content."""
 
     def spoil(folder):
         path = folder / f"{split}.json"
@@ -65,7 +65,7 @@ def _image(action):
 
 
 def _copy_image(folder):
-    """Train's first image becomes test's second under that one's name."""
+    """Copy the first image of `train` over the second of `test`."""
     content = (folder / "images" / "train1.png").read_bytes()
     (folder / "images" / "test2.png").write_bytes(content)
 
@@ -80,7 +80,7 @@ def _no_boxes(coco):
 
 
 def _cut_jpeg(folder):
-    """A photograph copied in part: decoders fill the rest with grey."""
+    """Write half of a JPEG file, of which decoders fill the rest with grey."""
     pixels = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
     whole = cv2.imencode(".jpg", pixels)[1].tobytes()
     (folder / "images" / "train1.jpg").write_bytes(whole[: len(whole) // 2])
@@ -353,21 +353,6 @@ CASES = {
         "config.init_from.baseline: there are no weights",
     ),
 }
-# Fields by their names before they took the field's standard names.
-OLD_FIELDS = {
-    "data.short=64": "'short' is now 'min_size'",
-    "data.long=64": "'long' is now 'max_size'",
-    "stage_train.rate_per_image=0.1": "'rate_per_image' is now 'lr_per_image'",
-    "detector_train.drops=(0.5,)": "'drops' is now 'lr_drops'",
-    "pretrain.clip=1": "'clip' is now 'clip_norm'",
-    "initial.baseline=none": "'initial' is now 'init_from'",
-    "search.keep=3": "'keep' is now 'beam'",
-    "search.chunk=3": "'chunk' is now 'max_subnets_per_call'",
-}
-CASES |= {
-    f"old name {field}": (None, [f"--config.{field}"], message)
-    for field, message in OLD_FIELDS.items()
-}
 # What concerns the flags --config and --workdir themselves.
 OWN_CONFIGS = {
     "no such config": ("configs/none.py", "configs/none.py: --config: there is no such file"),
@@ -375,7 +360,6 @@ OWN_CONFIGS = {
     "syntax": ("{tmp}/syntax.py", r"syntax\.py: line 1"),
     "own config misspelt": ("{tmp}/misspelt.py", r"misspelt\.py: line 4: .*mn_size"),
     "own config fails": ("{tmp}/fails.py", r"fails\.py: line 2: division by zero"),
-    "own config of an old version": ("{tmp}/old.py", r"old\.py: line 4: 'short' is now 'min_size'"),
     "no data folder": ("configs/bccd.py", "data.folder: empty; give the folder .*data.folder=PATH"),
     "own config from nothing": ("{tmp}/nothing.py", r"nothing\.py: .*: missing; start from"),
 }
@@ -383,8 +367,6 @@ _CONFIG_FILES = {
     "syntax": "def get_config(:\n",
     "misspelt": "from configs import base\ndef get_config():\n  config = base.get_config()\n"
     "  config.data.mn_size = 1\n  return config\n",
-    "old": "from configs import base\ndef get_config():\n  config = base.get_config()\n"
-    "  config.data.short = 1\n  return config\n",
     "fails": "def get_config():\n  return 1 / 0\n",
     "nothing": "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n",
 }
@@ -392,7 +374,7 @@ _CONFIG_FILES = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The output of every case by name, and the working folders that came into being."""
+    """Return the outcome of every case by name, and the working folders that were written."""
     tmp = tmp_path_factory.mktemp("mistakes")
     for name, text in _CONFIG_FILES.items():
         (tmp / f"{name}.py").write_text(text)
@@ -453,7 +435,7 @@ def _tree(folder):
 
 
 def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
-    """Locked, of another config, of an old version, with its config gone or spoilt, and no folder."""
+    """Locked, of another config, of format 1, with its config gone or spoilt, and no folder."""
     names = ("locked", "other", "lost", "spoilt", "old")
     locked, other, lost, spoilt, old = (tmp_path / name for name in names)
     held = Workdir(locked)

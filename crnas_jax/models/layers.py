@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
 from crnas_jax.arch.families import ConvShape
 from crnas_jax.ops.convolution import ConvSpec, switched_conv
@@ -66,7 +66,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], operation: Int[Array, ""] | int = 0
+        self, x: Float[Array, "batch height width channels"], operation: Int[ArrayLike, ""] = 0
     ) -> Float[Array, "batch _ _ features"]:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
@@ -169,7 +169,7 @@ def conv_bn(
     shape: ConvShape,
     norm: Normalization,
     dilations: tuple[int, ...] = (1,),
-    operation: Int[Array, ""] | int = 0,
+    operation: Int[ArrayLike, ""] = 0,
     in_control_flow: bool = False,
 ) -> Float[Array, "batch _ _ features"]:
     """Apply a convolution and its batch normalisation, submodules of the calling module.

@@ -1,7 +1,8 @@
-"""Architectures: codes, JSON, published entries."""
+"""Architectures: codes, parts, JSON, published entries."""
 
 import pytest
 
+from crnas_jax import arch as architectures
 from crnas_jax.arch import zoo
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
@@ -9,7 +10,8 @@ from crnas_jax.errors import UserError
 
 @pytest.mark.parametrize("name", sorted(zoo.ARCHS))
 def test_json_round_trip(name):
-    assert Arch.from_json(zoo.get(name).to_json()) == zoo.get(name)
+    text = zoo.get(name).to_json()
+    assert Arch.from_json(text) == architectures.read(text) == zoo.get(name)
 
 
 # CR-NAS, tables 1 and 2: baseline, stage code, operation code as a string of digits.
@@ -31,13 +33,13 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_codes(name):
-    baseline, found = PUBLISHED[name]
+    baseline, searched_code = PUBLISHED[name]
     assert zoo.get(name).stage_code == baseline
-    assert zoo.get(f"scr_{name}").stage_code == found
+    assert zoo.get(f"scr_{name}").stage_code == searched_code
     assert set(zoo.get(name).operation_code) == {0}
     if name in OPERATIONS:
         searched = zoo.get(f"cr_{name}")
-        assert searched.stage_code == found
+        assert searched.stage_code == searched_code
         assert "".join(map(str, searched.operation_code)) == OPERATIONS[name]
 
 
@@ -50,6 +52,18 @@ def test_channels_and_blocks():
     centre = zoo.get("resnext50_32x4d").block(2, first=True)
     assert (centre.inner_channels, centre.groups, centre.stride) == (512, 32, 2)
     assert not zoo.get("mobilenet_v2").block(0, first=True).expands
+
+
+def test_parts_are_stem_stages_and_tail_in_network_order():
+    resnet, mobilenet = zoo.get("resnet50"), zoo.get("mobilenet_v2")
+    assert [part.name for part in resnet.parts()] == ["stem", *(f"stage{i}" for i in (1, 2, 3, 4))]
+    assert [part.level for part in resnet.parts()] == [None, 2, 3, 4, 5]
+    assert [len(part.units) for part in resnet.stages] == list(resnet.stage_depths)
+    assert resnet.num_blocks == 16
+    names, levels = zip(*((part.name, part.level) for part in mobilenet.parts()), strict=True)
+    assert names == ("stem", *(f"stage{i}" for i in range(1, 8)), "tail")
+    assert levels == (None, None, 2, 3, None, 4, None, None, 5)
+    assert mobilenet.num_blocks == 17
 
 
 @pytest.mark.parametrize(
@@ -73,12 +87,12 @@ def test_a_faulty_arch_is_refused_by_field(fields, field):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "family": "x"}'])
 def test_faulty_json_is_refused(text):
-    with pytest.raises(UserError):
-        Arch.from_json(text)
+    for read in (Arch.from_json, architectures.read):
+        with pytest.raises(UserError, match=r"^arch: "):
+            read(text)
 
 
-def test_files_with_an_architecture(tmp_path):
-    """As `to_json` writes it, and as a search's result; what holds none is named."""
+def test_a_file_holds_an_architecture_or_the_result_of_a_search(tmp_path):
     file, arch = tmp_path / "found.json", zoo.get("cr_mobilenet_v2")
     for text in (arch.to_json(), f'{{"score": 0.5, "arch": {arch.to_json()}}}'):
         file.write_text(text)

@@ -1,4 +1,4 @@
-"""Weights of torchvision through the script, into networks and supernets; what does not fit."""
+"""torchvision's weights converted by the script, in networks and supernets, and what is refused."""
 
 import json
 
@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-import torchvision_reference as reference
 from helpers import run_commands
+from interop import torchvision_reference as reference
 from safetensors.numpy import save_file
 
 import crnas_jax
 from crnas_jax.arch import zoo
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.errors import UserError
-from crnas_jax.export.detector import load_weights
+from crnas_jax.export.weights import load_weights
 from crnas_jax.interop import torchvision
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
@@ -22,7 +22,8 @@ from crnas_jax.models.rcnn import DetectorOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.models.transfer import fill
 
-OLD = {
+# Old names of some tensors by their present ones.
+OLD_NAMES = {
     "backbone.fpn.inner_blocks.0.0.weight": "backbone.fpn.inner_blocks.0.weight",
     "backbone.fpn.layer_blocks.3.0.bias": "backbone.fpn.layer_blocks.3.bias",
     "rpn.head.conv.0.0.weight": "rpn.head.conv.weight",
@@ -46,21 +47,21 @@ def _zeros(model):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """Outcomes of the script by case, and its folder."""
+    """Outcomes of the script by case, the folder it ran in, and the Mask R-CNN's state dict."""
     tmp = tmp_path_factory.mktemp("convert")
     model = reference.detector("maskrcnn_resnet50_fpn", seed=0)
     torch.save(model.state_dict(), tmp / "mask.pth")
     classifier = reference.classifier("mobilenet_v2", seed=0)
     save_file(_state(classifier), tmp / "mobile.safetensors")
     torch.save({"model": classifier}, tmp / "pickle.pth")
-    (tmp / "there").mkdir()
+    (tmp / "existing").mkdir()
     cases = {
         "detector": ("maskrcnn_resnet50_fpn", "mask.pth", "detector"),
         "classifier": ("mobilenet_v2", "mobile.safetensors", "classifier"),
         "whole model": ("mobilenet_v2", "pickle.pth", "a"),
         "other model": ("resnet18", "mobile.safetensors", "b"),
         "no file": ("resnet18", "none.pth", "c"),
-        "there already": ("resnet18", "mobile.safetensors", "there"),
+        "existing folder": ("resnet18", "mobile.safetensors", "existing"),
     }
     commands = [
         [
@@ -78,8 +79,9 @@ def test_the_script_converts_detectors_that_predict(converted):
     outcomes, tmp, state = converted
     assert outcomes["detector"]["status"] == 0, outcomes["detector"]["stderr"]
     assert "epsilon 1e-05" in outcomes["detector"]["stdout"]
-    found = load_variables(tmp / "detector" / "variables")["params"]["box_head"]["class"]["bias"]
-    np.testing.assert_array_equal(found, state["roi_heads.box_predictor.cls_score.bias"])
+    variables = load_variables(tmp / "detector" / "variables")
+    bias = variables["params"]["box_head"]["class"]["bias"]
+    np.testing.assert_array_equal(bias, state["roi_heads.box_predictor.cls_score.bias"])
     description = json.loads((tmp / "detector" / "detector.json").read_text())
     names = {entry["id"]: entry["name"] for entry in description["categories"]}
     assert (len(names), names[1], names[18], names[90]) == (90, "person", "dog", "toothbrush")
@@ -89,9 +91,9 @@ def test_the_script_converts_detectors_that_predict(converted):
 def test_the_script_converts_classifiers_to_start_from(converted):
     outcomes, tmp, _ = converted
     assert outcomes["classifier"]["status"] == 0, outcomes["classifier"]["stderr"]
-    found, spec = load_weights(tmp / "classifier")
+    variables, spec = load_weights(tmp / "classifier")
     assert spec is None
-    assert found["params"]["head"]["kernel"].shape == (1280, 1000)
+    assert variables["params"]["head"]["kernel"].shape == (1280, 1000)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_the_script_converts_classifiers_to_start_from(converted):
         ("whole model", "torchvision.models.mobilenetv2.MobileNetV2"),
         ("other model", "resnet18: fc.bias: missing"),
         ("no file", "No such file"),
-        ("there already", "--output"),
+        ("existing folder", "--output"),
     ],
 )
 def test_mistakes_end_in_one_line(converted, case, message):
@@ -109,20 +111,20 @@ def test_mistakes_end_in_one_line(converted, case, message):
     (line,) = outcomes[case]["stderr"].strip().splitlines()
     assert message in line
     assert not any((tmp / name).exists() for name in "abc")
-    assert not list((tmp / "there").iterdir())
+    assert not list((tmp / "existing").iterdir())
 
 
-def test_old_names_are_those_of_now(converted):
+def test_tensors_with_old_names_are_converted(converted):
     _, _, state = converted
-    old = {OLD.get(name, name): value for name, value in state.items()}
-    assert set(OLD.values()) <= set(old)
-    model, found, _ = torchvision.convert(old, "maskrcnn_resnet50_fpn")
-    assert model.options.classes == 90
+    old = {OLD_NAMES.get(name, name): value for name, value in state.items()}
+    assert set(OLD_NAMES.values()) <= set(old)
+    model, variables, _ = torchvision.convert(old, "maskrcnn_resnet50_fpn")
+    assert model.options.num_classes == 90
     fpn, mask = state["backbone.fpn.layer_blocks.3.0.bias"], "roi_heads.mask_head.2.0.weight"
-    np.testing.assert_array_equal(found["params"]["fpn"]["output5"]["bias"], fpn)
+    np.testing.assert_array_equal(variables["params"]["fpn"]["output5"]["bias"], fpn)
     with pytest.raises(UserError, match="its present name"):
         torchvision.convert({**state, "rpn.head.conv.bias": fpn}, "maskrcnn_resnet50_fpn")
-    kernel = found["params"]["mask_head"]["conv3"]["kernel"]
+    kernel = variables["params"]["mask_head"]["conv3"]["kernel"]
     np.testing.assert_array_equal(kernel, state[mask].transpose(2, 3, 1, 0))
 
 
@@ -140,7 +142,7 @@ def test_old_names_are_those_of_now(converted):
         (lambda s: s.update({"bn9.num_batches_tracked": np.int64(1)}), "bn9.num_batches_tracked"),
     ],
 )
-def test_what_does_not_fit_is_refused(resnet18, change, message):
+def test_state_dicts_that_do_not_fit_are_refused(resnet18, change, message):
     state = dict(resnet18)
     change(state)
     with pytest.raises(UserError) as error:
@@ -149,7 +151,7 @@ def test_what_does_not_fit_is_refused(resnet18, change, message):
 
 
 def test_an_epsilon_of_zero_gives_the_same_outputs(resnet18):
-    """The scale takes it up, for tiny variances too."""
+    """The scale makes up for it, for tiny variances too."""
     state = {**resnet18, "bn1.running_var": np.full(64, 1e-7, np.float32)}
     _, variables, _ = torchvision.convert(state, "resnet18", epsilon=0.0)
     norm = variables["params"]["backbone"]["stem"]["bn1"]
@@ -164,11 +166,11 @@ def test_an_epsilon_of_zero_gives_the_same_outputs(resnet18):
 
 
 def test_a_standard_network_starts_a_searched_one_and_a_supernet(resnet18):
-    """Blocks by their place; in the supernet every branch and every dilation."""
-    _, given, _ = torchvision.convert(resnet18, "resnet18")
-    source = given["params"]["backbone"]
+    """Blocks are filled by their place; in the supernet every branch and every dilation is."""
+    _, converted, _ = torchvision.convert(resnet18, "resnet18")
+    source = converted["params"]["backbone"]
     searched = Detector(zoo.get("cr_resnet18"), DetectorOptions(3))
-    filled, unfilled = fill(searched, _zeros(searched), given)
+    filled, unfilled = fill(searched, _zeros(searched), converted)
     stage = filled["params"]["backbone"]["stage4"]
     for block in ("block1", "block2"):
         jax.tree.map(np.testing.assert_array_equal, stage[block], source["stage4"][block])
@@ -177,7 +179,7 @@ def test_a_standard_network_starts_a_searched_one_and_a_supernet(resnet18):
     grids = ((1, 2), (1, 2), (2,), (2, 3))
     spec = SupernetSpec("resnet_basic", zoo.get("resnet18").widths, grids, (1, 2, 3))
     supernet = Classifier(spec, ClassifierOptions(1000))
-    filled, unfilled = fill(supernet, _zeros(supernet), given)
+    filled, unfilled = fill(supernet, _zeros(supernet), converted)
     assert unfilled == ["backbone/stage4/rest (3 of 9 rows)"]  # the third block of the deepest
     for operations in ((0, 1, 2, 0, 1, 2), (2, 2, 2, 1, 1, 1)):
         choice = spec.choice((1, 1, 2, 2), operations)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torchvision_reference as reference
+from interop import torchvision_reference as reference
 
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.masks import paste
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.interop import torchvision
-from crnas_jax.models.backbones.staged import Frozen
-from crnas_jax.models.layers import BN_RUNNING, preprocess
+from crnas_jax.models.backbones.staged import FreezeOptions
+from crnas_jax.models.layers import BN_RUNNING, Normalization, preprocess
 
 
 def _state(model):
@@ -32,7 +32,7 @@ def _pair(name, seed=0):
 
 def _features(model, variables, image):
     def backbone(module):
-        return module.backbone(image, None, BN_RUNNING, jnp.ones(len(image)))
+        return module.backbone(image, None, Normalization(BN_RUNNING, jnp.ones(len(image))))
 
     return model.module.apply(variables, method=backbone)
 
@@ -50,7 +50,7 @@ def test_classifiers(name):
         theirs_level = theirs_level.permute(0, 2, 3, 1).numpy()
         assert abs(level - theirs_level).max() / abs(theirs_level).max() < 1e-4
     head = variables["params"]["head"]
-    logits = found[-1].mean((1, 2)) @ head["kernel"] + head["bias"]
+    logits = np.asarray(found[-1]).mean((1, 2)) @ head["kernel"] + head["bias"]
     with torch.no_grad():
         np.testing.assert_allclose(logits, theirs(tensor).numpy(), rtol=1e-3, atol=1e-4)
 
@@ -64,7 +64,8 @@ def _photographs(shared_data, size, portrait, number, with_masks=False):
     made = [rows(source[i], portrait, np.random.default_rng(0)) for i in turned[:number]]
     batch = {name: np.stack([row[name] for row in made]) for name in made[0]}
     batch["weight"] = np.ones(number, np.float32)
-    image = np.array(preprocess(batch["image"], batch["image_size"], jnp.float32))
+    pixels, image_size = jnp.asarray(batch["image"]), jnp.asarray(batch["image_size"])
+    image = np.array(preprocess(pixels, image_size, jnp.float32))
     tensor = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
     return batch, tensor, [tuple(size) for size in batch["image_size"].tolist()]
 
@@ -100,7 +101,7 @@ def _require_same(found, expected):
 def test_detections(shared_data, name, size):
     """On two photographs, portrait at the middle size."""
     theirs, ours, variables = _pair(name)
-    batch, tensor, sizes = _photographs(shared_data, size, size.short < 224, 2)
+    batch, tensor, sizes = _photographs(shared_data, size, size.min_size < 224, 2)
     expected = reference.detect(theirs, tensor, sizes)
     found = jax.jit(lambda v, b: ours.apply(v, b, None))(variables, batch)
     for index, one in enumerate(expected):
@@ -155,10 +156,10 @@ def test_losses(shared_data):
     options = ours.options
     options = dataclasses.replace(
         options,
-        rpn=dataclasses.replace(options.rpn, samples=40000),
-        box=dataclasses.replace(options.box, samples=200, positive_fraction=0.5),
+        rpn=dataclasses.replace(options.rpn, num_samples=40000),
+        box=dataclasses.replace(options.box, num_samples=200, positive_fraction=0.5),
     )
-    ours = dataclasses.replace(ours, options=options, frozen=Frozen(norm=True))
+    ours = dataclasses.replace(ours, options=options, freeze=FreezeOptions(freeze_norm=True))
     keys = jax.random.split(jax.random.key(0), 2)
     found, _ = jax.jit(lambda v, b: ours.losses(v, b, None, keys))(variables, batch)
     names = {

@@ -1,4 +1,4 @@
-"""Starting from other weights: blocks by place, the rest by name, what is missing named."""
+"""Starting from other weights: blocks match by place, other layers by name; gaps are reported."""
 
 import jax
 import numpy as np
@@ -36,11 +36,11 @@ def test_a_detector_starts_from_its_classifier():
         )
 
 
-def test_deeper_stages_keep_their_own_further_blocks():
+def test_deeper_stages_keep_their_fresh_further_blocks():
     deeper = _classifier(Arch("resnet_basic", (1, 3, 1, 1), widths=WIDTHS))
-    own = _variables(deeper, 0)
+    fresh = _variables(deeper, 0)
     given = _variables(_classifier(NETWORK), 1)
-    filled, unfilled = fill(deeper, own, given)
+    filled, unfilled = fill(deeper, fresh, given)
     assert unfilled == ["backbone/stage2/block3"]
     stage = filled["params"]["backbone"]["stage2"]
     np.testing.assert_array_equal(
@@ -49,13 +49,13 @@ def test_deeper_stages_keep_their_own_further_blocks():
     )
     np.testing.assert_array_equal(
         stage["block3"]["conv1"]["kernel"],
-        own["params"]["backbone"]["stage2"]["block3"]["conv1"]["kernel"],
+        fresh["params"]["backbone"]["stage2"]["block3"]["conv1"]["kernel"],
     )
 
 
 @pytest.mark.parametrize("sharing", ["branch", "prefix"])
 def test_a_supernet_starts_from_a_network(sharing):
-    """Every path over blocks that the network has is then the network, whatever its dilations."""
+    """A path over blocks that the network has then equals the network, at any dilation."""
     spec = SupernetSpec("resnet_basic", WIDTHS, SUPERNET.grids, (1, 2), sharing)
     model, given = _classifier(spec), _variables(_classifier(NETWORK), 1)
     filled, unfilled = fill(model, _variables(model, 0), given)
@@ -83,7 +83,7 @@ def test_a_supernet_starts_from_a_supernet():
 
 
 def _marked(spec):
-    """A supernet in which every kernel of stage 1 says whose it is."""
+    """Return a supernet in which every kernel of stage 1 holds its branch, place and dilation."""
     variables = _variables(_classifier(spec), 0)
     for kind in ("first", "rest"):
         for module in ("conv1", "conv2"):
@@ -102,10 +102,10 @@ def _spec(grid, dilations=(1,), sharing="branch"):
 @pytest.mark.parametrize(
     ("source", "target", "module", "expected"),
     [
-        # Banks of one size whose rows stand at other places: nothing is taken for another's.
+        # Banks of equal size with rows at other places: no row fits another place.
         (_spec((1, 5)), _spec((2, 4)), "conv1", None),
         (_spec((1, 3, 4)), _spec((3, 5)), "conv1", [310, 320, None, None, None, None]),
-        # Dilations of their own start from the one kernel there is.
+        # Kernels of separate dilations start from the one shared kernel.
         (_spec((1, 3)), _spec((3,), (1, 2)), "conv2", [310, 310, 320, 320]),
         (_spec((3,), (1, 2)), _spec((3,), (2, 3)), "conv2", [312, None, 322, None]),
         (_spec((3,), sharing="prefix"), _spec((2, 3)), "conv1", [10, 10, 20]),
@@ -113,18 +113,18 @@ def _spec(grid, dilations=(1,), sharing="branch"):
 )
 def test_rows_go_by_branch_place_and_dilation(source, target, module, expected):
     model = _classifier(target)
-    own = _variables(model, 1)
-    filled, unfilled = fill(model, own, _marked(source), source)
+    fresh = _variables(model, 1)
+    filled, unfilled = fill(model, fresh, _marked(source), source)
     rows = filled["params"]["backbone"]["stage1"]["rest"][module]["kernel"]
-    kept = own["params"]["backbone"]["stage1"]["rest"][module]["kernel"]
+    before = fresh["params"]["backbone"]["stage1"]["rest"][module]["kernel"]
     expected = [None] * len(rows) if expected is None else expected
     assert len(rows) == len(expected)
-    for row, before, value in zip(rows, kept, expected, strict=True):
-        np.testing.assert_array_equal(row, before if value is None else value)
+    for row, fresh_row, value in zip(rows, before, expected, strict=True):
+        np.testing.assert_array_equal(row, fresh_row if value is None else value)
     assert any("stage1" in name for name in unfilled) == (None in expected)
 
 
-def test_other_dtypes_and_numbers_that_are_none():
+def test_other_dtypes_are_cast_and_nan_is_refused():
     model = _classifier(NETWORK)
     given = _variables(model, 1)
     half = jax.tree.map(lambda leaf: leaf.astype(np.float16), given)

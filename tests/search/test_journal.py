@@ -1,4 +1,4 @@
-"""The journal: exact de-duplication, a torn last line, another config's lines."""
+"""The journal: no score twice, a torn last line, the lines of another config."""
 
 import json
 
@@ -8,8 +8,8 @@ from crnas_jax.errors import UserError
 from crnas_jax.search.journal import Journal, Score
 
 
-def _score(value, batches=2):
-    return Score(value, (value - 0.1, value + 0.1), batches, 4 * batches)
+def _score(value, num_batches=2):
+    return Score(value, (value - 0.1, value + 0.1), num_batches, 4 * num_batches)
 
 
 def test_scores_survive_and_other_configs_are_ignored(tmp_path):
@@ -25,16 +25,19 @@ def test_scores_survive_and_other_configs_are_ignored(tmp_path):
     row = json.loads(path.read_text().splitlines()[0])
     assert row["format"] == 2
     assert row["seed"] == 5
-    assert row["images"] == 8
+    assert (row["images"], row["batches"]) == (8, 2)
 
 
 def test_the_effort_of_a_search(tmp_path):
-    journal = Journal(tmp_path / "journal.jsonl", "a")
-    for code, batches in (((1,), 1), ((2,), 1), ((1,), 3)):
-        journal.add("stage", code, _score(0.5, batches))
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, "a")
+    for code, num_batches in (((1,), 1), ((2,), 1), ((1,), 3)):
+        journal.add("stage", code, _score(0.5, num_batches))
     journal.add("operation", (1,), _score(0.5))
-    assert journal.evaluated("stage") == 2
-    assert journal.image_passes("stage") == 4 + 12
+    for read in (journal, Journal(path, "a")):
+        assert read.effort("stage") == {"evaluated": 2, "image_passes": 4 + 12}
+        assert read.effort("operation") == {"evaluated": 1, "image_passes": 8}
+        assert read.effort("random") == {"evaluated": 0, "image_passes": 0}
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -58,7 +61,7 @@ def test_a_damaged_line_is_named(tmp_path):
         Journal(path, "a")
 
 
-def test_a_score_that_is_no_number_is_not_written(tmp_path):
+def test_a_score_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="nan"):
         Journal(tmp_path / "j", "a").add("stage", (1,), _score(float("nan")))
     assert not (tmp_path / "j").exists()

@@ -1,168 +1,175 @@
-"""Every field of a config reaches the options, and what is out of bounds is named by its place."""
+"""Every field of a config is read, and a value out of bounds is refused by the field's name."""
 
 import pytest
 
 from configs import base
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.settings import data, models, run, search, training
+from crnas_jax.settings import data, fields, models, run, search, training
 from crnas_jax.settings.check import check
+from crnas_jax.training.optimizer import OptimizerOptions
 
-# Another valid value for each field for which twice the number or the opposite will not do.
+# Valid values other than those of configs/base.py. Fields that are not here are text of any kind,
+# or numbers and switches that `_changed` doubles, halves or turns.
 OTHER_VALUES = {
     "precision": "bfloat16",
-    "baseline": "resnet18",
-    "widths": (32, 64, 128, 256),
+    "baseline": "resnet101",
+    "budget": 15.0,
+    "widths": (8, 8, 8, 8),
     "network": "baseline",
     "data.name": "voc",
     "data.class_names": ("cell",),
-    "data.min_size": 600,
-    "data.max_size": 1400,
+    "data.min_size": 400,
     "detector.kind": "mask_rcnn",
     "detector.neck": "nas_fpn",
     "detector.lowest_level": 2,
-    "detector.freeze_at": 1,
-    "supernet.widths": (16, 32, 64, 128),
-    "supernet.grids": ((3,), (4,), (6,), (3,)),
+    "supernet.widths": (8, 8, 8, 8),
+    "supernet.grids": ((1, 2, 3), (4,), (6,), (3,)),
     "supernet.dilations": (1, 2),
     "supernet.stage_sharing": "prefix",
     "supernet.kernel_sharing": "shared",
     "pretrain.networks": ("baseline",),
-    "pretrain.label_smoothing": 0.1,
+    "pretrain.lr_drops": (0.5,),
     "pretrain.data.name": "synthetic",
-    "search.bn": "running",
+    "search.bn": "batch",
     "search.stage_strategy": "halving",
     "search.operation_strategy": "random",
-    "search.confidence": 0.9,
-    "search.budgets": (18,),
-    **{
-        f"{recipe}.{field}": value
-        for recipe in training.RECIPES
-        for field, value in (
-            ("momentum", 0.8),
-            ("schedule", "cosine" if recipe != "pretrain" else "step"),
-            ("lr_drops", (0.5,)),
-        )
-    },
+    "search.budgets": (15.0,),
+    **{f"{recipe}.schedule": "cosine" for recipe in training.RECIPES},
+    "pretrain.schedule": "step",
 }
-# Fields that belong to a neck or a head that the defaults do not have.
-NEEDED = {
-    "detector.stacks": {"detector.neck": "nas_fpn"},
-    "detector.lowest_level": {"detector.neck": "nas_fpn"},
-    "detector.mask_channels": {"detector.kind": "mask_rcnn"},
-    "data.mask_size": {"detector.kind": "mask_rcnn"},
+# Fields that count beside another one alone.
+TOGETHER_WITH = {
+    "detector.stacks": ("detector.neck", "nas_fpn"),
+    "detector.lowest_level": ("detector.neck", "nas_fpn"),
+    "detector.mask_channels": ("detector.kind", "mask_rcnn"),
 }
+# Fields with a choice of texts; those that name the kind of data are checked as it is opened.
+CHOICES = (
+    *("precision", "network", "detector.kind", "detector.neck", "pretrain.networks"),
+    *("supernet.stage_sharing", "supernet.kernel_sharing"),
+    *("search.bn", "search.stage_strategy", "search.operation_strategy"),
+    *(f"{recipe}.schedule" for recipe in training.RECIPES),
+)
 
 
-def _fields(config, place=""):
+def _leaves(config, place=""):
+    """List dotted names and values of all fields."""
     for name, value in config.items():
         if hasattr(value, "items"):
-            yield from _fields(value, f"{place}{name}.")
+            yield from _leaves(value, f"{place}{name}.")
         else:
-            yield f"{place}{name}"
+            yield f"{place}{name}", value
 
 
-def _set(config, place, value):
-    *sections, name = place.split(".")
-    for section in sections:
-        config = config[section]
-    config[name] = value
+FIELDS = dict(_leaves(base.get_config()))
+NUMBERS = [
+    name
+    for name, value in FIELDS.items()
+    if type(value) in (int, float)
+    or (isinstance(value, tuple) and name not in ("data.class_names", "pretrain.networks"))
+]
 
 
-def _get(config, place):
-    for name in place.split("."):
-        config = config[name]
-    return config
+def _config(name, value):
+    """Return the config with another value of a field."""
+    config = base.get_config()
+    with config.unlocked():
+        if name in TOGETHER_WITH:
+            config.update_from_flattened_dict(dict([TOGETHER_WITH[name]]))
+        before = config.copy_and_resolve_references()
+        config.update_from_flattened_dict({name: value})
+    return before, config
 
 
-def _options(config):
-    """Everything that the settings functions make of a config."""
+def _changed(value):
+    if isinstance(value, tuple):
+        return tuple(map(_changed, value))
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return 2 * value or 1
+    return value / 2 or 0.5 if isinstance(value, float) else f"{value}x"
+
+
+def _readings(config):
+    """Return all that the settings make of a config, as text."""
     arch = models.baseline(config)
-    stage_spaces = search.stage_spaces(config)
-    return (
+    readings = [
         run.run_options(config),
-        run.init_from(config),
         run.pretrained_networks(config),
+        run.init_from(config),
         data.data_options(config),
-        data.image_size(config),
         data.detection_rows(config),
         data.classification_data_options(config),
-        models.detector(config, arch, 3),
-        models.classifier(config, arch, 3),
+        data.classification_rows(config),
+        models.found_arch(config, (1, 1, 1, 1)),
         models.stage_supernet(config),
         models.operation_supernet(config, arch.depths),
+        models.detector(config, arch, num_classes=3),
+        models.classifier(config, arch, num_classes=3),
         [training.train_options(config, recipe) for recipe in training.RECIPES],
         search.search_options(config),
         search.strategy_options(config),
         search.score_options(config, search.search_options(config).bn),
-        search.budget(config),
-        stage_spaces,
-    )
+        search.stage_spaces(config),
+    ]
+    return repr(readings)
 
 
-FIELDS = tuple(_fields(base.get_config()))
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_reaches_an_options_object(name):
+    value = OTHER_VALUES.get(name, _changed(FIELDS[name]))
+    before, config = _config(name, value)
+    check(config)
+    assert _readings(config) != _readings(before)
 
 
-@pytest.mark.parametrize("place", FIELDS)
-def test_every_field_changes_an_option(place):
-    configs = [base.get_config() for _ in range(2)]
-    for config in configs:
-        for needed, value in NEEDED.get(place, {}).items():
-            _set(config, needed, value)
-    before, after = configs
-    value = _get(before, place)
-    if place in OTHER_VALUES:
-        other = OTHER_VALUES[place]
-    elif isinstance(value, bool):
-        other = not value
-    elif isinstance(value, str):
-        other = f"{value}-other"
-    elif isinstance(value, tuple):
-        other = tuple(2 * entry for entry in value)
-    else:
-        other = 2 * value or type(value)(1)
-    if place == "budget":
-        other = 18.0
-    _set(after, place, other)
-    assert _options(before) != _options(after)
+def _below_zero(value, kind):
+    if isinstance(value, tuple):
+        return tuple(_below_zero(entry, type(entry)) for entry in value) or (kind(-1),)
+    return kind(-1)
 
 
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("seed", -1),
-        ("bootstrap", 0),
-        ("widths", (8, 8)),
-        ("data.max_objects", 0),
-        ("data.min_size", 0),
-        ("data.synthetic.train", 0),
-        ("detector.rpn_samples", 0),
-        ("detector.roi_samples", 0),
-        ("detector.mask_channels", 0),
-        ("detector.anchor_sizes", (8.0,)),
-        ("detector.neck", "pan"),
-        ("supernet.grids", ((1,), (1,))),
-        ("supernet.stage_sharing", "x"),
-        ("stage_train.epochs", 0.0),
-        ("detector_train.lr_per_image", 0.0),
-        ("operation_train.lr_drops", (0.9, 0.5)),
-        ("pretrain.batch_size", 0),
-        ("pretrain.label_smoothing", 1.0),
-        ("pretrain.networks", ("neck",)),
-        ("search.samples", 0),
-        ("search.batches", -1),
-        ("search.beam", 0),
-        ("search.confidence", 1.0),
-        ("search.max_params", -1.0),
-    ],
-)
-def test_a_value_out_of_bounds_is_named_by_its_place(place, value):
-    config = base.get_config()
-    _set(config, place, value)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_value_out_of_bounds_is_named_by_its_field(name):
+    value = FIELDS[name]
+    empty_of_floats = name in ("pretrain.lr_drops", "search.budgets")
+    kind = float if isinstance(value, float) or empty_of_floats else int
+    _, config = _config(name, _below_zero(value, kind))
     with pytest.raises(UserError) as caught:
         check(config)
     assert caught.value.where == "config"
-    assert caught.value.field.partition("[")[0] == place
+    assert caught.value.field.partition("[")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("widths", (8, 8)),
+        ("detector.anchor_sizes", (8.0,)),
+        ("supernet.widths", (8, 8)),
+        ("supernet.grids", ((1,), (1,))),
+        ("operation_train.lr_drops", (0.9, 0.5)),
+        ("stage_train.momentum", 1.0),
+        ("pretrain.label_smoothing", 1.0),
+        ("search.confidence", 1.0),
+        ("data.max_size", 700),
+    ],
+)
+def test_a_value_of_another_form_is_named_by_its_field(name, value):
+    _, config = _config(name, value)
+    with pytest.raises(UserError) as caught:
+        check(config)
+    assert caught.value.where == "config"
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_unknown_choice_is_named_by_its_field(name):
+    _, config = _config(name, ("x",) if isinstance(FIELDS[name], tuple) else "x")
+    with pytest.raises(UserError, match=f"config: {name}: 'x' is unknown; use '"):
+        check(config)
 
 
 def test_the_defaults_are_the_papers_network():
@@ -170,3 +177,25 @@ def test_the_defaults_are_the_papers_network():
     check(config)
     assert models.baseline(config) == zoo.get("resnet50")
     assert search.stage_spaces(config)[16.0].count() == 153
+
+
+def test_options_take_the_fields_of_their_names():
+    config = base.get_config()
+    config.stage_train.lr_drops = [0.25, 0.5]
+    options = fields.read(OptimizerOptions, config, "stage_train", momentum=0.5)
+    assert options.lr_drops == (0.25, 0.5)
+    assert (options.momentum, options.schedule) == (0.5, "step")
+    assert options.weight_decay == pytest.approx(1e-4)
+    swapped = {"momentum": "weight_decay"}
+    assert fields.read(OptimizerOptions, config, "stage_train", swapped).momentum == 1e-4
+
+
+def test_a_missing_section_or_field_is_named():
+    config = base.get_config()
+    with pytest.raises(UserError, match=r"config: data\.none: missing; start from the config of"):
+        fields.section(config, "data.none")
+    with config.unlocked():
+        del config.detector.kind, config.stage_train.momentum
+    with pytest.raises(UserError, match=r"config: detector\.kind: missing; start from"):
+        models.detector_kind(config)
+    assert training.train_options(config, "stage_train").optimizer.momentum == 0.9

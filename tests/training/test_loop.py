@@ -1,5 +1,6 @@
 """Training learns, resumes, and does not depend on the number of devices."""
 
+import dataclasses
 import json
 import re
 
@@ -21,7 +22,8 @@ from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh
 from crnas_jax.runtime import interruption
-from crnas_jax.training.loop import TrainOptions, train
+from crnas_jax.training.job import TrainingJob, TrainOptions
+from crnas_jax.training.loop import train
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from crnas_jax.training.step import Trainer, sample_choice
 
@@ -33,41 +35,42 @@ SMALL = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1,), (1, 2), (1,), (1,)))
 def test_interrupted_training_resumes_to_the_same_result(tmp_path):
     detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
     optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
-    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=4, devices=1)
-    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=4, num_devices=1)
+    job = TrainingJob("detector", detector, source, ROWS, options)
+    whole = train(job, tmp_path / "whole")
 
     class Interrupted(Exception):
         pass
 
-    class Source(SyntheticSource):
-        reads = 0
+    class FailingSource(SyntheticSource):
+        num_reads = 0
 
         def __getitem__(self, index):
-            self.reads += 1
-            if self.reads > 33:
+            self.num_reads += 1
+            if self.num_reads > 33:
                 raise Interrupted
             return super().__getitem__(index)
 
     with pytest.raises(Interrupted):
-        train(detector, Source(12, 64), ROWS, options, tmp_path / "cut", "cut")
+        train(dataclasses.replace(job, source=FailingSource(12, 64)), tmp_path / "cut")
     with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
         assert 0 < checkpoints.steps()[-1] < 9
-    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+    resumed = train(job, tmp_path / "cut")
     assert largest_difference(whole, resumed) == 0
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
 
 
-def test_padding_images_count_for_nothing():
+def test_padding_images_do_not_change_the_losses():
     detector = Detector(TINY, tiny_options())
     variables = jax.jit(detector.init)(jax.random.key(0))
-    one, other = tiny_batch(4, seed=1), tiny_batch(4, seed=1)
+    batch, changed = tiny_batch(4, seed=1), tiny_batch(4, seed=1)
     for name in ("image", "boxes", "labels"):
-        other[name][3] = tiny_batch(4, seed=2)[name][3]
-    one["weight"][3] = other["weight"][3] = 0
+        changed[name][3] = tiny_batch(4, seed=2)[name][3]
+    batch["weight"][3] = changed["weight"][3] = 0
     keys = jax.random.split(jax.random.key(0), 4)
     losses = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))
-    assert largest_difference(losses(one), losses(other)) < 1e-6
+    assert largest_difference(losses(batch), losses(changed)) < 1e-6
 
 
 def test_images_without_objects_have_finite_losses():
@@ -81,8 +84,8 @@ def test_images_without_objects_have_finite_losses():
     assert losses["loss_box"] == losses["loss_rpn_box"] == 0
 
 
-def test_schedules():
-    step = make_schedule(OptimizerOptions(0.01, drops=(0.5, 0.75), warmup_steps=10), 4, 100)
+def test_schedules_warm_up_and_fall():
+    step = make_schedule(OptimizerOptions(0.01, lr_drops=(0.5, 0.75), warmup_steps=10), 4, 100)
     np.testing.assert_allclose(
         [step(i) for i in (0, 5, 10, 49, 51, 80)],
         [4e-5, 0.02002, 0.04, 0.04, 0.004, 4e-4],
@@ -101,19 +104,19 @@ def test_a_batch_the_devices_cannot_share_is_refused():
         make_mesh(6, 1000)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    """A rate far too high: the first step is saved, the second has no finite loss."""
+def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(tmp_path):
+    """The rate is far too high: the first step is saved, the second has no finite loss."""
     detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
     optimizer = OptimizerOptions(1e30, schedule="cosine", warmup_steps=0)
-    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=50, devices=1)
+    options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=50, num_devices=1)
     with pytest.raises(UserError) as caught:
-        train(detector, source, ROWS, options, tmp_path, "diverges")
+        train(TrainingJob("diverges", detector, source, ROWS, options), tmp_path)
     message = str(caught.value)
     assert "step 2: loss nan" in message
     assert "at learning rate 3.8" in message
-    named = {int(number) for number in re.search(r"images \[(.*?)\]", message)[1].split(",")}
+    image_ids = {int(text) for text in re.search(r"images \[(.*?)\]", message)[1].split(",")}
     plan = loader.Plan(source.sizes, 4, options.seed)
-    assert named == {index + 1 for index in plan[1].indices}
+    assert image_ids == {index + 1 for index in plan[1].indices}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [1]
         trainer = Trainer(detector, make_optimizer(optimizer, 4, 9), make_mesh(4, 1), 0)
@@ -121,17 +124,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
 
 
-def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
+def test_a_training_that_was_asked_to_stop_resumes_to_the_same_result(tmp_path, monkeypatch):
     detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
     optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
-    options = TrainOptions(3, 4, optimizer, log_every=4, devices=1)
-    whole = train(detector, source, ROWS, options, tmp_path / "whole", "whole")
+    options = TrainOptions(3, 4, optimizer, log_every=4, num_devices=1)
+    job = TrainingJob("detector", detector, source, ROWS, options)
+    whole = train(job, tmp_path / "whole")
     answers = iter([False] * 4 + [True])
     with monkeypatch.context() as patch:
         patch.setattr(interruption, "requested", lambda: next(answers))
         with pytest.raises(interruption.Stopped, match="saved at step 5 of 9"):
-            train(detector, source, ROWS, options, tmp_path / "cut", "cut")
-    resumed = train(detector, source, ROWS, options, tmp_path / "cut", "cut")
+            train(job, tmp_path / "cut")
+    resumed = train(job, tmp_path / "cut")
     assert largest_difference(whole, resumed) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
@@ -140,18 +144,18 @@ def test_a_request_to_stop_saves_and_the_rest_is_the_same(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("spec", "least"), [(TINY, 0.4), (SMALL, 0.3)], ids=["network", "supernet"]
+    ("spec", "min_top1"), [(TINY, 0.4), (SMALL, 0.3)], ids=["network", "supernet"]
 )
-def test_a_classifier_learns(tmp_path, spec, least):
+def test_a_classifier_learns(tmp_path, spec, min_top1):
     model = Classifier(spec, ClassifierOptions(9, label_smoothing=0.05))
     source, rows = SyntheticClassification(180, 32), ClassificationRows(32, augment=False)
     optimizer = OptimizerOptions(0.004, schedule="cosine", warmup_steps=5)
-    options = TrainOptions(10, 20, optimizer, devices=1)
-    variables = train(model, source, rows, options, tmp_path, "classifier")
+    options = TrainOptions(10, 20, optimizer, num_devices=1)
+    variables = train(TrainingJob("classifier", model, source, rows, options), tmp_path)
 
     def choice_of(index):
         return sample_choice(model, 0, index)
 
     unseen = SyntheticClassification(90, 32, seed=1)
-    found = accuracy(model, variables, unseen, 32, 40, choice_of, devices=1)
-    assert least < found["top1"] < found["top5"] <= 1
+    metrics = accuracy(model, variables, unseen, 32, 40, choice_of, num_devices=1)
+    assert min_top1 < metrics["top1"] < metrics["top5"] <= 1

@@ -28,32 +28,32 @@ MOBILE = SupernetSpec("mobilenet_v2", (4, 4, 8, 8, 8, 12, 16), ((1, 2), (1,), (1
 CLASSIFIER = Classifier(TINY, ClassifierOptions(3))
 
 
-def _trainer(model, devices=1, batch_size=8, **options):
+def _trainer(model, num_devices=1, batch_size=8, **options):
     optimizer = make_optimizer(OptimizerOptions(**options), batch_size, 10)
-    return Trainer(model, optimizer, make_mesh(batch_size, devices), seed=0)
+    return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed=0)
 
 
-def _batch(number=8):
-    """With proposals of its own, so that rounding cannot change which are chosen."""
-    batch = {**tiny_batch(number), "image_id": np.arange(number)}
-    batch["label"] = np.arange(number, dtype=np.int32) % 3  # for classifiers
+def _batch(num_images=8):
+    """Return a batch that brings its proposals, so that rounding cannot change which are chosen."""
+    batch = {**tiny_batch(num_images), "image_id": np.arange(num_images)}
+    batch["label"] = np.arange(num_images, dtype=np.int32) % 3  # for classifiers
     rng = np.random.default_rng(5)
-    corner = rng.uniform(0, 40, (number, 24, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, (number, 24, 2))], -1)
-    boxes[:, :8] = np.repeat(batch["boxes"], 4, 1) + rng.uniform(-2, 2, (number, 8, 4))
+    corner = rng.uniform(0, 40, (num_images, 24, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, (num_images, 24, 2))], -1)
+    boxes[:, :8] = np.repeat(batch["boxes"], 4, 1) + rng.uniform(-2, 2, (num_images, 8, 4))
     batch["proposals"] = boxes.astype(np.float32)
-    batch["proposals_valid"] = np.ones((number, 24), bool)
+    batch["proposals_valid"] = np.ones((num_images, 24), bool)
     return batch
 
 
-def _steps(model, steps, devices=1, parts=1, batch=None, **options):
-    """State and losses after some steps on one batch."""
+def _steps(model, num_steps, num_devices=1, num_parts=1, batch=None, **options):
+    """Return the state and the losses after some steps on one batch."""
     batch = _batch() if batch is None else batch
-    trainer = _trainer(model, devices, len(batch["image"]), **options)
+    trainer = _trainer(model, num_devices, len(batch["image"]), **options)
     state, losses = trainer.init(), []
-    for step in range(steps):
+    for step in range(num_steps):
         state, metrics = trainer.step(
-            state, put_parts(trainer.mesh, batch, parts), sample_choice(model, 0, step)
+            state, put_parts(trainer.mesh, batch, num_parts), sample_choice(model, 0, step)
         )
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
@@ -61,21 +61,21 @@ def _steps(model, steps, devices=1, parts=1, batch=None, **options):
 
 @functools.cache
 def _plain(spec):
-    """State and losses after three plain steps, which several tests compare with."""
+    """Return the state and the losses after three plain steps, which several tests compare with."""
     return _steps(Detector(spec, tiny_options()), 3)
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
 def test_eight_devices_take_the_steps_of_one(spec):
-    """Three steps from one state, proposals and samples fixed, to 1e-4 of the greatest entry."""
+    """Three steps from one state, proposals and samples fixed, to 1e-4 of the largest entry."""
     model = Detector(spec, tiny_options())
-    one, losses = _plain(spec)
-    other, other_losses = _steps(model, 3, devices=8)
-    np.testing.assert_allclose(other_losses, losses, rtol=1e-4)
+    single, losses = _plain(spec)
+    split, split_losses = _steps(model, 3, num_devices=8)
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-4)
     for name in ("params", "batch_stats", "opt_state"):
         scaled = [
-            jax.tree.map(lambda x, r: x / max(abs(r).max(), 1.0), state[name], one[name])
-            for state in (one, other)
+            jax.tree.map(lambda x, r: x / max(abs(r).max(), 1.0), state[name], single[name])
+            for state in (single, split)
         ]
         assert largest_difference(*scaled) < 1e-4
 
@@ -85,12 +85,12 @@ def test_paths_are_a_function_of_seed_and_step():
     paths = [sample_choice(model, 3, step) for step in range(20)]
     assert largest_difference(paths[7], sample_choice(model, 3, 7)) == 0
     assert len({tuple(path["branch"]) for path in paths}) > 5
-    others = [sample_choice(model, 4, step) for step in range(20)]
-    assert largest_difference(paths, others) > 0
+    paths_of_another_seed = [sample_choice(model, 4, step) for step in range(20)]
+    assert largest_difference(paths, paths_of_another_seed) > 0
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])
-def test_remat_changes_nothing(spec):
+def test_remat_changes_neither_losses_nor_parameters(spec):
     plain, losses = _plain(spec)
     remat, remat_losses = _steps(Detector(spec, tiny_options(), remat=True), 3)
     np.testing.assert_allclose(remat_losses, losses, rtol=1e-5)
@@ -110,12 +110,12 @@ def test_bfloat16_follows_float32(spec):
 
 
 def test_accumulation_over_equal_parts_is_the_plain_step():
-    """A batch that repeats half of itself has the same statistics in whole and in part."""
+    """A batch that repeats half of itself has the same statistics as each of its halves."""
     half = {name: rows[:4] for name, rows in _batch().items()}
     batch = {name: np.repeat(rows, 2, 0) for name, rows in half.items()}
     model = Detector(SUPERNET, tiny_options())
     plain, losses = _steps(model, 1, batch=batch)
-    parts, part_losses = _steps(model, 1, parts=2, batch=batch)
+    parts, part_losses = _steps(model, 1, num_parts=2, batch=batch)
     np.testing.assert_allclose(part_losses, losses, rtol=1e-5)
     for name in ("params", "opt_state"):
         assert largest_difference(plain[name], parts[name]) < 1e-5
@@ -128,7 +128,7 @@ def test_accumulation_weighs_parts_by_their_images():
     alone, losses = _steps(model, 1, batch={name: rows[::2] for name, rows in batch.items()})
     batch["weight"][1::2] = 0
     padded, padded_losses = _steps(
-        model, 1, parts=2, batch=batch, lr_per_image=OptimizerOptions().lr_per_image / 2
+        model, 1, num_parts=2, batch=batch, lr_per_image=OptimizerOptions().lr_per_image / 2
     )
     np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
     assert largest_difference(alone["params"], padded["params"]) < 1e-6
@@ -136,15 +136,15 @@ def test_accumulation_weighs_parts_by_their_images():
 
 
 def test_accumulation_weighs_unequal_parts():
-    """Three images and one, statistics aside: the gradient is that of the four together."""
+    """Parts of three images and one: but for statistics, the gradient is that of all four."""
     batch = _batch(8)
     batch["weight"][:] = [1, 1, 1, 0, 1, 0, 0, 0]  # parts of even and odd rows: 3 and 1
     model = CLASSIFIER
-    _, losses = _steps(model, 1, parts=2, batch=batch)
+    _, losses = _steps(model, 1, num_parts=2, batch=batch)
     alone = []
     for part in range(2):
         half = {name: rows[part::2] for name, rows in batch.items()}
-        rate = OptimizerOptions().lr_per_image * 2  # a batch of half the size
+        rate = OptimizerOptions().lr_per_image * 2  # because the batch has half the size
         alone.append(_steps(model, 1, batch=half, lr_per_image=rate, weight_decay=0.0))
     assert losses[0] == pytest.approx((3 * alone[0][1][0] + alone[1][1][0]) / 4, rel=1e-5)
     start = jax.device_get(_trainer(model).init()["params"])
@@ -154,25 +154,25 @@ def test_accumulation_weighs_unequal_parts():
         alone[0][0]["params"],
         alone[1][0]["params"],
     )
-    plain, _ = _steps(model, 1, parts=2, batch=batch, weight_decay=0.0)
+    plain, _ = _steps(model, 1, num_parts=2, batch=batch, weight_decay=0.0)
     assert largest_difference(plain["params"], mean) < 1e-6
 
 
 def test_clipping_scales_the_gradient_of_the_path():
     model = Classifier(SUPERNET, ClassifierOptions(3))
-    trainer = _trainer(model, weight_decay=0.0, clip=0.5)
+    trainer = _trainer(model, weight_decay=0.0, clip_norm=0.5)
     before = trainer.init()
-    kept = jax.device_get(before["params"])
+    start = jax.device_get(before["params"])
     parts = put_parts(trainer.mesh, _batch(), 1)
     after, metrics = trainer.step(before, parts, sample_choice(model, 0, 0))
     assert metrics["gradient_norm"] > 0.5
-    moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), kept)
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), start)
     rate = OptimizerOptions().lr_per_image * 8 * 1e-3  # the first step of the warm-up
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5 * rate, rel=0.02)
 
 
 def _cascade_options():
-    """Masks, three stages, NAS-FPN: everything at once."""
+    """Return options with masks, three stages and NAS-FPN at once."""
     options = tiny_options()
     stages = {"stages": CASCADE_STAGES, "class_agnostic": True}
     return dataclasses.replace(
@@ -189,9 +189,9 @@ def _cascade_options():
     ids=["network", "supernet", "cascade mask"],
 )
 def test_steps_export_for_accelerators(spec, options):
-    """Nothing in a jitted program is of the CPU alone: training, and detection on 8 devices."""
+    """Training, and detection on 8 devices, use nothing that only the CPU has."""
     model = Detector(spec, options, precision="bfloat16")
-    trainer = _trainer(model, devices=8)
+    trainer = _trainer(model, num_devices=8)
     batch = {**tiny_batch(8), "image_id": np.arange(8)}
     batch["masks"] = np.zeros((8, 2, 8, 8), np.uint8)
     part = put_batch(trainer.mesh, batch)

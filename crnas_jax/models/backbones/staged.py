@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from crnas_jax.arch.families import BlockShape
 from crnas_jax.arch.staged import Arch, Part
@@ -103,7 +103,7 @@ class StagedBackbone(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch height width 3"],
-        choice: dict[str, Array] | None,
+        choice: dict[str, ArrayLike] | None,
         norm: Normalization,
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return the features c2..c5 (strides 4 to 32).
@@ -153,7 +153,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch height width channels"],
-        operation: Int[Array, ""] | int,
+        operation: Int[ArrayLike, ""],
         norm: Normalization,
     ) -> Float[Array, "batch _ _ _"]:
         def layer(x, shape):

@@ -17,7 +17,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from crnas_jax.arch.families import FAMILIES
 from crnas_jax.arch.staged import Arch
@@ -82,7 +82,7 @@ class SupernetSpec:
         searched = FAMILIES[self.family].searched_stages
         return self.grids[searched.index(stage)] if stage in searched else (1,)
 
-    def branch(self, choice: dict[str, Array], stage: int) -> Array:
+    def branch(self, choice: dict[str, ArrayLike], stage: int) -> ArrayLike:
         """Return the index into `grid(stage)` that a path takes."""
         searched = FAMILIES[self.family].searched_stages
         return choice["branch"][searched.index(stage)] if stage in searched else jnp.int32(0)
@@ -140,7 +140,9 @@ def bank_keys(spec: SupernetSpec, stage: int, first: bool, module: str) -> list[
     ]
 
 
-def place_codes(spec: SupernetSpec, choice: dict[str, Array], stage: int) -> tuple[Array, Array]:
+def place_codes(
+    spec: SupernetSpec, choice: dict[str, ArrayLike], stage: int
+) -> tuple[Array, ArrayLike]:
     """Return whether each place of a stage holds a block, and its operation, both [places]."""
     start = sum(spec.places[:stage])
     places = spec.places[stage]
@@ -169,7 +171,7 @@ def bank_place(path: tuple[str, ...]) -> tuple[int, bool, str] | None:
     return int(stage_name.removeprefix("stage")) - 1, kind == "first", module
 
 
-def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, Array]) -> PyTree:
+def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, ArrayLike]) -> PyTree:
     """Find the rows that a path puts at its places, for each leaf of a backbone's banks.
 
     Returns:
@@ -218,7 +220,7 @@ def scatter(banks: PyTree, where: PyTree, blocks: PyTree) -> PyTree:
     return jax.tree.map(put, where, banks, blocks)
 
 
-def extract(spec: SupernetSpec, backbone: PyTree, choice: dict[str, Array], depths) -> PyTree:
+def extract(spec: SupernetSpec, backbone: PyTree, choice: dict[str, ArrayLike], depths) -> PyTree:
     """Cut the stand-alone network of one path out of a supernet's backbone.
 
     Args:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from crnas_jax.arch.staged import Arch, Part
 from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbone
@@ -72,7 +72,7 @@ class Supernet:
         """Return `path_variables` ({"params", "batch_stats"}) with freshly drawn banks."""
         return init_banks(self.spec, key, path_variables)
 
-    def rows(self, tree: PyTree, choice: dict[str, Array]) -> PyTree:
+    def rows(self, tree: PyTree, choice: dict[str, ArrayLike]) -> PyTree:
         """Find the rows of each bank in `tree` that a path uses (`banks.rows`)."""
         return banks.rows(self.spec, tree, choice)
 
@@ -115,8 +115,8 @@ class SuperStage(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch height width channels"],
-        active: Bool[Array, " places"],
-        operations: Int[Array, " places"],
+        active: Bool[ArrayLike, " places"],
+        operations: Int[ArrayLike, " places"],
         norm: Normalization,
     ) -> Float[Array, "batch _ _ _"]:
         first, first_params, first_stats = self._stacked("first", 1)

@@ -1,4 +1,4 @@
-"""Costs against published figures, XLA's own count, and the parameters of real trees."""
+"""Costs against published figures, the count of XLA, and the parameters of real trees."""
 
 import functools
 import json
@@ -10,19 +10,20 @@ import pytest
 from helpers import run_commands
 
 from crnas_jax.arch import zoo
-from crnas_jax.arch.cost import detectors as cost
+from crnas_jax.arch.cost.backbones import backbone_cost
+from crnas_jax.arch.cost.detectors import detector_parts, total
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
-from crnas_jax.models.layers import BN_RUNNING
+from crnas_jax.models.layers import BN_RUNNING, Normalization
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
 
-SIZE = (800, 1088)
-# CR-NAS, table 1, G; its rows of ResNet-50 and ResNet-101 are printed interchanged, as the count
-# of the convolutions and table 3 show.
+CANVAS = (800, 1088)
+# CR-NAS, table 1, in G. The paper prints the figures of ResNet-50 and CR-ResNet-50 in each other's
+# place, and those of ResNet-101 and CR-ResNet-101 too, as the convolutions and table 3 show.
 TABLE_1 = {
     "mobilenet_v2": 121.1,
     "cr_mobilenet_v2": 121.4,
@@ -45,7 +46,7 @@ CASCADE = BoxHeadOptions(stages=CASCADE_STAGES, class_agnostic=True)
 
 
 def _giga(name, **options):
-    return cost.total(cost.parts(zoo.get(name), SIZE, **options)).flops / 1e9
+    return total(detector_parts(zoo.get(name), CANVAS, **options)).flops / 1e9
 
 
 @pytest.mark.parametrize(("name", "giga"), TABLE_1.items())
@@ -60,7 +61,7 @@ def test_the_papers_convention_reproduces_table_3(name, giga):
 
 @pytest.mark.parametrize(("name", "giga"), TABLE_1.items())
 def test_multiply_adds_with_2000_rois_are_near_table_1(name, giga):
-    assert _giga(name, rois=2000) == pytest.approx(giga, rel=0.0075)
+    assert _giga(name, num_rois=2000) == pytest.approx(giga, rel=0.0075)
 
 
 @pytest.mark.parametrize(
@@ -75,27 +76,26 @@ def test_multiply_adds_with_2000_rois_are_near_table_1(name, giga):
     ],
 )
 def test_backbones_at_800_x_1088(name, giga):
-    assert cost.backbone(zoo.get(name), SIZE).flops / 1e9 == pytest.approx(giga, abs=6e-4)
+    assert backbone_cost(zoo.get(name), CANVAS).flops / 1e9 == pytest.approx(giga, abs=6e-4)
 
 
 def test_parts_at_800_x_1088():
-    parts = cost.parts(zoo.get("resnet50"), SIZE, "mask_rcnn")
+    parts = detector_parts(zoo.get("resnet50"), CANVAS, "mask_rcnn")
     expected = {"fpn": 49.299, "rpn": 43.023, "box_head": 14.308, "mask_head": 53.01}
-    found = {name: parts[name].flops / 1e9 for name in expected}
-    assert found == pytest.approx(expected, abs=6e-3)
+    assert {name: parts[name].flops / 1e9 for name in expected} == pytest.approx(expected, abs=6e-3)
     for level, giga in ((3, 236.3), (2, 935.9)):
-        neck = cost.parts(zoo.get("resnet50"), SIZE, neck="nas_fpn", lowest_level=level)["nas_fpn"]
-        assert neck.flops / 1e9 == pytest.approx(giga, abs=0.06)
+        parts = detector_parts(zoo.get("resnet50"), CANVAS, neck="nas_fpn", lowest_level=level)
+        assert parts["nas_fpn"].flops / 1e9 == pytest.approx(giga, abs=0.06)
 
 
 @pytest.mark.parametrize(
-    ("detector", "classes", "params"),
+    ("detector", "num_classes", "params"),
     [("faster_rcnn", 90, 41755286), ("mask_rcnn", 90, 44401393), ("retinanet", 91, 34014999)],
 )
-def test_parameters_equal_torchvisions_total(detector, classes, params):
+def test_parameters_equal_torchvisions_total(detector, num_classes, params):
     frozen_affine = 53120
-    parts = cost.parts(zoo.get("resnet50"), SIZE, detector, classes=classes)
-    assert cost.total(parts).params - frozen_affine == params
+    parts = detector_parts(zoo.get("resnet50"), CANVAS, detector, num_classes=num_classes)
+    assert total(parts).params - frozen_affine == params
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_parameters_equal_torchvisions_total(detector, classes, params):
 def test_classifiers_have_torchvisions_parameters(name, params):
     shapes = Classifier(zoo.get(name), ClassifierOptions(1000)).shapes["params"]
     assert _count(shapes) == params
-    assert _count(shapes["backbone"]) == cost.backbone(zoo.get(name), SIZE).params
+    assert _count(shapes["backbone"]) == backbone_cost(zoo.get(name), CANVAS).params
 
 
 def _count(tree):
@@ -130,7 +130,7 @@ def _count(tree):
 def test_parameters_equal_the_tree(detector, neck, options):
     arch = Arch("resnext_32x4d", (1, 2, 1, 3), widths=(16, 16, 32, 32))
     shapes = Detector(arch, options).shapes["params"]
-    parts = cost.parts(arch, (64, 64), detector, neck, stacks=options.neck.stacks)
+    parts = detector_parts(arch, (64, 64), detector, neck, stacks=options.neck.stacks)
     assert {name: _count(tree) for name, tree in shapes.items()} == {
         name: part.params for name, part in parts.items()
     }
@@ -138,27 +138,29 @@ def test_parameters_equal_the_tree(detector, neck, options):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "mobilenet_v2"])
 def test_dense_parts_agree_with_xlas_count(name):
-    """Of the lowered network, 2 operations for a multiply-add; XLA leaves the padding out."""
+    """XLA counts two operations for a multiply-add, and none for the padding."""
     detector = Detector(zoo.get(name), DetectorOptions(80))
-    image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *CANVAS, 3), jnp.float32)
 
     def pyramid(module, image):
-        return module.rpn(module.fpn(module.backbone(image, None, BN_RUNNING, jnp.ones(1))))
+        norm = Normalization(BN_RUNNING, jnp.ones(1))
+        return module.rpn(module.fpn(module.backbone(image, None, norm)))
 
     dense = functools.partial(detector.module.apply, method=pyramid)
     counted = jax.jit(dense).lower(detector.shapes, image).cost_analysis()["flops"] / 2
-    parts = cost.parts(zoo.get(name), SIZE)
+    parts = detector_parts(zoo.get(name), CANVAS)
     expected = sum(parts[part].flops for part in ("backbone", "fpn", "rpn"))
     assert expected == pytest.approx(counted, rel=0.02)
 
 
 def test_heads_agree_with_xlas_count():
     arch, options = zoo.get("resnet18"), DetectorOptions(80, mask=MaskHeadOptions())
-    detector, parts = Detector(arch, options), cost.parts(arch, SIZE, "mask_rcnn")
-    # Of 14 x 14 cells the border's padding is not small: four convolutions of 3 x 3.
+    detector, parts = Detector(arch, options), detector_parts(arch, CANVAS, "mask_rcnn")
+    # Four 3x3 convolutions on 14 x 14 cells read much padding, which XLA leaves out.
     padding = 4 * 256 * 256 * 100 * (3 * 3 * 14 * 14 - (3 * 14 - 2) ** 2)
-    for part, rois, bins, left_out in (("box_head", 1000, 7, 0), ("mask_head", 100, 14, padding)):
-        pooled = jax.ShapeDtypeStruct((rois, bins, bins, 256), jnp.float32)
+    heads = (("box_head", 1000, 7, 0), ("mask_head", 100, 14, padding))
+    for part, num_rois, pool_size, left_out in heads:
+        pooled = jax.ShapeDtypeStruct((num_rois, pool_size, pool_size, 256), jnp.float32)
 
         def head(module, pooled, part=part):
             return getattr(module, f"{part}s")[0](pooled)
@@ -170,12 +172,12 @@ def test_heads_agree_with_xlas_count():
 
 def test_moving_blocks_keeps_the_cost():
     assert (
-        cost.backbone(zoo.get("cr_resnet50"), SIZE).flops
-        == cost.backbone(zoo.get("resnet50"), SIZE).flops
+        backbone_cost(zoo.get("cr_resnet50"), CANVAS).flops
+        == backbone_cost(zoo.get("resnet50"), CANVAS).flops
     )
 
 
-def test_what_is_unknown_is_refused():
+def test_unknown_options_are_refused():
     for options in (
         {"detector": "yolo"},
         {"neck": "pan"},
@@ -183,7 +185,7 @@ def test_what_is_unknown_is_refused():
         {"detector": "retinanet", "neck": "nas_fpn"},
     ):
         with pytest.raises(UserError):
-            cost.parts(zoo.get("resnet18"), SIZE, **options)
+            detector_parts(zoo.get("resnet18"), CANVAS, **options)
 
 
 def test_the_script_prints_one_line_of_json():

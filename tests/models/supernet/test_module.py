@@ -1,14 +1,15 @@
-"""A supernet's path is the stand-alone network, and what is not sampled does not move."""
+"""A supernet's path equals the stand-alone network, and blocks not sampled do not change."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import largest_difference, randomised, tiny_batch, tiny_options
 
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Detector
-from crnas_jax.models.layers import BN_TRAIN
+from crnas_jax.models.layers import BN_TRAIN, Normalization
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh, put_batch
@@ -32,12 +33,15 @@ def _gather(detector, variables, choice):
 
 
 def _scaled(tree, reference):
-    """Leaves over the greatest entry of the reference's, where that is above 1."""
+    """Return leaves over the largest entry of the reference's, where that is above 1."""
     return jax.tree.map(lambda x, r: np.asarray(x) / max(1.0, abs(r).max()), tree, reference)
 
 
 def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
-    """`step(detector)` maps (variables, choice) to (outputs, gradient, new statistics)."""
+    """Compare a path with its network.
+
+    `step(detector)` maps (variables, choice) to (outputs, gradient, new statistics).
+    """
     detector = Detector(spec, tiny_options())
     choice = spec.choice(depths, operations)
     alone = Detector(spec.arch(depths, operations), tiny_options())
@@ -53,21 +57,20 @@ def _check_path_equals_network(spec, depths, operations, step, tolerance=1e-5):
         return outputs, detector.extract(back, choice, depths)
 
     outputs, back = run_path(variables, choice)
-    own = jax.jit(lambda v, c: detector.extract(v, c, depths))(variables, choice)
-    own_outputs, own_gradient, own_stats = jax.jit(lambda v: step(alone)(v, None))(own)
-    assert (
-        largest_difference(_scaled(outputs, own_outputs), _scaled(own_outputs, own_outputs))
-        < tolerance
+    network = jax.jit(lambda v, c: detector.extract(v, c, depths))(variables, choice)
+    expected_outputs, expected_gradient, expected_stats = jax.jit(lambda v: step(alone)(v, None))(
+        network
     )
-    assert largest_difference(back["batch_stats"], own_stats) < tolerance
-    # Gradients of single weights reach 100 here: relative to the greatest of their leaf.
-    scaled = _scaled(back["params"], own_gradient)
-    assert largest_difference(scaled, _scaled(own_gradient, own_gradient)) < tolerance
+    assert largest_difference(back["batch_stats"], expected_stats) < tolerance
+    # Gradients of single weights reach 100 here: they are compared relative to their leaf.
+    for values, expected in ((outputs, expected_outputs), (back["params"], expected_gradient)):
+        difference = largest_difference(_scaled(values, expected), _scaled(expected, expected))
+        assert difference < tolerance
 
 
 def _backbone_step(detector):
-    """Features c2..c5, the gradient of a loss on all of them, and the statistics after them."""
-    batch = tiny_batch()
+    """Return a step of (features c2..c5, gradient of a loss on them all, new statistics)."""
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
 
     def step(variables, choice):
         def loss(params):
@@ -75,7 +78,9 @@ def _backbone_step(detector):
             features, updated = detector.module.apply(
                 run,
                 method=lambda module: module.backbone(
-                    jnp.asarray(batch["image"]) / 255, choice, BN_TRAIN, batch["weight"]
+                    batch["image"] / 255,
+                    choice,
+                    Normalization(BN_TRAIN, batch["weight"]),
                 ),
                 mutable=["batch_stats"],
             )
@@ -90,8 +95,9 @@ def _backbone_step(detector):
 
 
 def _detector_step(detector):
-    """The four losses of the whole detector, their gradient, and the statistics after them."""
-    batch, keys = tiny_batch(), jax.random.split(jax.random.key(1), 2)
+    """Return a step of (the detector's four losses, their gradient, new statistics)."""
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    keys = jax.random.split(jax.random.key(1), 2)
 
     def step(variables, choice):
         def loss(params):
@@ -116,7 +122,7 @@ def _detector_step(detector):
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_path_equals_stand_alone_network(family, rules):
-    """Features, gradients and updated statistics; stages and operations searched at once."""
+    """Compare features, gradients and updated statistics; stages and operations are searched."""
     if family == "mobilenet_v2":
         spec = SupernetSpec(family, MOBILE_WIDTHS, MOBILE_GRIDS, (1, 2, 3), *rules)
         _check_path_equals_network(spec, MOBILE_DEPTHS, MOBILE_OPERATIONS, _backbone_step)
@@ -128,7 +134,7 @@ def test_path_equals_stand_alone_network(family, rules):
 
 @pytest.mark.parametrize("sharing", banks.STAGE_SHARING)
 def test_stage_supernet_equals_stand_alone_network(sharing):
-    """One dilation only; the shallowest path; blocks recomputed in the backward pass."""
+    """With one dilation, on a path that is shallow in all stages but the last."""
     spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, stage_sharing=sharing)
     _check_path_equals_network(spec, (1, 1, 1, 2), (0,) * 5, _backbone_step)
 
@@ -138,41 +144,55 @@ def test_whole_detector_of_a_path_equals_the_stand_alone_detector():
     _check_path_equals_network(spec, DEPTHS, OPERATIONS, _detector_step)
 
 
-@pytest.mark.parametrize(("rules", "devices"), [(RULES[0], 8), (RULES[3], 1)])
-def test_what_is_not_sampled_stays_bit_identical(rules, devices):
-    """Parameters, momentum and statistics, over a step with weight decay after two other steps."""
+def _state_rows(detector, optimizer, state, choice):
+    """Return which rows of each leaf of a training state belong to a path."""
+    where = {name: detector.rows(state[name], choice) for name in ("params", "batch_stats")}
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, index: index,
+        state["opt_state"],
+        where["params"],
+        transform_non_params=lambda _: banks.WHOLE,
+    )
+    return {**where, "opt_state": opt_state, "step": banks.WHOLE}
+
+
+@pytest.mark.parametrize(("rules", "num_devices"), [(RULES[0], 8), (RULES[3], 1)])
+def test_blocks_that_are_not_sampled_stay_bit_identical(rules, num_devices, caplog):
+    """Parameters, momentum and statistics, over a step with weight decay after two others."""
     spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, (1, 2, 3), *rules)
     detector = Detector(spec, tiny_options())
-    mesh = make_mesh(8, devices)
-    trainer = Trainer(
-        detector, make_optimizer(OptimizerOptions(weight_decay=0.1), 8, 10), mesh, seed=0
-    )
-    batch = {**tiny_batch(8), "image_id": np.arange(8)}
+    mesh = make_mesh(8, num_devices)
+    optimizer = make_optimizer(OptimizerOptions(weight_decay=0.1), 8, 10)
+    trainer = Trainer(detector, optimizer, mesh, seed=0)
+    batch = put_batch(mesh, {**tiny_batch(8), "image_id": np.arange(8)})
     state = trainer.init()
-    for step in range(2):
-        state, _ = trainer.step(state, [put_batch(mesh, batch)], sample_choice(detector, 0, step))
+    with jax.log_compiles():
+        for step in range(2):
+            state, _ = trainer.step(state, [batch], sample_choice(detector, 0, step))
+    assert "Compiling" in caplog.text
     before = jax.device_get(state)
     choice = spec.choice(DEPTHS, OPERATIONS)
-    where = jax.device_get(jax.jit(trainer._rows)(choice))
-    programs = [trainer._gather, trainer._update, trainer._scatter]
-    compiled = [program._cache_size() for program in programs]
-    state, _ = trainer.step(state, [put_batch(mesh, batch)], choice)
-    assert [program._cache_size() for program in programs] == compiled, "another path recompiled"
-    moved = kept = 0
+    caplog.clear()
+    with jax.log_compiles():
+        state, _ = trainer.step(state, [batch], choice)
+    assert "Compiling" not in caplog.text
+    where = jax.device_get(jax.jit(lambda c: _state_rows(detector, optimizer, before, c))(choice))
+    num_changed = num_unchanged = 0
     for index, old, new in zip(*map(jax.tree.leaves, (where, before, state)), strict=True):
         if index.ndim == 0:
             continue
         sampled = np.zeros(len(old), bool)
         sampled[index[index < len(old)]] = True
         np.testing.assert_array_equal(np.asarray(new)[~sampled], old[~sampled])
-        moved += int((np.asarray(new)[sampled] != old[sampled]).any())
-        kept += int((~sampled).any())
-    assert moved > 50
-    assert kept > 10
+        num_changed += int((np.asarray(new)[sampled] != old[sampled]).any())
+        num_unchanged += int((~sampled).any())
+    assert num_changed > 50
+    assert num_unchanged > 10
 
 
 def test_choices_off_the_supernet_are_refused():
-    """`lax.switch` would clamp them in silence."""
+    """`lax.switch` would clamp them without an error."""
     spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, (1, 2))
     faulty = [
         ((4, 1, 1, 1), None),
@@ -185,10 +205,10 @@ def test_choices_off_the_supernet_are_refused():
             spec.choice(depths, operations)
 
 
-def test_paths_are_uniform_and_depend_on_seed_and_step_alone():
+def test_paths_are_uniform_and_depend_only_on_seed_and_step():
     detector = Detector(SupernetSpec("resnet_basic", WIDTHS, GRIDS, (1, 2)), tiny_options())
     paths = [sample_choice(detector, 7, step) for step in range(600)]
-    again = sample_choice(detector, 7, 5)
-    assert all((paths[5][name] == again[name]).all() for name in again)
+    drawn_again = sample_choice(detector, 7, 5)
+    assert all((paths[5][name] == drawn_again[name]).all() for name in drawn_again)
     counts = np.bincount([path["branch"][0] for path in paths], minlength=2)
     assert (abs(counts - 300) < 60).all()
