@@ -135,7 +135,7 @@ def _mask_head(layers, width, inner, num_classes, num_rois, pool_size=14):
 
 
 def _retinanet(layers, arch, cells, num_classes, width):
-    """Count RetinaNet (arXiv 1708.02002) as torchvision has it: p3..p7, p6 from p5, nine anchors."""
+    """Count RetinaNet (arXiv 1708.02002) in torchvision's form: p3..p7, nine anchors."""
     anchors, num_level_cells = 9, sum(cells[3:8])
     fpn = _fpn(layers, arch.out_channels[1:], cells[3:6], width)
     fpn += layers.conv(width, width, 3, cells[6], bias=True)
