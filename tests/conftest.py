@@ -1,20 +1,22 @@
-"""Eight virtual CPU devices, checked shapes, shared tiny models, and the real data where it is."""
+"""Eight virtual CPU devices, checked shapes, and the real data where it is present."""
 
 import importlib.metadata
 import os
 import pathlib
 import sys
 
-# Compiling is most of the tests' time. Level 0 halves it, and of the rest the old emitters of
-# fusions (jaxlib 0.12 has them no more) save two fifths; neither changes semantics.
+# The tests spend most of their time compiling. Level 0 halves that time, and the old fusion
+# emitters (jaxlib 0.12 removed them) save two fifths of the rest; neither changes semantics.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-# The last flag wins: flags given from outside change how the tests compile, as in the campaigns,
-# but scripts that the tests launch always compile quickly.
-GIVEN = os.environ.get("XLA_FLAGS", "")
-os.environ["SCRIPT_XLA_FLAGS"] = f"{GIVEN} {QUICK_COMPILATION}"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION} {GIVEN}"
+# The last of several equal flags counts: flags from the environment change how the tests compile,
+# as in the campaigns, while scripts that the tests launch always compile quickly.
+ENVIRONMENT_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["SCRIPT_XLA_FLAGS"] = f"{ENVIRONMENT_FLAGS} {QUICK_COMPILATION}"
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION} {ENVIRONMENT_FLAGS}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,7 +28,7 @@ import pytest  # noqa: E402
 # Annotated shapes and dtypes are checked at run time in every test, and arrays of different ranks
 # do not broadcast in silence.
 CHECKED = ("ops", "models", "training", "search")
-jaxtyping.install_import_hook([f"crnas_jax.{name}" for name in CHECKED], "beartype.beartype")
+jaxtyping.install_import_hook([f"crnas_jax.{name}" for name in CHECKED], "checker.check_types")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from crnas_jax.cli import use_compilation_cache  # noqa: E402
@@ -34,7 +36,7 @@ from crnas_jax.cli import use_compilation_cache  # noqa: E402
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 use_compilation_cache()
 
-# Files that take longest come first, so that two processes end together.
+# The slowest files come first, so that two processes finish at about the same time.
 SLOWEST = (
     *("experiments/test_crnas", "training/test_step", "models/supernet/test_module"),
     *("training/test_loop", "models/test_rcnn", "interop/test_torchvision", "test_configs"),
@@ -50,8 +52,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real images beside the checkout; skips where it is absent."""
+    """Return the folder of real images beside the checkout; skip the test where it is absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("real images are not there: the folder ../shared/data is absent")
+        pytest.skip("the folder ../shared/data with real images is absent")
     return folder

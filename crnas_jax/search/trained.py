@@ -85,11 +85,7 @@ class TrainedScores:
         return self.journal.effort(self.name)
 
     def _score(self, code):
-        *earlier_jobs, job = self.jobs_of(code)
-        for earlier_job in earlier_jobs:
-            variables = self._train(earlier_job)
-            save_variables(self.folder / earlier_job.name / VARIABLES, variables)
-        results = self._results(job)
+        results = self._results(self.jobs_of(code))
         image_ids = self.split.image_ids
         detections = detections_from_results(results, self.split.category_ids, image_ids)
         (table,) = match_tables(GroundTruth.from_source(self.split), detections, image_ids)
@@ -99,10 +95,14 @@ class TrainedScores:
         # No mini-batches: the split as a whole.
         return Score(ap, interval, num_batches=0, num_images=len(image_ids))
 
-    def _results(self, job):
-        """Return the detections of the trained candidate on the split, in COCO's format."""
+    def _results(self, jobs):
+        """Return a candidate's detections on the split in COCO's format; train it first."""
+        *earlier_jobs, job = jobs
         file = self.folder / job.name / "detections.json"
         if not file.exists():
+            for earlier_job in earlier_jobs:
+                variables = self._train(earlier_job)
+                save_variables(self.folder / earlier_job.name / VARIABLES, variables)
             variables, options = self._train(job), self.options
             categories = category_entries(job.source.category_ids, job.source.class_names)
             save_detector(self.folder / job.name, job.model, variables, options.size, categories)

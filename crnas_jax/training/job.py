@@ -3,11 +3,40 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, PyTree
 
 from crnas_jax.data.source import ClassificationSource, DetectionSource
-from crnas_jax.models.build import Model
 from crnas_jax.runtime.options import check_counts, check_not_negative, check_positive
 from crnas_jax.training.optimizer import OptimizerOptions
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What training calls of a model: `models.build.Model`, or a custom one.
+
+    Attributes:
+      example_choice: a path for shapes; None for a stand-alone network.
+    """
+
+    example_choice: Any
+
+    def init(self, key: Array) -> PyTree:
+        """Draw fresh variables: {"params", "batch_stats"}."""
+
+    def sample(self, rng: np.random.Generator) -> PyTree | None:
+        """Draw the path of a step; None for a stand-alone network."""
+
+    def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
+        """Return the training losses, and the statistics after this mini-batch."""
+
+    def rows(self, tree: PyTree, choice) -> PyTree:
+        """Find the rows of banks that a path uses (`models.supernet.banks.rows`)."""
+
+    def trainable_mask(self, gradient: PyTree) -> PyTree | None:
+        """Return which parameters a step moves, a tree of bools; None for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +84,7 @@ class TrainingJob:
     """
 
     name: str
-    model: Model
+    model: Trainable
     source: DetectionSource | ClassificationSource
     to_row: Callable
     options: TrainOptions

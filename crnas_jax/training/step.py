@@ -18,9 +18,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from crnas_jax.models.build import Model
 from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel.mesh import replicated
+from crnas_jax.training.job import Trainable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,13 +28,13 @@ class Trainer:
     """Initialise and advance a training state {"params", "batch_stats", "opt_state", "step"}.
 
     Attributes:
-      model: what is trained: a `Model`, or a `search.supernet.custom.CustomModel`.
+      model: what is trained: a `models.build.Model`, or a custom one (`search.supernet.custom`).
       optimizer: an optax chain with a state that is elementwise in the parameters.
       mesh: the state is replicated over it, batches are split over its axis `data`.
       seed: seed of initialisation and of the draws of anchors and RoIs.
     """
 
-    model: Model
+    model: Trainable
     optimizer: optax.GradientTransformation
     mesh: Mesh
     seed: int
@@ -211,6 +211,6 @@ class Trainer:
         return new_state, metrics
 
 
-def sample_choice(model: Model, seed: int, step: int) -> dict[str, np.ndarray] | None:
+def sample_choice(model: Trainable, seed: int, step: int) -> PyTree | None:
     """Draw the path of a step, the same on all devices; None for a stand-alone network."""
     return model.sample(np.random.default_rng([seed, 3, step]))

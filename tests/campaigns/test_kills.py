@@ -23,7 +23,7 @@ pytestmark = pytest.mark.campaign
 KILLS = int(os.environ.get("CAMPAIGN_KILLS", "3"))
 # Only a whole campaign has kills enough to meet every phase of a run.
 WHOLE = KILLS >= 20
-LOADING = 8.0  # seconds
+LOADING = 8.0  # seconds to load the programs of a step
 TINY = [
     "--config.widths=(4,8,16,32)",
     "--config.supernet.widths=(4,8,16,32)",

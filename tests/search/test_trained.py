@@ -1,11 +1,12 @@
 """Trained scores: AP of the stored detections; nothing is trained or detected twice."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_options
+from helpers import largest_difference, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.synthetic import SyntheticSource
@@ -17,6 +18,7 @@ from crnas_jax.search import trained
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
 from crnas_jax.training.job import TrainingJob, TrainOptions
+from crnas_jax.training.step import Trainer
 
 SIZE = ImageSize(64, 64)
 CODE, OTHER_CODE = (1, 1, 1, 1), (1, 2, 1, 1)
@@ -123,6 +125,28 @@ def test_stored_detections_without_a_journal_line_are_scored_without_training(
     assert row == json.loads(original)
     assert (row["search"], row["code"], row["images"]) == ("trained", list(CODE), 6)
     assert row["ci95"][0] <= row["score"] <= row["ci95"][1]
+
+
+def test_a_candidate_that_was_interrupted_after_its_training_is_restored(
+    first_run, tmp_path, monkeypatch
+):
+    folder, score, _ = first_run
+    checkpoints = f"{_name(CODE)}/checkpoints"
+    shutil.copytree(folder / checkpoints, tmp_path / checkpoints)
+    restored, results = [], _detections(folder)
+
+    def take_step(*arguments):
+        raise AssertionError("it is trained again")
+
+    def predict(detector, variables, *arguments):
+        restored.append(variables)
+        return results
+
+    monkeypatch.setattr(Trainer, "step", take_step)
+    monkeypatch.setattr(trained, "predict_split", predict)
+    assert _scores(tmp_path, SyntheticSource(6, 64, seed=1)).score([CODE]) == [score]
+    (variables,) = restored
+    assert largest_difference(variables, load_weights(folder / _name(CODE))[0]) == 0
 
 
 def test_each_candidate_is_trained_once(tmp_path, trainings):
