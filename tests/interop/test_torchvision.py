@@ -1,4 +1,9 @@
-"""torchvision's networks and ours are the same functions of the same weights."""
+"""torchvision's networks and ours are the same functions of the same weights.
+
+What float32 makes of a deep network depends on the order of its sums, and that on the machine. So
+the judge is torchvision's network in float64: ours may be a few times as far from it as
+torchvision's own float32 is.
+"""
 
 import dataclasses
 import functools
@@ -16,6 +21,9 @@ from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.interop import torchvision
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.layers import BN_RUNNING, Normalization, preprocess
+
+FACTOR = 4
+EPSILON = np.finfo(np.float32).eps
 
 
 def _state(model):
@@ -37,22 +45,39 @@ def _features(model, variables, image):
     return model.module.apply(variables, method=backbone)
 
 
+def _rms(values):
+    return np.sqrt(np.mean(np.square(values)))
+
+
+def _require_as_exact(ours, theirs, exact, terms=1):
+    """Require errors against float64 of at most `FACTOR` times those of torchvision's float32.
+
+    Root mean squares, to which all values add: the greatest errors of two float32 runs differ by
+    more. In sums of many `terms` theirs may cancel. Each partial sum is rounded by up to half an
+    epsilon of itself, and where these grow evenly the rounding comes to sqrt(terms) / 6 epsilons.
+    """
+    summation = np.sqrt(terms) / 6 * EPSILON * _rms(exact)
+    assert _rms(ours - exact) <= FACTOR * _rms(theirs - exact) + summation
+
+
 @pytest.mark.parametrize("name", torchvision.CLASSIFIERS)
 def test_classifiers(name):
     theirs = reference.classifier(name, seed=1)
     ours, variables, ignored = torchvision.convert(_state(theirs), name)
     assert all(tensor.endswith("num_batches_tracked") for tensor in ignored)
     image = np.random.default_rng(0).normal(0, 1, (2, 64, 96, 3)).astype(np.float32)
-    tensor = torch.from_numpy(image).permute(0, 3, 1, 2)
-    expected = reference.features(name, theirs, tensor)
-    found = jax.jit(functools.partial(_features, ours))(variables, image)
-    for level, theirs_level in zip(found, expected, strict=True):
-        theirs_level = theirs_level.permute(0, 2, 3, 1).numpy()
-        assert abs(level - theirs_level).max() / abs(theirs_level).max() < 1e-4
+    maps = jax.jit(functools.partial(_features, ours))(variables, image)
     head = variables["params"]["head"]
-    logits = np.asarray(found[-1]).mean((1, 2)) @ head["kernel"] + head["bias"]
-    with torch.no_grad():
-        np.testing.assert_allclose(logits, theirs(tensor).numpy(), rtol=1e-3, atol=1e-4)
+    logits = np.asarray(maps[-1]).mean((1, 2)) @ head["kernel"] + head["bias"]
+
+    tensor = torch.from_numpy(image).permute(0, 3, 1, 2)
+    results = []
+    for model, images in ((theirs, tensor), (reference.double(theirs), tensor.double())):
+        levels = reference.features(name, model, images)
+        with torch.no_grad():
+            results.append([*(level.permute(0, 2, 3, 1) for level in levels), model(images)])
+    for triple in zip((*maps, logits), *results, strict=True):
+        _require_as_exact(*map(np.asarray, triple))
 
 
 def _photographs(shared_data, size, portrait, number, with_masks=False):
@@ -70,23 +95,33 @@ def _photographs(shared_data, size, portrait, number, with_masks=False):
     return batch, tensor, [tuple(size) for size in batch["image_size"].tolist()]
 
 
-def _require_same(found, expected):
-    """The same detections but for one pair of neighbours, whose scores may have changed places."""
-    number = int(found["valid"].sum())
-    assert number == len(expected["scores"]) >= 20
-    np.testing.assert_allclose(found["scores"][:number], expected["scores"], atol=1e-4)
-    order = []
-    for index in range(number):
-        same = (found["labels"][index] == expected["labels"]) & (
-            abs(found["boxes"][index] - expected["boxes"]).max(1) < 0.05
-        )
-        assert same.any(), index
-        order.append(min(np.flatnonzero(same), key=lambda place, i=index: abs(place - i)))
-    moved = [index for index, place in enumerate(order) if index != place]
-    assert sorted(order) == list(range(number))
-    assert len(moved) <= 2
-    if "masks" in expected:
-        assert abs(found["masks"][:number] - expected["masks"][order]).max() < 1e-3
+def _errors(detections, exact):
+    """Return mean square errors of scores, boxes and masks, for each detection in float64.
+
+    Suppression leaves no two boxes of a class with an IoU above 1/2, so that no two have an IoU
+    above 3/4 with the same box: partners are unique. The error is infinite where there is none.
+    """
+    overlaps = reference.iou(exact["boxes"], detections["boxes"])
+    overlaps *= exact["labels"][:, None] == detections["labels"]
+    partners = overlaps.argmax(1)
+    errors = {}
+    for name in exact.keys() - {"labels"}:
+        squares = np.square(detections[name][partners] - exact[name])
+        mean = squares.reshape(len(squares), -1).mean(1)
+        errors[name] = np.where(overlaps.max(1) > 0.75, mean, np.inf)
+    return errors
+
+
+def _settled(errors):
+    """Return root mean squares over all images without the worst 2 % of the detections.
+
+    Near ties in suppression, or at the last place, may decide those differently.
+    """
+    rms = {}
+    for name in errors[0]:
+        squares = np.sort(np.concatenate([image[name] for image in errors]))
+        rms[name] = np.sqrt(squares[: int(0.98 * len(squares))].mean())
+    return rms
 
 
 @pytest.mark.parametrize(
@@ -102,11 +137,29 @@ def test_detections(shared_data, name, size):
     """On two photographs, portrait at the middle size."""
     theirs, ours, variables = _pair(name)
     batch, tensor, sizes = _photographs(shared_data, size, size.min_size < 224, 2)
-    expected = reference.detect(theirs, tensor, sizes)
-    found = jax.jit(lambda v, b: ours.apply(v, b, None))(variables, batch)
-    for index, one in enumerate(expected):
-        one = {key: value.numpy() for key, value in one.items()}
-        _require_same({key: np.asarray(value[index]) for key, value in found.items()}, one)
+    detections = jax.device_get(jax.jit(lambda v, b: ours.apply(v, b, None))(variables, batch))
+    ours_errors, theirs_errors = [], []
+    for image, (rounded, exact) in enumerate(
+        zip(
+            reference.detect(theirs, tensor, sizes),
+            reference.detect(reference.double(theirs), tensor.double(), sizes),
+            strict=True,
+        )
+    ):
+        valid = detections["valid"][image]
+        mine = {key: values[image][valid] for key, values in detections.items() if key != "valid"}
+        assert (np.diff(mine["scores"]) <= 0).all()
+        assert len(exact["scores"]) >= 20
+        assert abs(valid.sum() - len(exact["scores"])) <= 0.02 * len(exact["scores"])
+        rounded, exact = (
+            {key: values.numpy() for key, values in rows.items()} for rows in (rounded, exact)
+        )
+        assert set(mine) == set(exact)
+        ours_errors.append(_errors(mine, exact))
+        theirs_errors.append(_errors(rounded, exact))
+    least = _settled(theirs_errors)
+    for key, rms in _settled(ours_errors).items():
+        assert rms <= FACTOR * least[key] + EPSILON, key
 
 
 def test_pasted_masks():
@@ -115,9 +168,12 @@ def test_pasted_masks():
     corner = rng.uniform(-20, 90, (40, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.2, 80, (40, 2))], 1).astype(np.float32)
     boxes = boxes.clip(0, (120, 90, 120, 90)).astype(np.float32)
-    theirs = reference.paste(torch.from_numpy(masks), torch.from_numpy(boxes), (90, 120)).numpy()
     ours = np.stack([paste(mask, box, 90, 120) for mask, box in zip(masks, boxes, strict=True)])
-    assert abs(ours - theirs).max() < 1e-3
+    theirs, exact = (
+        reference.paste(*(torch.from_numpy(part).to(dtype) for part in (masks, boxes)), (90, 120))
+        for dtype in (torch.float32, torch.float64)
+    )
+    _require_as_exact(ours, theirs.numpy(), exact.numpy())
     assert (ours.max((1, 2)) > 0).sum() > 30
 
 
@@ -136,19 +192,25 @@ def test_losses(shared_data):
     anywhere = np.concatenate([corner, corner + rng.uniform(10, 100, (2, 20, 2))], -1)
     proposals = np.concatenate([near, anywhere], 1).astype(np.float32)
 
-    targets = []
-    for image in range(2):
-        masks = np.zeros((3, *tensor.shape[2:]), np.uint8)
-        for mask, box, crop in zip(masks, boxes[image].astype(int), crops[image], strict=True):
-            mask[box[1] : box[3], box[0] : box[2]] = crop
-        targets.append(
+    whole = np.zeros((2, 3, *tensor.shape[2:]), np.uint8)
+    for image, place in np.ndindex(2, 3):
+        x0, y0, x1, y1 = boxes[image, place].astype(int)
+        whole[image, place, y0:y1, x0:x1] = crops[image, place]
+
+    def reference_losses(model, dtype):
+        targets = [
             {
-                "boxes": torch.from_numpy(boxes[image]),
+                "boxes": torch.from_numpy(boxes[image]).to(dtype),
                 "labels": torch.from_numpy(labels[image].astype(np.int64)),
-                "masks": torch.from_numpy(masks),
+                "masks": torch.from_numpy(whole[image]),
             }
-        )
-    expected = reference.losses(theirs, tensor, sizes, targets, list(torch.from_numpy(proposals)))
+            for image in range(2)
+        ]
+        given = list(torch.from_numpy(proposals).to(dtype))
+        return reference.losses(model, tensor.to(dtype), sizes, targets, given)
+
+    rounded = reference_losses(theirs, torch.float32)
+    exact = reference_losses(reference.double(theirs), torch.float64)
 
     truth = {"valid": np.ones((2, 3), bool), "crowd": np.zeros((2, 3), bool)}
     given = {"proposals": proposals, "proposals_valid": np.ones(proposals.shape[:2], bool)}
@@ -161,7 +223,7 @@ def test_losses(shared_data):
     )
     ours = dataclasses.replace(ours, options=options, freeze=FreezeOptions(freeze_norm=True))
     keys = jax.random.split(jax.random.key(0), 2)
-    found, _ = jax.jit(lambda v, b: ours.losses(v, b, None, keys))(variables, batch)
+    losses, _ = jax.jit(lambda v, b: ours.losses(v, b, None, keys))(variables, batch)
     names = {
         "loss_objectness": "loss_objectness",
         "loss_rpn_box": "loss_rpn_box_reg",
@@ -169,5 +231,9 @@ def test_losses(shared_data):
         "loss_box": "loss_box_reg",
         "loss_mask": "loss_mask",
     }
-    for own, other in names.items():
-        assert float(found[own]) == pytest.approx(expected[other], rel=1e-4), own
+    # Each relative to itself. The objectness of all anchors is the longest sum.
+    exact = np.array([exact[name] for name in names.values()])
+    theirs = np.array([rounded[name] for name in names.values()]) / exact
+    mine = np.array([losses[name] for name in names]) / exact
+    anchors = 2 * 3 * sum(224 // stride * 320 // stride for stride in (4, 8, 16, 32, 64))
+    _require_as_exact(mine, theirs, np.ones(5), terms=anchors)

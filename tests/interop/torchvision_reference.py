@@ -5,6 +5,7 @@ predictors are scaled so that photographs give dozens of detections. Where torch
 operators cannot be loaded (the wheel wants CUDA), `nms` and `roi_align` are the ones below.
 """
 
+import copy
 import importlib.util
 import itertools
 import pathlib
@@ -83,6 +84,11 @@ if _OPERATORS:
     # Its functions ask first whether the library was loaded; roi_align holds its own name for that.
     torchvision.extension._has_ops = lambda: True
     sys.modules["torchvision.ops.roi_align"]._has_ops = lambda: True
+
+
+def double(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a model that computes in float64."""
+    return copy.deepcopy(model).double()
 
 
 def _randomise(model):
@@ -201,6 +207,12 @@ def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[di
     proposals, _ = model.rpn(ImageList(images, sizes), pyramid)
     found, _ = model.roi_heads(pyramid, proposals, sizes)
     return [{name: v[:, 0] if name == "masks" else v for name, v in one.items()} for one in found]
+
+
+def iou(boxes: np.ndarray, other_boxes: np.ndarray) -> np.ndarray:
+    """Return the IoU [n, m] of boxes [n, 4] and [m, 4], float64."""
+    pair = (torch.from_numpy(rows.astype(np.float64)) for rows in (boxes, other_boxes))
+    return torchvision.ops.box_iou(*pair).numpy()
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
