@@ -80,15 +80,15 @@ def test_classifiers(name):
         _require_as_exact(*map(np.asarray, triple))
 
 
-def _photographs(shared_data, size, portrait, number, with_masks=False):
-    """Rows of photographs of one orientation, their batch, and torchvision's tensor."""
+def _photographs(shared_data, size, portrait, num_images, with_masks=False):
+    """Return rows of photographs of one orientation, their batch, and torchvision's tensor."""
     folder = shared_data / "coco200"
     source = CocoSource(folder / "images", folder / "val.json", with_masks=with_masks)
     rows = DetectionRows(size, 8, mask_size=112 if with_masks else 0)
     turned = np.flatnonzero((source.sizes[:, 0] > source.sizes[:, 1]) == portrait)
-    made = [rows(source[i], portrait, np.random.default_rng(0)) for i in turned[:number]]
+    made = [rows(source[i], portrait, np.random.default_rng(0)) for i in turned[:num_images]]
     batch = {name: np.stack([row[name] for row in made]) for name in made[0]}
-    batch["weight"] = np.ones(number, np.float32)
+    batch["weight"] = np.ones(num_images, np.float32)
     pixels, image_size = jnp.asarray(batch["image"]), jnp.asarray(batch["image_size"])
     image = np.array(preprocess(pixels, image_size, jnp.float32))
     tensor = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
