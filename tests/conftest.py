@@ -12,7 +12,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 # The last of several equal flags counts: flags from the environment change how the tests compile,
 # as in the campaigns, while scripts that the tests launch always compile quickly.
-ENVIRONMENT_FLAGS = os.environ.get("XLA_FLAGS", "")
+# Test processes inherit the flags of the process that starts them: the first one's are kept apart.
+ENVIRONMENT_FLAGS = os.environ.setdefault("GIVEN_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 os.environ["SCRIPT_XLA_FLAGS"] = f"{ENVIRONMENT_FLAGS} {QUICK_COMPILATION}"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION} {ENVIRONMENT_FLAGS}"

@@ -149,7 +149,7 @@ def _write(text):
 
 def _newer_format(folder):
     file = folder / "detector.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99', 1))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99', 1))
 
 
 def _empty_weights(folder):
@@ -165,7 +165,7 @@ def _empty_weights(folder):
         (_write("{"), r"detector\.json: fields"),
         (_write("[]"), r"detector\.json: fields"),
         (_write('{"format": 1}'), r"detector\.json: fields"),
-        (_newer_format, "format 99, this version reads 1"),
+        (_newer_format, r"format 99, this version reads \(1, 2\)"),
         (_empty_weights, "variables: checkpoint: does not load"),
         (lambda folder: shutil.rmtree(folder / "variables"), "variables: checkpoint: missing"),
     ],
