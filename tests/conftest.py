@@ -41,7 +41,11 @@ use_compilation_cache()
 SLOWEST = (
     *("experiments/test_crnas", "training/test_step", "models/supernet/test_module"),
     *("training/test_loop", "models/test_rcnn", "interop/test_torchvision", "test_configs"),
-    *("search/supernet/test_evaluator", "arch/cost/test_detectors", "interop/test_convert"),
+    *(
+        "search/supernet/test_evaluator",
+        "arch/cost/test_detectors",
+        "interop/test_convert_torchvision",
+    ),
     *("models/test_transfer", "evaluation/test_predict", "search/supernet/test_scorer"),
 )
 

@@ -6,23 +6,23 @@ sort and a running count works on the true positives.
 
 import concurrent.futures
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from crnas_jax.evaluation.matching import AREAS, EVERY_THRESHOLD, THRESHOLDS, GroundTruth, match
+from crnas_jax.evaluation.matching import AREAS, THRESHOLDS, GroundTruth, match
 from crnas_jax.evaluation.precision_recall import (
     RECALLS,
     best_first_order,
+    envelopes_at_hits,
     hits_needed,
     mean_without_nan,
     precision_envelope,
+    recall,
     running_sum,
     threshold_bit,
-    threshold_bits,
 )
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -116,22 +116,31 @@ class MatchTable:
     def metrics(self) -> dict[str, float]:
         """Return the twelve `METRICS` as fractions, NaN where there are no objects to detect."""
         num_objects = self.num_objects.sum(0)
-        precision, recall = [], []
+        precisions, recalls = [], []
         for area in range(len(AREAS)):
             exists = num_objects[:, area] > 0
-            envelope, *groups = self._envelope(area)
+            envelope, *groups = envelopes_at_hits(
+                self.label, self.true[:, area], self.ignored[:, area], len(num_objects)
+            )
             begins, num_true = (group[:, exists] for group in groups)
             needed = hits_needed(num_objects[exists, area])
             places = np.where(needed <= num_true[..., None], begins[..., None] + needed - 1, -1)
-            precision.append(envelope[places].mean(-1))
-            recall.append(num_true / num_objects[exists, area])
+            precisions.append(envelope[places].mean(-1))
+            recalls.append(num_true / num_objects[exists, area])
         values = [
-            precision[0],
-            precision[0][0],
-            precision[0][5],
-            *precision[1:],
-            *(self._recall_of_best(num_best, num_objects[:, 0]) for num_best in (1, 10)),
-            *recall,
+            precisions[0],
+            precisions[0][0],
+            precisions[0][5],
+            *precisions[1:],
+            *(
+                recall(
+                    self.label,
+                    np.where(self.rank < num_best, self.true[:, 0], 0),
+                    num_objects[:, 0],
+                )
+                for num_best in (1, 10)
+            ),
+            *recalls,
         ]
         return {name: mean_without_nan(value) for name, value in zip(METRICS, values, strict=True)}
 
@@ -175,55 +184,6 @@ class MatchTable:
             before[:, first] = 0
             total += (envelope * (reached - before)).sum(1)
         return total / (np.maximum((num_objects > 0).sum(1), 1) * len(RECALLS) * len(THRESHOLDS))
-
-    def _envelope(self, area):
-        """Return the precision envelope at the true positives of one area range.
-
-        Most rows are not true positives, and most are ignored at no threshold or at all. Only the
-        others are looked at once for each threshold.
-
-        Returns:
-          The largest precision at the recall of each true positive or beyond, one threshold after
-          the other, with a 0 appended; where the true positives of each threshold and class begin;
-          and their number, both [thresholds, classes].
-        """
-        true, ignored = (np.ascontiguousarray(bits[:, area]) for bits in (self.true, self.ignored))
-        num_classes = self.num_objects.shape[1]
-        begins = np.searchsorted(self.label, np.arange(num_classes))
-        rows = np.flatnonzero(true)
-        threshold, index = np.nonzero(threshold_bits(true[rows]))
-        always = ignored == EVERY_THRESHOLD
-        mixed = np.flatnonzero((ignored > 0) & ~always)
-        num_counted = np.arange(len(ignored) + 1, dtype=np.int32)
-        num_counted[1:] -= np.cumsum(always, dtype=np.int32)
-        num_ignored = np.zeros((len(THRESHOLDS), len(mixed) + 1), np.int32)
-        np.cumsum(threshold_bits(ignored[mixed]), 1, out=num_ignored[:, 1:])
-
-        row, begin = rows[index], begins[self.label[rows]][index]
-        # A true positive is itself not ignored, nor among the ignored rows before it.
-        seen = num_counted[row + 1] - num_counted[begin]
-        at, at_begin = np.searchsorted(mixed, rows)[index], np.searchsorted(mixed, begins)
-        at_begin = at_begin[self.label[rows]][index]
-        seen -= num_ignored[threshold, at] - num_ignored[threshold, at_begin]
-        group = threshold * num_classes + self.label[row]
-        firsts = np.searchsorted(group, np.arange(len(THRESHOLDS) * num_classes + 1))
-        hits = np.arange(1, len(row) + 1) - firsts[group]
-        precision = hits / (seen + np.spacing(1))
-        for start, end in itertools.pairwise(firsts[::num_classes]):
-            label = self.label[row[start:end]]
-            precision[start:end] = precision_envelope(precision[start:end], label)
-        shape = (len(THRESHOLDS), num_classes)
-        return np.append(precision, 0.0), firsts[:-1].reshape(shape), np.diff(firsts).reshape(shape)
-
-    def _recall_of_best(self, num_best, num_objects):
-        """Return recalls [thresholds, classes with objects] by the best detections of each image.
-
-        Only `num_best` detections of a class count in an image. `num_objects` is [classes].
-        """
-        rows = np.flatnonzero((self.rank < num_best) & (self.true[:, 0] > 0))
-        bits = threshold_bits(self.true[rows, 0])
-        hits = np.array([np.bincount(self.label[rows], bit, len(num_objects)) for bit in bits])
-        return hits[:, num_objects > 0] / num_objects[num_objects > 0]
 
 
 def match_tables(

@@ -1,8 +1,10 @@
-"""Array functions behind COCO's precision and recall: orders, counts, bits and envelopes."""
+"""COCO's precision and recall at all thresholds: orders, counts, bits and envelopes."""
+
+import itertools
 
 import numpy as np
 
-from crnas_jax.evaluation.matching import THRESHOLDS
+from crnas_jax.evaluation.matching import EVERY_THRESHOLD, THRESHOLDS
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 
@@ -57,6 +59,66 @@ def precision_envelope(precision: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     offset = 2.0 * (int(label.max(initial=0)) - label)  # keeps classes apart
     return np.maximum.accumulate((precision + offset)[..., ::-1], -1)[..., ::-1] - offset
+
+
+def envelopes_at_hits(
+    label: np.ndarray, true: np.ndarray, ignored: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the precision envelope at the true positives of all thresholds and classes.
+
+    Most detections are not true positives, and most are ignored at no threshold or at all. Only the
+    others are looked at once for each threshold.
+
+    Args:
+      label: labels from 0, ascending, best first within a label, [n].
+      true: bits of the thresholds at which a detection is a true positive, uint16 [n].
+      ignored: bits of the thresholds at which it does not count, uint16 [n].
+      num_classes: number of classes.
+
+    Returns:
+      The largest precision at the recall of each true positive or beyond, one threshold after the
+      other, with a 0 appended; where the true positives of each threshold and class begin; and
+      their number, both [thresholds, classes].
+    """
+    true, ignored = np.ascontiguousarray(true), np.ascontiguousarray(ignored)
+    begins = np.searchsorted(label, np.arange(num_classes))
+    rows = np.flatnonzero(true)
+    threshold, index = np.nonzero(threshold_bits(true[rows]))
+    always = ignored == EVERY_THRESHOLD
+    mixed = np.flatnonzero((ignored > 0) & ~always)
+    num_counted = np.arange(len(ignored) + 1, dtype=np.int32)
+    num_counted[1:] -= np.cumsum(always, dtype=np.int32)
+    num_ignored = np.zeros((len(THRESHOLDS), len(mixed) + 1), np.int32)
+    np.cumsum(threshold_bits(ignored[mixed]), 1, out=num_ignored[:, 1:])
+
+    row, begin = rows[index], begins[label[rows]][index]
+    # A true positive is itself not ignored, nor among the ignored rows before it.
+    seen = num_counted[row + 1] - num_counted[begin]
+    at, at_begin = np.searchsorted(mixed, rows)[index], np.searchsorted(mixed, begins)
+    at_begin = at_begin[label[rows]][index]
+    seen -= num_ignored[threshold, at] - num_ignored[threshold, at_begin]
+    group = threshold * num_classes + label[row]
+    firsts = np.searchsorted(group, np.arange(len(THRESHOLDS) * num_classes + 1))
+    hits = np.arange(1, len(row) + 1) - firsts[group]
+    precision = hits / (seen + np.spacing(1))
+    for start, end in itertools.pairwise(firsts[::num_classes]):
+        precision[start:end] = precision_envelope(precision[start:end], label[row[start:end]])
+    shape = (len(THRESHOLDS), num_classes)
+    return np.append(precision, 0.0), firsts[:-1].reshape(shape), np.diff(firsts).reshape(shape)
+
+
+def recall(label: np.ndarray, true: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
+    """Return the recall at each threshold of the classes with objects, [thresholds, classes].
+
+    Args:
+      label: labels from 0, [n].
+      true: bits of the thresholds at which a detection is a true positive, uint16 [n].
+      num_objects: number of objects in each class, [all classes].
+    """
+    rows = np.flatnonzero(true)
+    bits = threshold_bits(true[rows])
+    hits = np.array([np.bincount(label[rows], bit, len(num_objects)) for bit in bits])
+    return hits[:, num_objects > 0] / num_objects[num_objects > 0]
 
 
 def hits_needed(num_objects: np.ndarray) -> np.ndarray:

@@ -83,6 +83,26 @@ class Conv(nn.Module):
         return y
 
 
+class Upsampling(nn.Module):
+    """Transposed 2x2 convolution of stride 2: four products, each cell's own.
+
+    `kernel` is [2, 2, in, out]; its [a, b] makes the output cells (2 i + a, 2 j + b).
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "rois height width channels"]
+    ) -> Float[Array, "rois _ _ features"]:
+        shape = (2, 2, x.shape[-1], self.features)
+        kernel = self.param("kernel", kaiming_normal, shape).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        y = jnp.einsum("rhwi,abio->rhawbo", x, kernel)
+        y = y.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], self.features)
+        return y + per_channel(bias)
+
+
 def per_channel(vector: Float[Array, " channels"]) -> Float[Array, "1 1 1 channels"]:
     """Add the axes with which a value for each channel is applied to a feature map."""
     return vector[None, None, None]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from interop import torchvision_reference as reference
+from rounding import EPSILON, FACTOR, detection_errors
 
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.masks import paste
@@ -21,9 +22,6 @@ from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.interop import torchvision
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.layers import BN_RUNNING, Normalization, preprocess
-
-FACTOR = 4
-EPSILON = np.finfo(np.float32).eps
 
 
 def _state(model):
@@ -95,23 +93,6 @@ def _photographs(shared_data, size, portrait, num_images, with_masks=False):
     return batch, tensor, [tuple(size) for size in batch["image_size"].tolist()]
 
 
-def _errors(detections, exact):
-    """Return mean square errors of scores, boxes and masks, for each detection in float64.
-
-    Suppression leaves no two boxes of a class with an IoU above 1/2, so that no two have an IoU
-    above 3/4 with the same box: partners are unique. The error is infinite where there is none.
-    """
-    overlaps = reference.iou(exact["boxes"], detections["boxes"])
-    overlaps *= exact["labels"][:, None] == detections["labels"]
-    partners = overlaps.argmax(1)
-    errors = {}
-    for name in exact.keys() - {"labels"}:
-        squares = np.square(detections[name][partners] - exact[name])
-        mean = squares.reshape(len(squares), -1).mean(1)
-        errors[name] = np.where(overlaps.max(1) > 0.75, mean, np.inf)
-    return errors
-
-
 def _settled(errors):
     """Return root mean squares over all images without the worst 2 % of the detections.
 
@@ -155,8 +136,8 @@ def test_detections(shared_data, name, size):
             {key: values.numpy() for key, values in rows.items()} for rows in (rounded, exact)
         )
         assert set(mine) == set(exact)
-        ours_errors.append(_errors(mine, exact))
-        theirs_errors.append(_errors(rounded, exact))
+        ours_errors.append(detection_errors(mine, exact))
+        theirs_errors.append(detection_errors(rounded, exact))
     least = _settled(theirs_errors)
     for key, rms in _settled(ours_errors).items():
         assert rms <= FACTOR * least[key] + EPSILON, key

@@ -209,12 +209,6 @@ def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[di
     return [{name: v[:, 0] if name == "masks" else v for name, v in one.items()} for one in found]
 
 
-def iou(boxes: np.ndarray, other_boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU [n, m] of boxes [n, 4] and [m, 4], float64."""
-    pair = (torch.from_numpy(rows.astype(np.float64)) for rows in (boxes, other_boxes))
-    return torchvision.ops.box_iou(*pair).numpy()
-
-
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
     return detection.roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from crnas_jax.models.layers import Conv, kaiming_normal, per_channel
+from crnas_jax.models.layers import Conv, Upsampling
 from crnas_jax.ops import losses, masks
 from crnas_jax.runtime.options import check_counts
 
@@ -47,26 +47,6 @@ class MaskHead(nn.Module):
             x = nn.relu(Conv(width, 3, use_bias=True, name=f"conv{index + 1}")(x))
         x = nn.relu(Upsampling(width, name="upsampling")(x))
         return Conv(self.num_classes + 1, 1, use_bias=True, name="logits")(x).astype(jnp.float32)
-
-
-class Upsampling(nn.Module):
-    """Transposed 2x2 convolution of stride 2: four products, each cell's own.
-
-    `kernel` is [2, 2, in, out]; its [a, b] makes the output cells (2 i + a, 2 j + b).
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "rois height width channels"]
-    ) -> Float[Array, "rois _ _ features"]:
-        shape = (2, 2, x.shape[-1], self.features)
-        kernel = self.param("kernel", kaiming_normal, shape).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        y = jnp.einsum("rhwi,abio->rhawbo", x, kernel)
-        y = y.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], self.features)
-        return y + per_channel(bias)
 
 
 def mask_loss(

@@ -92,6 +92,11 @@ class SupernetSpec:
         """Whether the modules of an operation have a row for each operation."""
         return self.kernel_sharing == "own" and len(self.dilations) > 1
 
+    @property
+    def kernels_per_block(self) -> int:
+        """Count the rows that a block has in the bank of a module of `OPERATION_MODULES`."""
+        return len(self.dilations) if self.owns_kernels else 1
+
     def num_bank_rows(self, stage: int, first: bool) -> int:
         """Count the rows in the bank of a stage's first or later blocks, operations left out."""
         grid = self.grid(stage)

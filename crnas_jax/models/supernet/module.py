@@ -215,16 +215,15 @@ def init_banks(spec: SupernetSpec, key: Array, path_variables: PyTree) -> PyTree
                 continue
             block = supernet_block(spec, part, kind)
             num_rows = spec.num_bank_rows(part.stage, first=kind == "first")
-            num_operations = len(spec.dilations) if spec.owns_kernels else 1
             # One draw per (block, operation); modules that no operation owns take the first.
             drawn = _init_blocks(
                 block,
                 jax.random.fold_in(key, 2 * part.stage + (kind == "rest")),
-                num_rows * num_operations,
+                num_rows * spec.kernels_per_block,
             )
             for collection, modules in drawn.items():
                 for module, leaves in modules.items():
-                    step = 1 if module in OPERATION_MODULES else num_operations
+                    step = 1 if module in OPERATION_MODULES else spec.kernels_per_block
                     variables[collection][part.name][kind][module] = jax.tree.map(
                         lambda leaf, s=step: leaf[::s], leaves
                     )
