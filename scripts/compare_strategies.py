@@ -1,4 +1,4 @@
-"""The search strategies beside each other on one config's supernets.
+"""Compare the search strategies on one config's supernets.
 
 python scripts/compare_strategies.py --config=configs/bccd.py --workdir=runs/bccd --seeds=3
 ... --levels=stage       one search only

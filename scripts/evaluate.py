@@ -1,4 +1,4 @@
-"""Test metrics of the searched network or the baseline; trains it if need be.
+"""Evaluate the searched network or the baseline on the test split; train it if need be.
 
 python scripts/evaluate.py --config=configs/bccd.py --workdir=runs/bccd --network=baseline
 """
@@ -9,7 +9,7 @@ from crnas_jax import cli
 from crnas_jax.experiments import crnas
 from crnas_jax.settings.run import COMPARED, require_detection
 
-_NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
+_NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Network; config.network by default.")
 
 
 def network(config):

@@ -25,7 +25,7 @@ _NECK = flags.DEFINE_enum("neck", "fpn", NECKS, "Kind of neck.")
 _SIZE = flags.DEFINE_string("size", "800x1088", "Height x width of the input in pixels.")
 _ROIS = flags.DEFINE_integer("rois", 1000, "Number of proposals in the box head.", 0)
 _MASK_ROIS = flags.DEFINE_integer("mask_rois", 100, "Number of detections in the mask head.", 0)
-_NUM_NUM_CLASSES = flags.DEFINE_integer(
+_NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", 80, "Number of object classes, without background.", 1
 )
 _LOWEST_LEVEL = flags.DEFINE_enum(
@@ -47,7 +47,7 @@ def main():
         canvas,
         _DETECTOR.value,
         _NECK.value,
-        _NUM_NUM_CLASSES.value,
+        _NUM_CLASSES.value,
         _ROIS.value,
         _MASK_ROIS.value,
         _CONVENTION.value,

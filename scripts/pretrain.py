@@ -1,4 +1,4 @@
-"""Trains a supernet, the searched network or the baseline on classification before detection.
+"""Train a supernet, the searched network or the baseline on classification before detection.
 
 python scripts/pretrain.py --config=configs/quickstart.py:pretrain --workdir=runs/pretrained \
     --network=stage_supernet

@@ -1,4 +1,4 @@
-"""How well the stage supernet ranks subnets: its scores against the AP of subnets trained alone.
+"""Compare the stage supernet's scores of subnets with the AP of subnets trained alone.
 
 python scripts/ranking_study.py --config=configs/bccd.py --workdir=runs/bccd --subnets=12 --seeds=2
 """
@@ -10,8 +10,8 @@ from crnas_jax.experiments.studies import ranking_study
 from crnas_jax.settings.run import require_search
 
 _SUBNETS = flags.DEFINE_integer("subnets", 12, "Number of allocations that are drawn.")
-_SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each.")
-_REPEATS = flags.DEFINE_integer("repeats", 2, "Scorings of each.")
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each allocation.")
+_REPEATS = flags.DEFINE_integer("repeats", 2, "Scorings of each allocation in the supernet.")
 
 if __name__ == "__main__":
     cli.launch(

@@ -1,4 +1,4 @@
-"""The whole procedure: labelled images and a budget in, a reallocated detector out.
+"""Run the whole procedure: labelled images and a budget in, a reallocated detector out.
 
 python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd
 """

@@ -1,4 +1,4 @@
-"""Searches the best dilations; runs the steps before if need be.
+"""Search the best dilations; run the steps before if need be.
 
 python scripts/search_operations.py --config=configs/bccd.py --workdir=runs/bccd
 ... --dry_run       evaluations, image passes and device hours, from a short measurement

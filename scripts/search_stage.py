@@ -1,4 +1,4 @@
-"""Searches the best allocation of the budget; trains the stage supernet if need be.
+"""Search the best allocation of the budget; train the stage supernet if need be.
 
 python scripts/search_stage.py --config=configs/bccd.py --workdir=runs/bccd
 ... --dry_run       evaluations, image passes and device hours, from a short measurement

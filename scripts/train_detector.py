@@ -1,4 +1,4 @@
-"""Trains the searched network or the baseline, both under one recipe.
+"""Train the searched network or the baseline, both under one recipe.
 
 python scripts/train_detector.py --config=configs/bccd.py --workdir=runs/bccd --network=baseline
 """
@@ -9,7 +9,7 @@ from crnas_jax import cli
 from crnas_jax.experiments import crnas
 from crnas_jax.settings.run import COMPARED, require_detection
 
-_NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Which; config.network when not given.")
+_NETWORK = flags.DEFINE_enum("network", None, COMPARED, "Network; config.network by default.")
 
 
 def network(config):

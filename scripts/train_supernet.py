@@ -1,4 +1,4 @@
-"""Trains the supernet of allocations, or (--level=operation) the supernet of dilations.
+"""Train the supernet of allocations, or (--level=operation) the supernet of dilations.
 
 python scripts/train_supernet.py --config=configs/bccd.py --workdir=runs/bccd [--level=operation]
 """

@@ -4,6 +4,7 @@ python tests/forked.py < commands.json > results.json
 Commands: lists of a script and its arguments. Results: {"status", "stdout", "stderr"} in order.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -15,8 +16,13 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+# Where torch is installed its import takes a second, which each command would spend again.
+import tensorboardX  # noqa: E402, F401
+
 import crnas_jax.experiments.plan  # noqa: E402
 import crnas_jax.experiments.studies  # noqa: E402, F401
+
+gc.set_threshold(100_000, 20, 20)  # see conftest.py
 
 
 def run(command):

@@ -50,7 +50,7 @@ def _config(name, arguments=""):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_network_makes_a_run(name):
-    """The network of that name, unchanged, on canvases that its neck divides."""
+    """Compare with the network of that name, on canvases that its neck divides."""
     for network in zoo.ARCHS:
         config = _config(name, network)
         check(config)
@@ -164,7 +164,7 @@ def _command(tmp, script, name, network, *flags, workdir=None):
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
-    """A folder with COCO, VOC and ImageNet in their own layouts, a few noise images each."""
+    """Return a folder with COCO, VOC and ImageNet in their own layouts, a few noise images each."""
     tmp = tmp_path_factory.mktemp("recipes")
     _coco(tmp / "coco")
     _voc(tmp / "voc")
@@ -176,7 +176,7 @@ def stand_ins(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(stand_ins):
-    """Outcomes of a dry run of each recipe by name."""
+    """Return the outcomes of a dry run of each recipe by name."""
     split = ["scripts/split_coco.py", "--number=2"]
     commands = [[*split, f"--annotations={stand_ins}/coco/annotations/instances_train2017.json"]]
     network = stand_ins / "found.json"

@@ -22,6 +22,7 @@ from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.experiments import crnas_search, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
 from crnas_jax.experiments.steps import Run
+from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings import models as model_settings
@@ -49,40 +50,34 @@ def run_crnas(run: Run) -> dict:
 
 def train_supernet(run: Run, level: str) -> TrainedSupernet:
     """Train the supernet of a level, `stage` or `operation`, after everything it depends on."""
-    run_settings.require_detection(run.config, f"{level}_supernet")
-    if level == "stage":
-        spec = model_settings.stage_supernet(run.config)
-    else:
-        depths = tuple(search_stage(run)["arch"]["depths"])
-        spec = model_settings.operation_supernet(run.config, depths)
     network = f"{level}_supernet"
+    run_settings.require_detection(run.config, network)
+    spec = _supernet(run, network)
     _pretrain_first(run, network, spec)
-    detector = steps.train_supernet(run, network, spec)
-    return TrainedSupernet(run, detector, steps.load_trained(run, network, detector))
+    return TrainedSupernet(run, network, steps.train_supernet(run, network, spec))
 
 
 def search_stage(run: Run) -> dict:
     """Search the allocation, after the stage supernet is trained.
 
     Returns:
-      See `crnas_search.search_stage`; `seconds` are added.
+      See `crnas_search.search_allocation`; `seconds` are added.
     """
-    run_settings.require_search(run.config)
-    finished = run.workdir.finished("stage_search")
-    if finished is not None:
-        return finished
-    supernet = train_supernet(run, "stage")
-    return run.workdir.step("stage_search", lambda: crnas_search.search_stage(supernet))
+    return _search(run, "stage", crnas_search.search_allocation)
 
 
 def search_operations(run: Run) -> dict:
     """Search the dilations, after the operation supernet is trained; fields as `search_stage`."""
+    return _search(run, "operation", crnas_search.search_dilations)
+
+
+def _search(run, level, search):
     run_settings.require_search(run.config)
-    finished = run.workdir.finished("operation_search")
-    if finished is not None:
-        return finished
-    supernet = train_supernet(run, "operation")
-    return run.workdir.step("operation_search", lambda: crnas_search.search_operations(supernet))
+    step = f"{level}_search"
+    if run.workdir.finished(step) is not None:  # nor is the supernet trained for it
+        return run.workdir.finished(step)
+    supernet = train_supernet(run, level)
+    return run.workdir.step(step, lambda: search(supernet))
 
 
 def train_network(run: Run, network: str):
@@ -92,7 +87,7 @@ def train_network(run: Run, network: str):
       Its `Detector`; the weights are in `<workdir>/<network>/variables`.
     """
     run_settings.require_detection(run.config, network)
-    architecture = _find_architecture(run, network)
+    architecture = _search_architecture(run, network)
     _pretrain_first(run, network, architecture)
     return steps.train_network(run, network, architecture)
 
@@ -105,17 +100,19 @@ def evaluate(run: Run, network: str) -> dict:
 def pretrain(run: Run, network: str) -> dict:
     """Train one of `NETWORKS` on classification, after the searches it comes from."""
     run_settings.require_pretraining(run.config, network)
+    spec_of = _search_architecture if network in COMPARED else _supernet
+    return steps.pretrain(run, network, spec_of(run, network))
+
+
+def _supernet(run, network) -> SupernetSpec:
+    """Return what a supernet holds; for the operation supernet search the allocation if need be."""
     if network == "stage_supernet":
-        spec = model_settings.stage_supernet(run.config)
-    elif network == "operation_supernet":
-        depths = tuple(search_stage(run)["arch"]["depths"])
-        spec = model_settings.operation_supernet(run.config, depths)
-    else:
-        spec = _find_architecture(run, network)
-    return steps.pretrain(run, network, spec)
+        return model_settings.stage_supernet(run.config)
+    depths = tuple(search_stage(run)["arch"]["depths"])
+    return model_settings.operation_supernet(run.config, depths)
 
 
-def _find_architecture(run, network) -> Arch:
+def _search_architecture(run, network) -> Arch:
     """Return the architecture of a compared network; search it if need be."""
     if network == "baseline":
         return model_settings.baseline(run.config)

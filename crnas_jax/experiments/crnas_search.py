@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import PyTree
 
-from crnas_jax.experiments.steps import Run, journal_file
+from crnas_jax.experiments.steps import Run, journal_file, load_trained
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.files import digest
@@ -29,13 +29,18 @@ class TrainedSupernet:
 
     Attributes:
       run: the run that it belongs to.
+      network: its name, one of `NETWORKS`.
       detector: the supernet.
-      variables: its trained banks.
     """
 
     run: Run
+    network: str
     detector: Detector
-    variables: PyTree
+
+    @functools.cached_property
+    def variables(self) -> PyTree:
+        """The trained banks."""
+        return load_trained(self.run, self.network, self.detector)
 
     @property
     def spec(self) -> SupernetSpec:
@@ -108,7 +113,7 @@ class TrainedSupernet:
         )
 
 
-def search_stage(supernet: TrainedSupernet) -> dict:
+def search_allocation(supernet: TrainedSupernet) -> dict:
     """Search the allocation of every budget.
 
     Returns:
@@ -118,7 +123,7 @@ def search_stage(supernet: TrainedSupernet) -> dict:
       worse in the other (`dominated`).
     """
     run = supernet.run
-    limits = _limits(supernet, supernet.spec.grids, (1,))
+    limits = _limits(supernet)
     spaces = search_settings.limited_stages(run.config, limits)
     scores = supernet.stage_scores()
     strategy = search_settings.search_strategy(run.config, "stage")
@@ -136,15 +141,15 @@ def search_stage(supernet: TrainedSupernet) -> dict:
     return result
 
 
-def search_operations(supernet: TrainedSupernet) -> dict:
-    """Search the operation code of the supernet's allocation; fields as `search_stage`."""
+def search_dilations(supernet: TrainedSupernet) -> dict:
+    """Search the operation code of the supernet's allocation; fields as `search_allocation`."""
     run, depths = supernet.run, supernet.depths
     space = search_settings.operation_space(run.config, depths)
 
     def arch_of(code):
         return model_settings.found_arch(run.config, depths, space.dilations_of(code))
 
-    limits = _limits(supernet, supernet.spec.grids, space.dilations)
+    limits = _limits(supernet)
     strategy = search_settings.search_strategy(run.config, "operation")
     scores = supernet.operation_scores(strategy.scores_partial_codes)
     (ranking,) = strategy.run([limited(space, limits, arch_of)], scores)
@@ -163,14 +168,16 @@ def _describe(run: Run, code, score: float, arch_of: Callable) -> dict:
     }
 
 
-def _limits(supernet, grids, dilations) -> list[Limit]:
+def _limits(supernet) -> list[Limit]:
     """Return the config's limits on the networks that are trained in the end."""
     run = supernet.run
     limits = search_settings.limits(run.config, run.num_classes)
     bound = search_settings.search_options(run.config).max_latency
     if bound:
         arch = model_settings.baseline(run.config)
-        spec = SupernetSpec(arch.family, arch.widths, grids, dilations, "prefix", "shared")
+        spec = dataclasses.replace(
+            supernet.spec, widths=arch.widths, stage_sharing="prefix", kernel_sharing="shared"
+        )
         detector = dataclasses.replace(supernet.detector, spec=spec)
         canvas = data_settings.image_size(run.config).canvas(portrait=False)
         meter = LatencyMeter(detector, canvas, run.path / "search" / "latency.json")

@@ -6,6 +6,7 @@ import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.experiments.steps import Run
+from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
@@ -15,10 +16,12 @@ from crnas_jax.settings import search as search_settings
 def plan(run: Run) -> str:
     """Return what will be done as text."""
     config, arch = run.config, model_settings.baseline(run.config)
+    precision = model_settings.detector(config, arch, num_classes=1).precision
     if run.sources:
         canvas = data_settings.image_size(config).canvas(portrait=False)
         cost = model_settings.detector_cost(config, arch, canvas, run.num_classes)
-        network = f"in a {config.detector.kind} on {config.detector.neck}"
+        neck = model_settings.neck_options(config).kind
+        network = f"in a {model_settings.detector_kind(config)} on {neck}"
     else:
         side = data_settings.classification_data_options(config).size
         cost, network = backbone_cost(arch, (side, side)), "backbone of a classifier"
@@ -32,7 +35,7 @@ def plan(run: Run) -> str:
     if "val" in run.sources:
         lines += _search_lines(run, arch)
     lines += [
-        f"devices     {', '.join(str(device) for device in devices)}; {config.precision}",
+        f"devices     {', '.join(str(device) for device in devices)}; {precision}",
         f"workdir     {run.path}",
     ]
     return "\n".join(lines + [f"note        {note}" for note in _notes(run, arch)])
@@ -61,7 +64,7 @@ def _search_lines(run, arch):
 
 def _notes(run, arch):
     config = run.config
-    if config.detector.freeze_at or config.detector.freeze_norm:
+    if model_settings.detector(config, arch, num_classes=1).freeze != FreezeOptions():
         starts = run_settings.init_from(config)
         started = {name for name, start in starts.items() if start}
         started |= set(run_settings.pretrained_networks(config))
@@ -85,7 +88,8 @@ def _notes(run, arch):
         yield f"{num_clipped} boxes reach out of their image; training uses the part inside"
     annotations = run.sources["train"].coco["annotations"] if run.sources else []
     boxes = collections.Counter(annotation["image_id"] for annotation in annotations)
-    num_crowded = sum(count > config.data.max_objects for count in boxes.values())
+    max_objects = data_settings.data_options(config).max_objects
+    num_crowded = sum(count > max_objects for count in boxes.values())
     if num_crowded:
         yield (
             f"{num_crowded} training images have more boxes than data.max_objects; "

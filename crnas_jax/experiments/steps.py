@@ -145,7 +145,7 @@ def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
             variables,
             run.classification_sources["val"],
             data_settings.classification_data_options(run.config).size,
-            run.config.search.batch_size,
+            search_settings.score_options(run.config, "running").batch_size,
             lambda index: sample_choice(job.model, run.options.seed, index),
             run.options.num_devices,
         )
@@ -189,7 +189,7 @@ def evaluate(run: Run, network: str, detector: Detector) -> dict:
             load_trained(run, network, detector),
             test,
             size,
-            run.config.search.batch_size,
+            search_settings.score_options(run.config, "running").batch_size,
             run.options.num_devices,
         )
         write_json(run.path / network / "detections.json", detections)

@@ -15,7 +15,6 @@ from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.build import STRATEGIES, strategy
 from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
-from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
@@ -23,6 +22,7 @@ from crnas_jax.spaces.space import Code, Space
 from crnas_jax.training.job import TrainingJob
 
 LEVELS = tuple(STRATEGIES)
+# Stream of the random sample of codes, beside those of the strategies.
 _SAMPLE = 5
 
 
@@ -43,6 +43,7 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
       `rows` (code, `score` of each scoring, test `AP` of each training) and the statistics of
       `analysis.ranking`; also in `<workdir>/ranking/result.json`, with `scatter.png` beside it.
     """
+    run_settings.require_search(run.config)
     if num_subnets < 3 or num_seeds < 1 or num_repeats < 1:
         problem = f"{num_subnets} subnets, {num_seeds} seeds, {num_repeats} repeats"
         raise UserError("command line", "study", problem, "use at least 3, 1 and 1")
@@ -87,10 +88,11 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
 
 def trained_scores(run: Run, seed: int) -> TrainedScores:
     """Return the scores of allocations trained alone with a seed, on the test split."""
+    scoring = search_settings.score_options(run.config, "running")
     options = TrainedScoreOptions(
-        run.config.search.batch_size,
-        data_settings.image_size(run.config),
-        run.config.search.samples,
+        scoring.batch_size,
+        scoring.size,
+        scoring.bootstrap_samples,
         run.options.seed,
         run.options.num_devices,
     )
@@ -139,6 +141,7 @@ def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> 
       with `search.bn` "recalibrate" every code but greedy search's has its statistics first. Also
       in `<workdir>/strategies/`, a file for each level.
     """
+    run_settings.require_search(run.config)
     compare = {"stage": compare_stage_strategies, "operation": compare_operation_strategies}
     result = {}
     for level in levels:
@@ -181,13 +184,14 @@ def compare_stage_strategies(config, supernet, seed: int) -> dict:
 def compare_operation_strategies(config, supernet, seed: int) -> dict:
     """Run every operation strategy once; `supernet` gives `operation_scores` and `depths`."""
     space = search_settings.operation_space(config, supernet.depths)
-    evaluations = space.num_greedy_evaluations(search_settings.strategy_options(config).beam)
+    strategy_options = search_settings.strategy_options(config)
+    evaluations = strategy("greedy", "operation", strategy_options).max_evaluations(space)
     full = supernet.operation_scores(False, seed, "operation, full codes")
     result = {}
     for name in STRATEGIES["operation"]:
-        greedy = name == "greedy"
-        scores = supernet.operation_scores(greedy, seed, f"operation, {name}")
-        options = {} if greedy else {"evaluations": evaluations}
+        partial = strategy(name, "operation", strategy_options).scores_partial_codes
+        scores = supernet.operation_scores(partial, seed, f"operation, {name}")
+        options = {} if partial else {"evaluations": evaluations}
         row = _search(config, "operation", name, seed, space, scores, **options)
         code = row["ranked"][0][0]
         result[name] = {

@@ -91,7 +91,7 @@ class Model:
             variables[name]["backbone"] = tree
         return variables
 
-    @property
+    @functools.cached_property
     def shapes(self) -> PyTree:
         """Shapes of `init`'s variables; nothing is computed."""
         return jax.eval_shape(self.init, jax.random.key(0))

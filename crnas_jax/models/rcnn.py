@@ -42,10 +42,9 @@ class NeckOptions:
     def __post_init__(self):
         check_choice(self, "kind", NECKS)
         check_counts(self, "stacks")
-        levels = (3, 2) if self.kind == "nas_fpn" else (2,)
-        if not self.lowest_level:
-            object.__setattr__(self, "lowest_level", levels[0])
-        check_choice(self, "lowest_level", levels)
+        check_choice(self, "lowest_level", (0, 2, 3))
+        if self.kind == "fpn" or not self.lowest_level:
+            object.__setattr__(self, "lowest_level", 2 if self.kind == "fpn" else 3)
 
     @property
     def coarsest_stride(self) -> int:

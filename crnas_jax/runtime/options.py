@@ -32,6 +32,11 @@ def check_below_one(options, *fields: str) -> None:
     _check(options, fields, _is_real, lambda v: v < 1, "number below 1")
 
 
+def check_fractions(options, *fields: str) -> None:
+    """Require numbers of 0 to 1, alone or in tuples."""
+    _check(options, fields, _is_real, lambda v: 0 <= v <= 1, "number of 0 to 1")
+
+
 def check_length(options, field: str, length: int, or_empty: bool = False) -> None:
     """Require a tuple of `length` entries, or with `or_empty` also an empty one."""
     value = getattr(options, field)

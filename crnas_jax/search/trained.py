@@ -1,6 +1,7 @@
 """Scores of candidates that are each trained: what a supernet's scores are compared with."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ from crnas_jax.checkpoint import save_variables
 from crnas_jax.data.coco import category_entries
 from crnas_jax.data.source import DetectionSource
 from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
 from crnas_jax.evaluation.average_precision import (
     bootstrap_weights,
     confidence_interval,
@@ -20,7 +22,7 @@ from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.evaluation.predict_split import predict_split
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser
-from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.files import digest, read_json, write_json
 from crnas_jax.search.journal import Journal, Score
 from crnas_jax.spaces.space import Code
 from crnas_jax.training.job import TrainingJob
@@ -63,6 +65,9 @@ class TrainedScores:
       journal: the record of scores.
       folder: receives a folder for each job: checkpoints, the detector, and its detections on the
         split.
+
+    Raises:
+      UserError: the split has no object to detect.
     """
 
     name: str
@@ -71,6 +76,16 @@ class TrainedScores:
     options: TrainedScoreOptions
     journal: Journal
     folder: pathlib.Path
+
+    def __post_init__(self):
+        counted = self._ground_truth.num_counted_in(self.split.image_ids)
+        if not counted[..., 0].any():
+            problem = "the split has no object that AP counts"
+            raise UserError("scoring", self.name, problem, "use other images")
+
+    @functools.cached_property
+    def _ground_truth(self):
+        return GroundTruth.from_source(self.split)
 
     def score(self, codes: Sequence[Code]) -> list[float]:
         """Train every code that is not in the journal; return their AP on the split."""
@@ -88,7 +103,7 @@ class TrainedScores:
         results = self._results(self.jobs_of(code))
         image_ids = self.split.image_ids
         detections = detections_from_results(results, self.split.category_ids, image_ids)
-        (table,) = match_tables(GroundTruth.from_source(self.split), detections, image_ids)
+        (table,) = match_tables(self._ground_truth, detections, image_ids)
         ap, options = table.metrics()["AP"], self.options
         weights = bootstrap_weights(len(image_ids), options.bootstrap_samples, options.seed)
         interval = confidence_interval(table.bootstrap_ap(weights), ap)
@@ -98,7 +113,9 @@ class TrainedScores:
     def _results(self, jobs):
         """Return a candidate's detections on the split in COCO's format; train it first."""
         *earlier_jobs, job = jobs
-        file = self.folder / job.name / "detections.json"
+        # Another split or size has other detections.
+        key = digest(self.split.digest, repr(self.options.size))
+        file = self.folder / job.name / f"detections-{key}.json"
         if not file.exists():
             for earlier_job in earlier_jobs:
                 variables = self._train(earlier_job)

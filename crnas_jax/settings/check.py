@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from crnas_jax.settings.data import classification_data_options, data_options, image_size
+from crnas_jax.settings.fields import refuse_old_names
 from crnas_jax.settings.models import baseline, classifier, detector, stage_supernet
 from crnas_jax.settings.run import init_from, pretrained_networks, run_options
 from crnas_jax.settings.search import (
@@ -22,6 +23,7 @@ from crnas_jax.settings.training import (
 
 def check(config: ConfigDict) -> None:
     """Raise UserError for a config that cannot run; options check themselves as they are made."""
+    refuse_old_names(config)
     run_options(config)
     arch, pretrained, options = baseline(config), pretrained_networks(config), data_options(config)
     image_size(config)

@@ -34,6 +34,16 @@ def section(config: ConfigDict, place: str) -> ConfigDict:
     return config
 
 
+def refuse_old_names(config: ConfigDict, place: str = "") -> None:
+    """Raise UserError for a field under an old name: it would have no effect."""
+    for name, value in config.items():
+        if name in RENAMED:
+            problem = f"is now {RENAMED[name]!r}"
+            raise UserError("config", f"{place}{name}", problem, "use the new name")
+        if isinstance(value, ConfigDict):
+            refuse_old_names(value, f"{place}{name}.")
+
+
 def read(
     options_class: type,
     config: ConfigDict,

@@ -112,7 +112,7 @@ def supernet_options(config: ConfigDict) -> SupernetOptions:
     traits = baseline(config).traits
     for field, length in (("widths", len(traits.widths)), ("grids", len(traits.searched_stages))):
         value = getattr(options, field)
-        if len(value) not in (0, length):
+        if not isinstance(value, tuple) or len(value) not in (0, length):
             raise UserError("config", f"supernet.{field}", f"{value!r}", f"give {length} entries")
     return options
 
@@ -158,12 +158,7 @@ def has_masks(config: ConfigDict) -> bool:
 
 def neck_options(config: ConfigDict) -> NeckOptions:
     """Read the settings of the neck; `lowest_level` applies to NAS-FPN alone."""
-    names = {"kind": "neck"}
-    given = {} if config.detector.neck == "nas_fpn" else {"lowest_level": 0}
-    if config.detector.lowest_level not in (2, 3):
-        problem = f"{config.detector.lowest_level} is unknown"
-        raise UserError("config", "detector.lowest_level", problem, "use 2 or 3")
-    return read(NeckOptions, config, "detector", names, **given)
+    return read(NeckOptions, config, "detector", {"kind": "neck"})
 
 
 def detector_options(config: ConfigDict, num_classes: int) -> DetectorOptions:
@@ -209,19 +204,24 @@ def detector_cost(
     config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
 ) -> Cost:
     """Count the whole detector with this backbone at test time on `canvas` (height, width)."""
-    fields = config.detector
+    options = detector_options(config, num_classes)
+    mask = options.mask or MaskHeadOptions()
     return total(
         detector_parts(
             arch,
             canvas,
             detector_kind(config),
-            fields.neck,
+            options.neck.kind,
             num_classes,
-            num_rois=fields.post_nms[1],
-            pyramid_channels=fields.pyramid_channels,
-            head_channels=fields.head_channels,
-            mask_channels=fields.mask_channels,
-            lowest_level=fields.lowest_level,
-            stacks=fields.stacks,
+            num_rois=options.rpn.post_nms[1],
+            num_mask_rois=options.box.max_detections,
+            pyramid_channels=options.pyramid_channels,
+            head_channels=options.box.head_channels,
+            roi_pool_size=options.box.pool_size,
+            mask_channels=mask.channels,
+            mask_convolutions=mask.num_convolutions,
+            mask_pool_size=mask.pool_size,
+            lowest_level=options.neck.lowest_level,
+            stacks=options.neck.stacks,
         )
     )

@@ -10,9 +10,9 @@ from crnas_jax.search.strategies.build import Strategy, StrategyOptions, strateg
 from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings.data import image_size
 from crnas_jax.settings.fields import read
-from crnas_jax.settings.models import baseline, detector_cost, found_arch, supernet_options
+from crnas_jax.settings.models import baseline, detector_cost, supernet_options
 from crnas_jax.settings.run import run_options
-from crnas_jax.spaces.constrained import Limit, limited
+from crnas_jax.spaces.constrained import Limit, limited, require_any
 from crnas_jax.spaces.operations import OperationSpace
 from crnas_jax.spaces.space import Space
 from crnas_jax.spaces.stages import BudgetSpace, StageSpace
@@ -106,13 +106,16 @@ def limited_stages(config: ConfigDict, all_limits: list[Limit]) -> dict[float, S
     Raises:
       UserError: a budget has no allocation within them.
     """
+    arch = baseline(config)
     spaces = {
-        amount: limited(space, all_limits, lambda depths: found_arch(config, depths))
+        amount: limited(
+            space, all_limits, lambda depths: Arch(arch.family, depths, (), arch.widths)
+        )
         for amount, space in stage_spaces(config).items()
     }
     if all_limits:
         for space in spaces.values():
-            space.require_any()
+            require_any(space, all_limits)
     return spaces
 
 

@@ -45,8 +45,18 @@ def limited(space: Space, limits: list[Limit], arch_of: Callable[[Code], object]
         arch = arch_of(code)
         return all(limit.measure(arch) <= limit.bound for limit in limits)
 
-    description = " and ".join(f"at most {limit.bound:g} {limit.unit}" for limit in limits)
-    return Constrained(space, allows, description)
+    return Constrained(space, allows, _description(limits))
+
+
+def require_any(space: Space, limits: list[Limit]) -> None:
+    """Raise UserError unless a space has a code; `limits` are those that it stands within."""
+    if next(iter(space.enumerate()), None) is None:
+        problem = f"no {space.noun} has {_description(limits)}"
+        raise UserError("config", "search", problem, "relax it, or take another budget")
+
+
+def _description(limits):
+    return " and ".join(f"at most {limit.bound:g} {limit.unit}" for limit in limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +95,11 @@ class Constrained:
 
     def may_begin_with(self, partial: Code) -> bool:
         """Return whether the quickest code that begins so is allowed."""
-        return self.allows(self.space.quickest_completion(partial))
+        return self.allows(self.quickest_completion(partial))
 
-    def require_any(self) -> None:
-        """Raise UserError unless a code is allowed."""
-        if next(iter(self.enumerate()), None) is None:
-            raise UserError(
-                "config",
-                "search",
-                f"no {self.noun} has {self.description}",
-                "relax it, or take another budget",
-            )
+    def quickest_completion(self, partial: Code) -> Code:
+        """Return the space's quickest completion."""
+        return self.space.quickest_completion(partial)
 
     def count(self) -> int:
         """Return the number of allowed codes; looks at all codes of the space."""

@@ -96,18 +96,6 @@ class OperationSpace:
         """Return the dilation of every block for a code."""
         return tuple(self.dilations[operation] for operation in code)
 
-    def num_greedy_evaluations(self, beam: int = 3) -> int:
-        """Count the partial codes that greedy search scores (algorithm 1): 3 + 9 (B - 1) for K = 3.
-
-        Args:
-          beam: K, the number of partial codes that stay after each block.
-        """
-        total, beam_size = 0, 1
-        for _ in range(self.num_blocks):
-            total += beam_size * self.num_operations
-            beam_size = min(beam, beam_size * self.num_operations)
-        return total
-
     def validate(self, code) -> np.ndarray:
         """Return the code as int32 [blocks].
 

@@ -59,3 +59,6 @@ class BlockSpace(Space, Protocol):
 
     def may_begin_with(self, partial: Code) -> bool:
         """Return whether a code of the space may begin with these entries."""
+
+    def quickest_completion(self, partial: Code) -> Code:
+        """Return the code with these first entries that runs fastest."""

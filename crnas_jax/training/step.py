@@ -22,6 +22,9 @@ from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel.mesh import replicated
 from crnas_jax.training.job import Trainable
 
+# Stream of the sampled paths, beside those of the batches.
+_PATH = 3
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trainer:
@@ -213,4 +216,4 @@ class Trainer:
 
 def sample_choice(model: Trainable, seed: int, step: int) -> PyTree | None:
     """Draw the path of a step, the same on all devices; None for a stand-alone network."""
-    return model.sample(np.random.default_rng([seed, 3, step]))
+    return model.sample(np.random.default_rng([seed, _PATH, step]))

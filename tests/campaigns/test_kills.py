@@ -150,7 +150,7 @@ def _interrupt(process, seconds, signal_number):
 )
 def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statuses):
     rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
-    phases, kills, runs = collections.Counter(), 0, 1
+    phases, kills, runs, in_flight = collections.Counter(), 0, 1, 0
     cut = tmp_path / "cut1"
     # On average an equal share of the work for each kill, and time to load the step's programs.
     reach = 2 * ((whole.total - whole.startup) / KILLS + LOADING)
@@ -164,12 +164,14 @@ def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statu
         status = _interrupt(process, seconds, signal_number)
         if status in statuses:
             kills += 1
+            in_flight += status == statuses[0]
             phases[_phase(cut)] += 1
             continue
         assert status == 0, f"status {status}, see {log.name}"
         _check(cut, whole.path)
         runs += 1
         cut = tmp_path / f"cut{runs}"
+    assert in_flight >= min(KILLS, 4), f"work was in flight {in_flight} times of {kills}"
     print(f"\ninterrupted {kills} times in {runs} runs: {dict(phases)}")
     assert _start(cut, log).wait() == 0
     _check(cut, whole.path)

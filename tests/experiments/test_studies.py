@@ -1,5 +1,6 @@
 """The studies on made-up scores: what their numbers stand for."""
 
+import dataclasses
 import json
 import types
 
@@ -8,7 +9,7 @@ from helpers import BATCHES, IMAGES, Noisy
 
 from configs import quickstart
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import studies
+from crnas_jax.experiments import steps, studies
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.run import run_options
 
@@ -37,7 +38,7 @@ class LastStage:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run with supernets that need no training."""
+    """Return a run with supernets that need no training."""
     config = quickstart.get_config()
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
     monkeypatch.setattr(studies.crnas, "train_supernet", lambda run, level: Supernet())
@@ -88,6 +89,32 @@ def test_the_ranking_study_scores_trains_and_draws(run, monkeypatch):
     assert study["repeats"]["tau"] == pytest.approx(1)
     assert json.loads((run.path / "ranking" / "result.json").read_text()) == study
     assert (run.path / "ranking" / "scatter.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("networks", [(), ("baseline",)])
+def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, networks):
+    config = quickstart.get_config()
+    config.pretrain.networks = networks
+    config.pretrain.data.name = "synthetic"
+    config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
+    run = steps.open_run(config, tmp_path, dry=True)
+    scores = studies.trained_scores(run, 3)
+    assert (scores.name, scores.split) == ("trained, seed 3", run.sources["test"])
+    *earlier_jobs, job = scores.jobs_of((1, 2, 2, 3))
+    assert job.name == "1-2-2-3-seed3"
+    assert job.model.spec.depths == (1, 2, 2, 3)
+    baseline = steps.detection_job(run, "", "baseline", job.model.spec, "")
+    assert job.options == dataclasses.replace(baseline.options, seed=3)
+    assert len(earlier_jobs) == len(networks)
+    if networks:
+        assert earlier_jobs[0].name == "1-2-2-3-seed3/pretrain"
+        assert earlier_jobs[0].options.seed == 3
+        assert job.init_from == tmp_path / "ranking" / earlier_jobs[0].name
+    else:
+        assert job.init_from == ""
+    seeds = [studies.trained_scores(run, seed) for seed in (0, 1)]
+    other_names = {job.name for scores in seeds for job in scores.jobs_of((1, 2, 2, 3))}
+    assert len(other_names) == 2 * (1 + len(networks))
 
 
 def test_a_ranking_of_fewer_than_three_subnets_is_refused(run):

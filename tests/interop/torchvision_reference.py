@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def nms(boxes, scores, threshold):
-    """Indices of the boxes that survive greedy suppression, by falling score."""
+    """Return the indices of the boxes that survive greedy suppression, by falling score."""
     order = scores.argsort(descending=True, stable=True)
     overlapping = (torchvision.ops.box_iou(boxes[order], boxes[order]) > threshold).numpy()
     alive = np.ones(len(order), bool)
@@ -112,7 +112,7 @@ def _randomise(model):
 
 
 def classifier(name: str, seed: int) -> torch.nn.Module:
-    """A classifier of 1000 classes in eval mode: a ResNet, a ResNeXt or `mobilenet_v2`."""
+    """Return a classifier of 1000 classes in eval mode: a ResNet, a ResNeXt or `mobilenet_v2`."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(torchvision.models, name)(weights=None).eval()
@@ -132,7 +132,7 @@ def features(name: str, model: torch.nn.Module, images: torch.Tensor) -> list[to
 
 
 def _scene(size=256):
-    """A stand-in for a normalised photograph [1, 3, size, size]: mostly grey blobs of all sizes."""
+    """Return a stand-in for a normalised photograph [1, 3, size, size]: mostly grey blobs of all sizes."""
     scene = torch.zeros(1, 3, size, size)
     for cells in (2, 4, 8, 16, 32, 64, 128):
         blobs = 0.6 * torch.randn(1, 1, cells, cells) + 0.2 * torch.randn(1, 3, cells, cells)
@@ -210,7 +210,7 @@ def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[di
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
+    """Return probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
     return detection.roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
 
 

@@ -1,5 +1,6 @@
 """Trained scores: AP of the stored detections; nothing is trained or detected twice."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from helpers import largest_difference, tiny_options
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
+from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import CocoEvaluator
 from crnas_jax.export.weights import load_weights
 from crnas_jax.models.build import Detector
@@ -41,13 +43,18 @@ def _scores(folder, split, jobs_of=lambda code: [_job(_name(code), code)]):
     return TrainedScores("trained", jobs_of, split, options, journal, folder)
 
 
+def _detections_file(folder):
+    (file,) = (folder / _name(CODE)).glob("detections-*.json")
+    return str(file.relative_to(folder))
+
+
 def _detections(folder):
-    return json.loads((folder / _name(CODE) / "detections.json").read_text())
+    return json.loads((folder / _detections_file(folder)).read_text())
 
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
-    """The folder of a finished run, its score, and a split with objects that it detects."""
+    """Return the folder of a finished run, its score, and a split with objects that it detects."""
     folder, split = tmp_path_factory.mktemp("trained"), SyntheticSource(6, 64, seed=1)
     (score,) = _scores(folder, split).score([CODE])
     objects = SyntheticSource(6, 64, seed=1)
@@ -66,7 +73,7 @@ def first_run(tmp_path_factory):
 
 @pytest.fixture
 def trainings(monkeypatch, first_run):
-    """Names of the jobs that are trained: weights are constant, detections those of the run."""
+    """Collect the names of trained jobs; weights are constant, detections those of the run."""
     names, results = [], _detections(first_run[0])
 
     def train(job, folder, initialise=None):
@@ -93,7 +100,7 @@ def test_a_score_is_the_ap_of_the_stored_detections(first_run, tmp_path, trainin
     detections = _detections(folder)
     assert score == pytest.approx(evaluator.evaluate(detections).metrics["AP"], abs=1e-9)
     # Other objects, of which the same detections find some.
-    _copy(folder, tmp_path, [f"{_name(CODE)}/detections.json"])
+    _copy(folder, tmp_path, [_detections_file(folder)])
     (score,) = _scores(tmp_path, objects).score([CODE])
     metrics = CocoEvaluator.from_source(objects).evaluate(detections).metrics
     assert 0.1 < score < 0.95
@@ -117,7 +124,7 @@ def test_stored_detections_without_a_journal_line_are_scored_without_training(
     first_run, tmp_path, trainings
 ):
     folder, score, _ = first_run
-    _copy(folder, tmp_path, [f"{_name(CODE)}/detections.json"])
+    _copy(folder, tmp_path, [_detections_file(folder)])
     assert _scores(tmp_path, SyntheticSource(6, 64, seed=1)).score([CODE]) == [score]
     assert not trainings
     (line,) = (tmp_path / "journal.jsonl").read_text().splitlines()
@@ -160,6 +167,26 @@ def test_each_candidate_is_trained_once(tmp_path, trainings):
         assert scores.effort() == {"evaluated": 2, "image_passes": 12}
         assert trainings == [_name(CODE), _name(OTHER_CODE)]
         (tmp_path / "journal.jsonl").unlink()
+
+
+def test_detections_of_another_split_or_size_are_not_taken(first_run, tmp_path, trainings):
+    folder, _, _ = first_run
+    _copy(folder, tmp_path, [_detections_file(folder)])
+    other_split = _scores(tmp_path, SyntheticSource(6, 64, seed=2))
+    scores = _scores(tmp_path, SyntheticSource(6, 64, seed=1))
+    larger = dataclasses.replace(scores.options, size=ImageSize(64, 96))
+    other_size = dataclasses.replace(scores, options=larger, name="larger")
+    for scores in (other_split, other_size):
+        trainings.clear()
+        scores.score([CODE])
+        assert trainings == [_name(CODE)]
+
+
+def test_a_split_without_objects_is_refused(tmp_path):
+    empty = SyntheticSource(2, 64, seed=1)
+    empty.coco["annotations"] = []
+    with pytest.raises(UserError, match="no object"):
+        _scores(tmp_path, empty)
 
 
 def test_earlier_jobs_are_trained_first_and_the_last_starts_from_them(tmp_path, trainings):

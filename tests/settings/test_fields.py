@@ -200,9 +200,26 @@ def test_a_missing_section_or_field_is_named():
         fields.section(config, "data.none")
     with config.unlocked():
         del config.detector.kind, config.stage_train.momentum
+        del config.detector.neck, config.detector.lowest_level, config.detector.post_nms
     with pytest.raises(UserError, match=r"config: detector\.kind: missing; start from"):
         models.detector_kind(config)
     assert training.train_options(config, "stage_train").optimizer.momentum == 0.9
+    with config.unlocked():
+        config.detector.kind = "faster_rcnn"
+    check(config)
+    cost = models.detector_cost(config, zoo.get("resnet50"), (64, 64), 80)
+    assert cost == models.detector_cost(base.get_config(), zoo.get("resnet50"), (64, 64), 80)
+
+
+@pytest.mark.parametrize("name", ["search.keep", "initial"])
+def test_a_config_of_its_own_with_an_old_name_is_refused(name):
+    config = base.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({name: 7})
+    old = name.rpartition(".")[2]
+    message = f"config: {name}: is now {fields.RENAMED[old]!r}; use the new name"
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(config)
 
 
 # Old places of fields, and values they had.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crnas_jax.errors import UserError
-from crnas_jax.spaces.constrained import Constrained, Limit, limited
+from crnas_jax.spaces.constrained import Constrained, Limit, limited, require_any
 from crnas_jax.spaces.operations import OperationSpace
 from crnas_jax.spaces.stages import StageSpace
 
@@ -31,14 +31,14 @@ def test_limits_hold_together_and_nothing_is_measured_twice():
     assert allowed.count() == len(codes)
     assert {allowed.sample(np.random.default_rng(seed)) for seed in range(300)} <= codes
     assert len(measured) == len(set(measured))
-    allowed.require_any()
+    require_any(allowed, limits)
 
 
 def test_limits_that_nothing_meets_are_refused():
     limit = Limit(5, "ms", lambda arch: 10.0 * arch[0])
     nothing = limited(StageSpace().within(16), [limit], tuple)
     with pytest.raises(UserError, match="no allocation of 16 blocks has at most 5 ms"):
-        nothing.require_any()
+        require_any(nothing, [limit])
     with pytest.raises(UserError, match="next to nothing has at most 5 ms"):
         nothing.sample(np.random.default_rng(0))
 

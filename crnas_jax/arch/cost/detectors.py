@@ -1,6 +1,7 @@
 """Multiply-adds and parameters of detectors by part, at test time."""
 
 import functools
+import itertools
 
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.arch.cost.layers import CONVENTIONS, Cost, Layers, num_cells, reduced
@@ -25,7 +26,10 @@ def detector_parts(
     convention: str = "macs",
     pyramid_channels: int = 0,
     head_channels: int = 1024,
+    roi_pool_size: int = 7,
     mask_channels: int = 256,
+    mask_convolutions: int = 4,
+    mask_pool_size: int = 14,
     lowest_level: int = 3,
     stacks: int = 7,
 ) -> dict[str, Cost]:
@@ -42,7 +46,10 @@ def detector_parts(
       convention: one of `CONVENTIONS`; `thop2019` fixes both RoI counts.
       pyramid_channels: channels of neck and RPN; 0 for 256, with NAS-FPN 384.
       head_channels: channels of the box heads' dense layers.
+      roi_pool_size: side of the RoIs that the box heads see.
       mask_channels: channels of the mask head.
+      mask_convolutions: number of its 3x3 convolutions.
+      mask_pool_size: side of the RoIs that it sees.
       lowest_level: finest level of NAS-FPN: 3 for p3..p7, 2 for p2..p6.
       stacks: number of NAS-FPN's pyramids.
 
@@ -80,14 +87,16 @@ def detector_parts(
     cascade = detector.startswith("cascade")
     num_outputs = num_classes + 1 + 4 * (1 if cascade else num_classes + 1)
     head = (
-        layers.dense(49 * width, head_channels, num_rois)
+        layers.dense(roi_pool_size**2 * width, head_channels, num_rois)
         + layers.dense(head_channels, head_channels, num_rois)
         + layers.dense(head_channels, num_outputs, num_rois)
     )
     names = [f"{stage + 1}" for stage in range(_CASCADE_STAGES)] if cascade else [""]
     costs |= {f"box_head{name}": head for name in names}
     if "mask" in detector:
-        mask_head = _mask_head(layers, width, mask_channels, num_classes, num_mask_rois)
+        num_mask_cells = num_mask_rois * mask_pool_size**2
+        channels = (width, *[mask_channels] * mask_convolutions)
+        mask_head = _mask_head(layers, channels, num_classes, num_mask_cells)
         costs |= {f"mask_head{name}": mask_head for name in names}
     return costs
 
@@ -125,13 +134,13 @@ def _nas_fpn(layers, arch, cells, width, lowest_level, stacks):
     return cost
 
 
-def _mask_head(layers, width, inner, num_classes, num_rois, pool_size=14):
-    cells = num_rois * pool_size * pool_size
-    cost = layers.conv(width, inner, 3, cells, bias=True)
-    for _ in range(3):
-        cost += layers.conv(inner, inner, 3, cells, bias=True)
-    cost += layers.upsampling(inner, inner, cells)
-    return cost + layers.conv(inner, num_classes + 1, 1, 4 * cells, bias=True)
+def _mask_head(layers, channels, num_classes, cells):
+    """Count 3x3 convolutions between `channels`, the up-sampling, and a mask for each class."""
+    cost = Cost()
+    for in_channels, out_channels in itertools.pairwise(channels):
+        cost += layers.conv(in_channels, out_channels, 3, cells, bias=True)
+    cost += layers.upsampling(channels[-1], channels[-1], cells)
+    return cost + layers.conv(channels[-1], num_classes + 1, 1, 4 * cells, bias=True)
 
 
 def _retinanet(layers, arch, cells, num_classes, width):

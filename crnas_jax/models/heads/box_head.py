@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from crnas_jax.ops import box_coder, boxes, losses, matcher, nms, roi_align, sampler
-from crnas_jax.runtime.options import check_counts, check_positive
+from crnas_jax.runtime.options import check_counts, check_fractions, check_positive
 
 _MIN_SIDE = 1e-2
 
@@ -78,7 +78,8 @@ class BoxHeadOptions:
     def __post_init__(self):
         check_counts(self, "head_channels", "pool_size", "num_samples", "nms_candidates")
         check_counts(self, "max_detections")
-        check_positive(self, "canonical_size")
+        check_positive(self, "canonical_size", "loss_beta")
+        check_fractions(self, "positive_fraction", "score_threshold", "nms_iou")
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from crnas_jax.models.layers import Conv
 from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms, sampler
-from crnas_jax.runtime.options import check_counts, check_length, check_positive
+from crnas_jax.runtime.options import (
+    check_counts,
+    check_fractions,
+    check_length,
+    check_positive,
+)
 
 _CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _MIN_SIDE = 1e-3
@@ -45,6 +50,7 @@ class RPNOptions:
         check_length(self, "pre_nms", 2)
         check_length(self, "post_nms", 2)
         check_positive(self, "anchor_sizes")
+        check_fractions(self, "positive_iou", "negative_iou", "positive_fraction", "nms_iou")
         check_counts(self, "num_samples", "pre_nms", "post_nms")
 
 

@@ -44,6 +44,8 @@ class SharedPaths:
     detector: Detector
     num_slots: int = 0
 
+    gives_statistics = True
+
     def paths(self, choices: list) -> tuple[list[Path], tuple[int, ...]]:
         """Return the paths as `prefix_tree.schedule` takes them, and the places of each stage."""
         spec = self.detector.spec

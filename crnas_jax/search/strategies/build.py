@@ -10,7 +10,7 @@ from crnas_jax.search.scores import Ranked
 from crnas_jax.search.strategies import successive_halving
 from crnas_jax.search.strategies.evolution import evolution
 from crnas_jax.search.strategies.exhaustive import exhaustive
-from crnas_jax.search.strategies.greedy import greedy
+from crnas_jax.search.strategies.greedy import greedy, num_evaluations
 from crnas_jax.search.strategies.random_search import random_search
 from crnas_jax.search.strategies.successive_halving import halving
 from crnas_jax.spaces.space import Space
@@ -102,7 +102,7 @@ def _greedy(options):
     return Strategy(
         "greedy",
         run,
-        lambda space: space.num_greedy_evaluations(options.beam),
+        lambda space: num_evaluations(space, options.beam),
         _all_images,
         scores_partial_codes=True,
     )

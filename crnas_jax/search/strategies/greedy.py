@@ -8,6 +8,9 @@ from crnas_jax.errors import UserError
 from crnas_jax.search.scores import Ranked, Scores, best
 from crnas_jax.spaces.space import BlockSpace, Code
 
+# Stream of the completions, beside those of the other strategies.
+_COMPLETION = 4
+
 
 def greedy(spaces: Sequence[BlockSpace], scores: Scores, beam: int = 3) -> list[Ranked]:
     """Walk the blocks in order; extend each partial code by each operation, keep the best.
@@ -40,6 +43,20 @@ def _greedy(space, scores, beam):
     return ranked
 
 
+def num_evaluations(space: BlockSpace, beam: int = 3) -> int:
+    """Count the partial codes that are scored where all are allowed: 3 + 9 (B - 1) for K = 3.
+
+    Args:
+      space: space of full codes.
+      beam: K, the number of partial codes that stay after each block.
+    """
+    total, num_partial_codes = 0, 1
+    for _ in range(space.num_blocks):
+        total += num_partial_codes * space.num_operations
+        num_partial_codes = min(beam, num_partial_codes * space.num_operations)
+    return total
+
+
 def complete(space: BlockSpace, partial: Code, seed: int, batch: int) -> Code:
     """Complete a partial code with uniformly drawn operations for the remaining blocks.
 
@@ -52,6 +69,6 @@ def complete(space: BlockSpace, partial: Code, seed: int, batch: int) -> Code:
       seed: seed of the draw.
       batch: index of the mini-batch.
     """
-    rng = np.random.default_rng([seed, 4, len(partial), batch])
+    rng = np.random.default_rng([seed, _COMPLETION, len(partial), batch])
     rest = rng.integers(space.num_operations, size=space.num_blocks - len(partial))
     return (*partial, *(int(operation) for operation in rest))

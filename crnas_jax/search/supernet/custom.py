@@ -100,6 +100,8 @@ class CustomPaths:
 
     model: CustomModel
 
+    gives_statistics = False
+
     def paths(self, choices: list) -> tuple[list, tuple[int, ...]]:
         """Return paths of one stage with one block each."""
         return [

@@ -161,6 +161,11 @@ class SubnetEvaluator:
         """Number of programs that the evaluator has compiled."""
         return sum(f._cache_size() for f in (self._begin, self._detect, self._collect))
 
+    @property
+    def gives_statistics(self) -> bool:
+        """Whether `collect` works: custom networks keep their statistics to themselves."""
+        return self._paths.gives_statistics
+
     @functools.cached_property
     def _paths(self):
         custom = isinstance(self.model, CustomModel)

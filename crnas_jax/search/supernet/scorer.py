@@ -130,9 +130,6 @@ class SubnetScorer:
           UserError: `recalibrate` with a custom network, which gives no statistics; no object to
             detect.
         """
-        if options.bn == "recalibrate" and isinstance(detector, CustomModel):
-            problem = "recalibrate, and this network does not give its statistics"
-            raise UserError("scoring", "bn", problem, "use running")
         self._mesh = make_mesh(options.batch_size, options.num_devices)
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self._train, self._val, self._options = train_source, val_source, options
@@ -140,6 +137,9 @@ class SubnetScorer:
         self._evaluator = shared_evaluator(
             detector, self._mesh, options.max_subnets_per_call, options.num_slots
         )
+        if options.bn == "recalibrate" and not self._evaluator.gives_statistics:
+            problem = "recalibrate, and this network does not give its statistics"
+            raise UserError("scoring", "bn", problem, "use running")
         self._ground_truth = GroundTruth.from_source(val_source)
         options.require_objects(val_source, self._ground_truth)
         self._plan, self.num_batches = options.score_plan(val_source)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import run_commands
 
+from configs import base
 from crnas_jax.arch import zoo
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.arch.cost.detectors import detector_parts, total
@@ -20,6 +21,7 @@ from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
 from crnas_jax.models.layers import BN_RUNNING, Normalization
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
+from crnas_jax.settings import models as model_settings
 
 CANVAS = (800, 1088)
 # CR-NAS, table 1, in G. The paper prints the figures of ResNet-50 and CR-ResNet-50 in each other's
@@ -134,6 +136,22 @@ def test_parameters_equal_the_tree(detector, neck, options):
     assert {name: _count(tree) for name, tree in shapes.items()} == {
         name: part.params for name, part in parts.items()
     }
+
+
+def test_the_cost_follows_the_sizes_of_the_heads():
+    config = base.get_config()
+    config.detector.kind = "mask_rcnn"
+    with config.unlocked():
+        config.detector.update(roi_pool_size=5, mask_num_convolutions=2, mask_channels=24)
+    arch = zoo.get("resnet18")
+    counted = model_settings.detector_cost(config, arch, (64, 64), num_classes=7)
+    shapes = model_settings.detector(config, arch, num_classes=7).shapes["params"]
+    assert counted.params == _count(shapes)
+    parts = [
+        detector_parts(arch, (64, 64), "mask_rcnn", mask_pool_size=size)["mask_head"].flops
+        for size in (7, 14)
+    ]
+    assert parts[1] == 4 * parts[0]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "mobilenet_v2"])

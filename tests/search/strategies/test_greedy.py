@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers import Table
 
+from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.search.strategies.greedy import complete, greedy
+from crnas_jax.search.strategies.greedy import complete, greedy, num_evaluations
 from crnas_jax.spaces.constrained import Constrained
 from crnas_jax.spaces.operations import OperationSpace
 
@@ -30,9 +31,21 @@ def test_greedy_search_is_algorithm_1(depths, dilations, beam, levels):
     for seed in range(10):
         table = Table(seed, levels)
         (ranked,) = greedy([space], table, beam=beam)
-        assert sum(map(len, table.calls)) == space.num_greedy_evaluations(beam)
+        assert sum(map(len, table.calls)) == num_evaluations(space, beam)
         assert ranked[0] == _brute_force(space.num_blocks, len(dilations), beam, table)
         assert len(ranked) == beam
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("resnet18", 66), ("resnet50", 138), ("resnet101", 291), ("mobilenet_v2", 147)],
+)
+def test_evaluations_are_the_papers(name, expected):
+    assert num_evaluations(OperationSpace(zoo.get(name).stage_depths)) == expected
+
+
+def test_the_beam_is_not_wider_than_the_codes_there_are():
+    assert num_evaluations(OperationSpace((1, 1, 1, 1), (1, 2)), beam=3) == 2 + 4 + 6 + 6
 
 
 def test_a_limit_on_codes_holds():

@@ -92,7 +92,10 @@ def test_detections_come_best_first():
 
 def test_a_network_that_does_not_give_its_statistics_is_not_recalibrated(tmp_path):
     source, model = SyntheticSource(4, 64), CustomModel(custom_detector.TinyDetector(3))
-    journal, options = Journal(tmp_path / "journal.jsonl", "x"), ScoreOptions(2, ImageSize(64, 64))
+    journal, options = (
+        Journal(tmp_path / "journal.jsonl", "x"),
+        ScoreOptions(2, ImageSize(64, 64), num_devices=1),
+    )
     with pytest.raises(UserError, match="use running"):
         SubnetScorer(model, {}, source, source, options, journal, tmp_path)
 
