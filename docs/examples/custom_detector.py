@@ -1,6 +1,6 @@
 """A detector of your own in the searcher: train a supernet, score its subnets, choose one.
 
-python docs/examples/custom_detector.py --workdir=runs/custom     (two minutes on two CPU cores)
+python docs/examples/custom_detector.py --workdir=runs/custom     (some minutes on two CPU cores)
 
 The detector is a small one-stage network in plain JAX: three strided convolutions, three blocks
 that are searched (each nothing, a 3x3 convolution, or one with dilation 2), and for each cell of a

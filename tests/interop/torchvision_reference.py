@@ -132,7 +132,7 @@ def features(name: str, model: torch.nn.Module, images: torch.Tensor) -> list[to
 
 
 def _scene(size=256):
-    """Return a stand-in for a normalised photograph [1, 3, size, size]: mostly grey blobs of all sizes."""
+    """Return a stand-in for a normalised photograph [1, 3, size, size]: blobs of all sizes."""
     scene = torch.zeros(1, 3, size, size)
     for cells in (2, 4, 8, 16, 32, 64, 128):
         blobs = 0.6 * torch.randn(1, 1, cells, cells) + 0.2 * torch.randn(1, 3, cells, cells)
@@ -210,7 +210,7 @@ def detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[di
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return probabilities [n, height, width] of masks [n, 28, 28] in an image, before any threshold."""
+    """Return probabilities [n, height, width] in an image of masks [n, 28, 28]; no threshold."""
     return detection.roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
 
 
