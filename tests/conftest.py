@@ -6,11 +6,13 @@ import os
 import pathlib
 import sys
 
-# The tests spend most of their time compiling. Level 0 halves that time, and the old fusion
-# emitters (jaxlib 0.12 removed them) save two fifths of the rest; neither changes semantics.
+# The tests spend most of their time compiling. Level 0 halves that time, the old fusion emitters
+# (jaxlib 0.12 removed them) save two fifths of the rest, and a program that is not split for
+# parallel code generation another fourth; none changes semantics.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
+    QUICK_COMPILATION += " --xla_cpu_parallel_codegen_split_count=1"
 # The last of several equal flags counts: flags from the environment change how the tests compile,
 # as in the campaigns, while scripts that the tests launch always compile quickly.
 # Test processes inherit the flags of the process that starts them: the first one's are kept apart.
