@@ -12,6 +12,8 @@ import numpy as np
 from crnas_jax.models.heads.box_head import BoxHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.spaces.operations import OperationSpace
+from crnas_jax.spaces.stages import StageSpace
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # For scripts that are launched: they compile as the tests do, but for one device.
@@ -146,6 +148,22 @@ class Noisy:
 
     def clear(self):
         self.cleared = True
+
+
+SAMPLED_SPACES = ([StageSpace().within(8), StageSpace().within(16)], [OperationSpace((2, 2))])
+
+
+def check_sampled_codes(strategy, spaces):
+    """Check that a strategy ranks 40 codes of each space, all different, the same for a seed."""
+    results = [strategy(spaces, Noisy(), seed, evaluations=40) for seed in (0, 0, 1)]
+    assert results[0] == results[1]
+    assert results[0][-1] != results[2][-1]
+    for space, ranked in zip(spaces, results[0], strict=True):
+        codes = [code for code, _ in ranked]
+        assert len(set(codes)) == len(codes) == min(40, space.count())
+        assert set(codes) <= set(space.enumerate())
+        scores = [score for _, score in ranked]
+        assert scores == sorted(scores, reverse=True)
 
 
 class Table:

@@ -2,28 +2,17 @@
 
 import numpy as np
 import pytest
-from helpers import Noisy
+from helpers import SAMPLED_SPACES, Noisy, check_sampled_codes
 
 from crnas_jax.search.strategies.evolution import evolution
 from crnas_jax.search.strategies.random_search import random_search
 from crnas_jax.spaces.constrained import Constrained
-from crnas_jax.spaces.operations import OperationSpace
 from crnas_jax.spaces.stages import StageSpace
 
 
-@pytest.mark.parametrize(
-    "spaces", [[StageSpace().within(8), StageSpace().within(16)], [OperationSpace((2, 2))]]
-)
+@pytest.mark.parametrize("spaces", SAMPLED_SPACES)
 def test_it_scores_so_many_different_codes_of_each_space(spaces):
-    results = [evolution(spaces, Noisy(), seed, evaluations=40) for seed in (0, 0, 1)]
-    assert results[0] == results[1]
-    assert results[0][-1] != results[2][-1]
-    for space, ranked in zip(spaces, results[0], strict=True):
-        codes = [code for code, _ in ranked]
-        assert len(set(codes)) == len(codes) == min(40, space.count())
-        assert set(codes) <= set(space.enumerate())
-        scores = [score for _, score in ranked]
-        assert scores == sorted(scores, reverse=True)
+    check_sampled_codes(evolution, spaces)
 
 
 @pytest.mark.parametrize("num_allowed", [1, 3])
