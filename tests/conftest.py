@@ -31,7 +31,7 @@ import pytest  # noqa: E402
 
 # Tracing fills the heap with objects that live long: looking at them all as often as Python does by
 # default took a seventh of the time. Nobody reads the source locations in the programs.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(50_000, 10, 10)
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Annotated shapes and dtypes are checked at run time in every test, and arrays of different ranks

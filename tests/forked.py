@@ -22,7 +22,7 @@ import tensorboardX  # noqa: E402, F401
 import crnas_jax.experiments.plan  # noqa: E402
 import crnas_jax.experiments.studies  # noqa: E402, F401
 
-gc.set_threshold(100_000, 20, 20)  # see conftest.py
+gc.set_threshold(50_000, 10, 10)  # see conftest.py
 
 
 def run(command):
