@@ -1,6 +1,7 @@
 """Values and comparisons that several tests share."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -52,6 +53,22 @@ def tiny_batch(num_images: int = 2, height: int = 64, width: int = 64, seed: int
         "weight": np.ones(num_images, np.float32),
         "image_key": np.arange(num_images, dtype=np.uint32),
     }
+
+
+def fresh_variables(model, seed: int = 0):
+    """Draw variables of a model in NumPy: `init` would take seconds to compile in each test."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            fan_in = math.prod(leaf.shape[-4:-1])
+            values = rng.standard_normal(leaf.shape) * math.sqrt(2 / fan_in)
+        else:
+            values = np.full(leaf.shape, {"scale": 1, "var": 1, "bias": 0, "mean": 0}[kind])
+        return values.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, model.shapes)
 
 
 def randomised(variables, seed: int = 0, scale: float = 0.1):

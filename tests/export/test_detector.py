@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import randomised, tiny_options
+from helpers import fresh_variables, randomised, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.transforms import ImageSize
@@ -75,7 +75,7 @@ def test_a_saved_detector_is_read_back_equal(tmp_path):
     options = dataclasses.replace(tiny_options(2), mask=MaskHeadOptions(8, 1))
     arch = Arch("resnet_basic", (1, 1, 1, 1), (1, 2, 1, 3), (4, 4, 4, 4))
     detector = Detector(arch, options, precision="bfloat16")
-    variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
+    variables = randomised(fresh_variables(detector))
     categories = [{"id": 3, "name": "cell"}, {"id": 7, "name": "disc"}]
     save_detector(tmp_path, detector, variables, ImageSize(64, 96, 64), categories)
     fields = json.loads((tmp_path / "detector.json").read_text())

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_options
+from helpers import fresh_variables, tiny_options
 
 from crnas_jax.errors import UserError
 from crnas_jax.export.weights import initialiser, load_weights, require_weights, save_weights
@@ -36,7 +36,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def fresh(detector):
-    return jax.device_get(jax.jit(detector.init)(jax.random.key(0)))
+    return fresh_variables(detector)
 
 
 def test_a_supernet_of_format_1_is_read_with_what_it_holds(detector, fresh, capsys):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import randomised, tiny_options
+from helpers import fresh_variables, randomised, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
@@ -18,7 +18,7 @@ SUPERNET = SupernetSpec("resnet_basic", WIDTHS, ((1, 2), (2,), (1, 3), (1,)), (1
 
 
 def _variables(model, seed):
-    return randomised(jax.device_get(jax.jit(model.init)(jax.random.key(seed))), seed)
+    return randomised(fresh_variables(model, seed), seed)
 
 
 def _classifier(spec):

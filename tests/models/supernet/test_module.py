@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import largest_difference, randomised, tiny_batch, tiny_options
+from helpers import fresh_variables, largest_difference, randomised, tiny_batch, tiny_options
 from rounding import EPSILON, FACTOR, nudged
 
 from crnas_jax.errors import UserError
@@ -48,7 +48,7 @@ def _check_path_equals_network(spec, depths, operations, step):
     detector = Detector(spec, tiny_options())
     choice = spec.choice(depths, operations)
     alone = Detector(spec.arch(depths, operations), tiny_options())
-    variables = randomised(jax.device_get(jax.jit(detector.init)(jax.random.key(0))))
+    variables = randomised(fresh_variables(detector))
 
     @jax.jit
     def run_path(variables, choice):
