@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT, run_commands
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.arch.staged import Arch
@@ -31,12 +31,17 @@ TINY = [
 ]
 
 
-def _launch(script, workdir, *arguments):
-    """On a baseline of six blocks, in a file beside the working folder."""
+def _command(script, workdir, *arguments):
+    """Return a command on a baseline of six blocks, in a file beside the working folder."""
     baseline = workdir.with_name("baseline.json")
     baseline.write_text(Arch("resnet_basic", (1, 2, 1, 2)).to_json())
-    command = [sys.executable, f"scripts/{script}.py", *TINY, f"--workdir={workdir}"]
-    command += [f"--config.baseline={baseline}", *arguments]
+    flags = [f"--workdir={workdir}", f"--config.baseline={baseline}"]
+    return [f"scripts/{script}.py", *TINY, *flags, *arguments]
+
+
+def _launch(script, workdir, *arguments):
+    """Run a script as a user does, in a process of its own."""
+    command = [sys.executable, *_command(script, workdir, *arguments)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
@@ -89,28 +94,23 @@ def test_the_same_command_repeats_nothing(workdir):
     assert run.stdout.count("step") == 1  # the plan's
 
 
-def test_a_workdir_of_another_config_is_refused(workdir):
-    run = _launch("search_stage", workdir, "--config.seed=1")
-    assert run.returncode == 2
-    assert run.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "another config" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
 def test_a_race_over_two_budgets_within_limits(tmp_path):
     folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=halving"]
     arguments += ["--config.search.budgets=(5,)", "--config.search.max_flops=5400000"]
     arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
     arguments += ["--config.data.synthetic.val=32"]
-    dry = _launch("search_stage", folder, *arguments, "--dry_run")
-    assert dry.returncode == 0, dry.stderr
-    cost = json.loads(dry.stdout.splitlines()[-1])
+    commands = [
+        _command("search_stage", tmp_path / "dry", *arguments, "--dry_run"),
+        _command("search_stage", folder, *arguments),
+    ]
+    dry, run = run_commands(commands)
+    assert dry["status"] == 0, dry["stderr"]
+    cost = json.loads(dry["stdout"].splitlines()[-1])
     assert cost["evaluations"] == 3
     assert cost["image_passes"] <= 3 * 32
     assert cost["device_hours"] > 0
-    assert not folder.exists()
-    run = _launch("search_stage", folder, *arguments)
-    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "dry").exists()
+    assert run["status"] == 0, run["stderr"]
     result = json.loads((folder / "stage_search" / "result.json").read_text())
     assert result["image_passes"] <= cost["image_passes"]
     assert [row["budget"] for row in result["pareto"]] == [5, 6]
@@ -121,18 +121,25 @@ def test_a_race_over_two_budgets_within_limits(tmp_path):
     assert all(milliseconds > 0 for milliseconds in latency.values())
 
 
-@pytest.mark.parametrize(
-    "flag",
-    ["detector_train.schedule=cosin", "search.beam=0", "search.bn=x", "supernet.kernel_sharing=x"],
-)
-def test_what_would_fail_late_is_refused_at_the_start(tmp_path, flag):
-    run = _launch("run_crnas", tmp_path / "w", f"--config.{flag}")
-    assert run.returncode == 2, run.stderr
-    assert "Traceback" not in run.stderr
+REFUSED = {
+    "seed=1": "another config",
+    "budget=4": "nearest: 5, 6",
+    "detector_train.schedule=cosin": "detector_train.schedule",
+    "search.beam=0": "search.beam",
+    "search.bn=x": "search.bn",
+    "supernet.kernel_sharing=x": "supernet.kernel_sharing",
+}
 
 
-def test_an_impossible_budget_is_refused_with_the_nearest(tmp_path):
-    run = _launch("run_crnas", tmp_path / "w", "--config.budget=4")
-    assert run.returncode == 2
-    assert "nearest: 5, 6" in run.stderr
+def test_what_would_fail_late_is_refused_at_the_start(workdir, tmp_path):
+    folders = dict.fromkeys(REFUSED, tmp_path / "w") | {"seed=1": workdir}
+    commands = [
+        _command("run_crnas", folder, f"--config.{flag}") for flag, folder in folders.items()
+    ]
+    for outcome, message in zip(run_commands(commands), REFUSED.values(), strict=True):
+        assert outcome["status"] == 2, outcome["stderr"]
+        assert "Traceback" not in outcome["stderr"]
+        line = outcome["stderr"].strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        assert message in line
     assert not (tmp_path / "w").exists()

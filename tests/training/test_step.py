@@ -28,6 +28,7 @@ MOBILE = SupernetSpec("mobilenet_v2", (4, 4, 8, 8, 8, 12, 16), ((1, 2), (1,), (1
 CLASSIFIER = Classifier(TINY, ClassifierOptions(3))
 
 
+@functools.cache  # what one test traced serves the others
 def _trainer(model, num_devices=1, batch_size=8, **options):
     optimizer = make_optimizer(OptimizerOptions(**options), batch_size, 10)
     return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed=0)
