@@ -171,7 +171,7 @@ def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statu
         _check(cut, whole.path)
         runs += 1
         cut = tmp_path / f"cut{runs}"
-    assert in_flight >= min(KILLS, 4), f"work was in flight {in_flight} times of {kills}"
+    assert in_flight >= max(KILLS // 5, 1), f"work was in flight {in_flight} times of {kills}"
     print(f"\ninterrupted {kills} times in {runs} runs: {dict(phases)}")
     assert _start(cut, log).wait() == 0
     _check(cut, whole.path)
