@@ -74,8 +74,9 @@ def search_operations(run: Run) -> dict:
 def _search(run, level, search):
     run_settings.require_search(run.config)
     step = f"{level}_search"
-    if run.workdir.finished(step) is not None:  # nor is the supernet trained for it
-        return run.workdir.finished(step)
+    finished = run.workdir.finished(step)
+    if finished is not None:  # nor is the supernet trained for it
+        return finished
     supernet = train_supernet(run, level)
     return run.workdir.step(step, lambda: search(supernet))
 

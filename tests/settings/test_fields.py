@@ -217,7 +217,7 @@ def test_a_config_of_its_own_with_an_old_name_is_refused(name):
     with config.unlocked():
         config.update_from_flattened_dict({name: 7})
     old = name.rpartition(".")[2]
-    message = f"config: {name}: is now {fields.RENAMED[old]!r}; use the new name"
+    message = f"config: {name}: is now {RENAMED[old]!r}; use the new name"
     with pytest.raises(UserError, match=re.escape(message)):
         check(config)
 

@@ -38,7 +38,13 @@ def test_greedy_search_is_algorithm_1(depths, dilations, beam, levels):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("resnet18", 66), ("resnet50", 138), ("resnet101", 291), ("mobilenet_v2", 147)],
+    [
+        ("resnet18", 66),
+        ("resnet50", 138),
+        ("resnet101", 291),
+        ("mobilenet_v2", 147),
+        ("cr_mobilenet_v2", 147),
+    ],
 )
 def test_evaluations_are_the_papers(name, expected):
     assert num_evaluations(OperationSpace(zoo.get(name).stage_depths)) == expected
