@@ -3,11 +3,16 @@
 import contextlib
 import hashlib
 import logging
+import os
 import pathlib
+import re
 import shutil
+import warnings
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
+from orbax.checkpoint import StandardCheckpointer
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
@@ -22,24 +27,35 @@ class Checkpoints:
     def __init__(self, folder: str | pathlib.Path):
         """Open the folder; it need not exist yet."""
         self._folder = pathlib.Path(folder).absolute()
+        self._checkpointer = self._open()
+
+    def _open(self):
         policy = ocp.training.preservation_policies.LatestN(2)
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
+        return ocp.training.Checkpointer(
+            self._folder, preservation_policy=policy, cleanup_tmp_directories=True
         )
 
     def save(self, step: int, state: PyTree) -> None:
-        """Save the state unless this step is saved."""
+        """Save the state unless this step is saved.
+
+        Raises:
+          UserError: it cannot be written; earlier checkpoints stay.
+        """
         if step in self.steps():
             return
-        self._checkpointer.save(step, state)
-        if jax.process_index() == 0:
-            with replacing(self._folder / f"{step}{_DIGEST}") as file:
-                file.write(_content(self._folder / str(step)).encode())
-            for old in self._folder.glob(f"*{_DIGEST}"):
-                if not (self._folder / old.stem).exists():
-                    old.unlink()
+        with _writing(self._folder, f"checkpoint of step {step}"):
+            try:
+                self._checkpointer.save(step, state)
+            except Exception:
+                # After a failed save Orbax's object raises the same exception for ever.
+                self._checkpointer = self._open()
+                raise
+            if jax.process_index() == 0:
+                with replacing(self._folder / f"{step}{_DIGEST}") as file:
+                    file.write(_content(self._folder / str(step)).encode())
+                for old in self._folder.glob(f"*{_DIGEST}"):
+                    if not (self._folder / old.stem).exists():
+                        old.unlink()
 
     def steps(self) -> list[int]:
         """Return the steps that can be restored, ascending."""
@@ -56,12 +72,15 @@ class Checkpoints:
         abstract, damaged = jax.tree.map(_abstract, like), []
         for step in reversed(self.steps()):
             try:
-                self._require_whole(step)
-                state = self._checkpointer.load(step, abstract)
+                with _quiet():
+                    self._require_whole(step)
+                    state = self._checkpointer.load(step, abstract)
             except Exception as error:
                 if _is_machine_fault(error):
                     raise
-                logging.warning("checkpoint of step %d does not load: %s", step, error)
+                logging.warning(
+                    "checkpoint of step %d does not load: %s", step, _first_line(error)
+                )
                 damaged.append(step)
                 continue
             # Left in their places they would block saving their steps and those before them.
@@ -127,27 +146,55 @@ def _abstract(leaf):
 
 
 def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
-    """Write a network's {"params", "batch_stats"}, replacing what is there."""
+    """Write a network's {"params", "batch_stats"}, replacing what is there.
+
+    Arrays go to disk from the host: with shardings of devices they would load on the same devices
+    alone. Orbax (v0 and v1) and Flax read the folder. A digest of its content is beside it.
+
+    Raises:
+      UserError: it cannot be written; what was there stays.
+    """
     folder = pathlib.Path(folder).absolute()
-    if folder.exists():
-        shutil.rmtree(folder)
-    ocp.save(folder, variables)
+    fresh = folder.with_name(folder.name + ".new")
+    with _writing(folder, "variables"):
+        for rest in folder.parent.glob(f"{fresh.name}*"):
+            shutil.rmtree(rest)
+        with StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh, jax.device_get(variables))
+        content = _content(fresh)
+        _digest_of(folder).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+        with replacing(_digest_of(folder)) as file:
+            file.write(content.encode())
 
 
 def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> PyTree:
-    """Read what `save_variables` wrote.
+    """Read what `save_variables` wrote, as NumPy arrays whatever devices there are.
 
     Args:
       folder: folder that was given there.
-      like: layout that the weights must have (shapes without a sharding go to the first device);
-        None to take whatever is there.
+      like: shapes that the weights must have; None to take whatever is there.
 
     Raises:
-      UserError: there is no such checkpoint, or it belongs to another network.
+      UserError: there is no such checkpoint, its content has changed, it belongs to another
+        network, or a value is not finite.
     """
     like = layout(folder) if like is None else like
     with _reading(folder) as path:
-        return ocp.load(path, jax.tree.map(_abstract, like))
+        digest = _digest_of(path)
+        # Weights of earlier versions have none.
+        if digest.exists() and digest.read_text() != _content(path):
+            raise ValueError("its content has changed since it was written")
+        # To read arrays on the host takes a template of host arrays: no memory is touched.
+        host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        variables = ocp.load(path, host)
+        for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            if not np.isfinite(np.asarray(leaf, np.float32)).all():
+                name = "/".join(str(getattr(key, "key", key)) for key in leaf_path)
+                raise ValueError(f"{name} is not finite")
+        return variables
 
 
 def layout(folder: str | pathlib.Path) -> PyTree:
@@ -160,6 +207,10 @@ def layout(folder: str | pathlib.Path) -> PyTree:
         return ocp.metadata(path).metadata
 
 
+def _digest_of(folder):
+    return folder.with_name(folder.name + _DIGEST)
+
+
 @contextlib.contextmanager
 def _reading(folder):
     """Yield the absolute path; whatever reading it raises becomes a UserError."""
@@ -169,11 +220,48 @@ def _reading(folder):
             folder, "checkpoint", "missing", "remove the result.json beside it and train again"
         )
     try:
-        yield path
+        with _quiet():
+            yield path
     except Exception as error:
         raise UserError(
             folder,
             "checkpoint",
-            f"does not load: {type(error).__name__}: {error}"[:300],
+            f"does not load: {_first_line(error)}",
             "restore it, or remove it and the result.json beside it and train again",
         ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder, what):
+    """Turn what a failed save raises into a UserError: a full disk has many faces in Orbax."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        raise UserError(
+            folder,
+            what,
+            f"cannot be written: {_first_line(error)}",
+            "make room or lift the limit, then give the same command again",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence what Orbax logs and warns: our errors say what matters, in one line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _first_line(error):
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:  # what TensorStore says is some lines long
+        return os.strerror(int(number[1]))
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -419,7 +419,7 @@ def test_one_line_status_2_nothing_written(results, name):
 
 def test_a_good_folder_is_not_refused(tmp_path):
     """So that every case fails for its own reason."""
-    from crnas_jax.data.build import require_consistent
+    from crnas_jax.data.checks import require_consistent
     from crnas_jax.data.coco import CocoSource
 
     _make_folder(tmp_path)

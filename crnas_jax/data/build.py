@@ -2,16 +2,16 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 
 from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.coco import CocoSource
-from crnas_jax.data.duplicates import shared_image
+from crnas_jax.data.images import MAX_PIXELS
+from crnas_jax.data.orientation import AUTO, CHOICES
 from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.voc import VocSource
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.options import check_counts
+from crnas_jax.runtime.options import check_choice, check_counts
 
 SPLITS = ("train", "val", "test")
 
@@ -52,6 +52,9 @@ class DataOptions:
       test: the same for the end.
       class_names: names of the classes (`voc`); () for VOC's 20.
       strict: refuse boxes without size or out of their image instead of leaving them out.
+      exif: what boxes on photographs with an EXIF orientation were drawn on, one of
+        `orientation.CHOICES`.
+      max_pixels: pixels of the largest image that is decoded.
       synthetic: size of a generated data set.
       max_objects: boxes per image that a batch has room for.
       mask_size: cells per side of the masks that a batch holds.
@@ -69,13 +72,16 @@ class DataOptions:
     test: str = ""
     class_names: tuple[str, ...] = ()
     strict: bool = False
+    exif: str = AUTO
+    max_pixels: int = MAX_PIXELS
     synthetic: SyntheticOptions = SyntheticOptions()
     max_objects: int = 100
     mask_size: int = 112
     flip: bool = True
 
     def __post_init__(self):
-        check_counts(self, "max_objects", "mask_size")
+        check_counts(self, "max_objects", "mask_size", "max_pixels")
+        check_choice(self, "exif", CHOICES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +130,14 @@ def detection_source(options: DataOptions, split: str, with_masks: bool = False)
                 "give the folder with images/ and the json files: --config.data.folder=PATH",
             )
         images = getattr(options, f"{split}_images") or options.images
-        return CocoSource(folder / images, folder / place, options.strict, with_masks)
+        return CocoSource(
+            folder / images,
+            folder / place,
+            options.strict,
+            with_masks,
+            options.exif,
+            options.max_pixels,
+        )
     if with_masks:
         raise UserError("config", "data.name", f"{options.name!r} has no masks", "use 'coco'")
     if options.name == "synthetic":
@@ -138,7 +151,14 @@ def detection_source(options: DataOptions, split: str, with_masks: bool = False)
                 f"{place!r} is no list of a VOCdevkit",
                 'give such as VOC2007/trainval; for data.val "" where nothing is searched',
             )
-        return VocSource(options.folder, place, options.class_names or None, options.strict)
+        return VocSource(
+            options.folder,
+            place,
+            options.class_names or None,
+            options.strict,
+            options.exif,
+            options.max_pixels,
+        )
     raise UserError(
         "config", "data.name", f"{options.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"
     )
@@ -148,19 +168,18 @@ def detection_sources(options: DataOptions, with_masks: bool = False) -> dict[st
     """Open the splits of a detection data set by name.
 
     `val` is left out where the options name none; the result is empty for the data set `none`.
+    `checks.require_consistent` looks whether the splits belong together.
 
     Raises:
-      UserError: the files are faulty, or the splits do not belong together.
+      UserError: the files are faulty.
     """
     if options.name == "none":
         return {}
-    sources = {
+    return {
         split: detection_source(options, split, with_masks)
         for split in SPLITS
         if split != "val" or options.val
     }
-    require_consistent(sources)
-    return sources
 
 
 def classification_sources(
@@ -191,35 +210,3 @@ def _classification_source(options, split):
         f"{options.name!r} is unknown",
         "use 'folder' or 'synthetic'",
     )
-
-
-def require_consistent(sources: Mapping[str, DetectionSource]) -> None:
-    """Raise UserError when the splits of a data set do not belong together.
-
-    They must have the same classes, share no image (a search must not see the test split; copies
-    under another name are found by their content), have an object each, and all image files.
-    """
-    split_of, first = {}, next(iter(sources.values()), None)
-    for split, source in sources.items():
-        if (source.category_ids, source.class_names) != (first.category_ids, first.class_names):
-            raise UserError(
-                "data", split, "other categories than train", "give all splits the same"
-            )
-        annotations = source.coco["annotations"]
-        if all(any(entry.get(field) for field in source.ignore_fields) for entry in annotations):
-            raise UserError("data", split, "no object in it", "label at least one image")
-        for name in source.image_names:
-            if split_of.setdefault(name, split) != split:
-                problem = f"{name} is in {split_of[name]} too"
-                raise UserError("data", split, problem, "give each image to one split")
-    for source in sources.values():
-        source.check_images()
-    shared = shared_image({split: source.image_files for split, source in sources.items()})
-    if shared:
-        split, name, other_split, other_name = shared
-        raise UserError(
-            name,
-            f"data.{split}",
-            f"the same image as {other_name} in {other_split}",
-            "give each image to one split",
-        )

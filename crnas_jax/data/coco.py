@@ -1,5 +1,6 @@
 """Read detection data in COCO's layout: a folder of images and one JSON file per split."""
 
+import functools
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from crnas_jax.data import images, masks
+from crnas_jax.data.orientation import AUTO, SHOWN, Orientations
 from crnas_jax.errors import UserError
 
 # COCO's metrics do not count objects of this area or more, in square pixels.
@@ -46,6 +48,8 @@ class CocoSource:
         annotations: str | pathlib.Path,
         strict: bool = False,
         with_masks: bool = False,
+        exif: str = AUTO,
+        max_pixels: int = images.MAX_PIXELS,
     ):
         """Read the annotation file; images are read one by one later.
 
@@ -54,12 +58,16 @@ class CocoSource:
           annotations: JSON file of the split.
           strict: whether boxes that would be skipped or clipped raise an error instead.
           with_masks: whether records contain masks; an object without a mask raises an error.
+          exif: what boxes on photographs with an EXIF orientation were drawn on, see
+            `orientation.Orientations`.
+          max_pixels: pixels of the largest image that is decoded.
 
         Raises:
           UserError: the file is missing, is not JSON, or lacks a field that COCO's format requires.
         """
         self._folder, self._file = pathlib.Path(images), pathlib.Path(annotations)
         self._strict, self._with_masks = strict, with_masks
+        self._exif, self._max_pixels = exif, max_pixels
         self.coco, self.digest = self._load()
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
@@ -218,20 +226,56 @@ class CocoSource:
         return self.image_names
 
     def check_images(self) -> None:
-        """Check the header of every image file.
+        """Check every image file, and decide how those with an EXIF orientation are read.
 
         Raises:
-          UserError: an image is missing, broken, or of another size than the annotation file says.
+          UserError: an image is missing, broken, or of another size than the annotation file says;
+            or nothing tells what the boxes on photographs with an orientation were drawn on.
         """
-        with ThreadPoolExecutor(16) as pool:
-            for _ in pool.map(self._check_image, range(len(self))):
-                pass
+        _ = self._orientations.choice
 
-    def _check_image(self, index):
-        path, expected = self.image_names[index], tuple(self.sizes[index].tolist())
-        sizes = images.possible_sizes(path)
-        if sizes is not None and expected not in sizes:
-            raise self._size_fault(path, *sizes[0])
+    @functools.cached_property
+    def _orientations(self) -> Orientations:
+        with ThreadPoolExecutor(16) as pool:
+            headers = list(pool.map(self._header, range(len(self))))
+        turned = {
+            path: (header, tuple(size))
+            for path, header, size in zip(
+                self.image_names, headers, self.sizes.tolist(), strict=True
+            )
+            if header.orientation != 1
+        }
+        return Orientations(self._file, self._exif, turned)
+
+    def _header(self, index):
+        header = images.check(self.image_names[index], self._max_pixels)
+        self._require_size(index, header)
+        return header
+
+    def _require_size(self, index, header):
+        if tuple(self.sizes[index].tolist()) not in (header.stored_size, header.shown_size):
+            raise self._size_fault(self.image_names[index], *header.stored_size)
+
+    def notes(self) -> list[str]:
+        """Say what of the split is left out, changed, or a choice: lines for the plan."""
+        notes = []
+        if self.num_skipped_boxes:
+            notes.append(
+                f"{self.num_skipped_boxes} boxes without size or outside their image are left out, "
+                "in training and in evaluation (data.strict=True refuses them)"
+            )
+        if self.num_clipped_boxes:
+            notes.append(
+                f"{self.num_clipped_boxes} boxes reach out of their image; training uses the part "
+                "inside"
+            )
+        return notes + self._orientations.notes()
+
+    def _is_turned(self, header, size):
+        """Tell whether boxes belong to the image as shown; most images need no look at others."""
+        if header.stored_size != header.shown_size:
+            return tuple(size.tolist()) == header.shown_size
+        return self._orientations.choice == SHOWN
 
     def _size_fault(self, path, height, width):
         return UserError(
@@ -258,15 +302,10 @@ class CocoSource:
         Raises:
           UserError: the image is missing, broken, or of another size than the annotation file says.
         """
-        path, expected = self.image_names[index], tuple(self.sizes[index].tolist())
-        # Boxes may have been drawn on the image as stored or as rotated by its EXIF tag; the size
-        # in the annotation file tells which. Where both have that size, the stored image is used,
-        # as COCO does.
-        image = images.read(path, apply_exif=False)
-        if image.shape[:2] != expected:
-            image = images.read(path)
-        if image.shape[:2] != expected:
-            raise self._size_fault(path, *image.shape[:2])
+        image, header = images.read_stored(self.image_names[index], self._max_pixels)
+        self._require_size(index, header)
+        if header.orientation != 1 and self._is_turned(header, self.sizes[index]):
+            image = images.turn(image, header.orientation)
         image_id = self.image_ids[index]
         objects = self._objects[int(image_id)]
         record = {"image": image, **objects_record(image_id, objects)}

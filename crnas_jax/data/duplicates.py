@@ -1,4 +1,4 @@
-"""Find images that two splits share, whatever their names."""
+"""Find images that come twice, in one split or in two, whatever their names."""
 
 import hashlib
 import pathlib
@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 
-def shared_image(files: Mapping[str, Sequence[str]]) -> tuple[str, str, str, str] | None:
-    """Return the first image file that two splits share, compared by content.
+def copies(files: Mapping[str, Sequence[str]]) -> list[list[tuple[str, str]]]:
+    """Group the image files with the same content.
 
     Only files of equal size are opened, and at first only a part of each is read, so that a hundred
     thousand images take seconds.
@@ -16,20 +16,16 @@ def shared_image(files: Mapping[str, Sequence[str]]) -> tuple[str, str, str, str
       files: paths of the image files by split.
 
     Returns:
-      (split, path, second split, path in the second split); None if no image is shared.
+      Groups of (split, path), each of at least two different paths; [] if all images differ.
     """
-    groups = [[(split, path) for split, paths in files.items() for path in paths]]
+    groups = [[(split, path) for split, paths in files.items() for path in dict.fromkeys(paths)]]
     for key in (_num_bytes, _middle, _content_digest):
         subgroups = defaultdict(list)
         for index, group in enumerate(groups):
             for split, path in group:
                 subgroups[index, key(path)].append((split, path))
-        groups = [group for group in subgroups.values() if len({split for split, _ in group}) > 1]
-    for group in groups:
-        first = group[0]
-        duplicate = next(entry for entry in group if entry[0] != first[0])
-        return (*first, *duplicate)
-    return None
+        groups = [group for group in subgroups.values() if len(group) > 1]
+    return groups
 
 
 def _num_bytes(path):

@@ -36,9 +36,10 @@ class Batch:
 class Plan:
     """Plan which records each step reads.
 
-    In training each epoch shuffles the landscape and the portrait images, divides each group into
-    full batches and shuffles the batches. The remainder of a group is left out and differs from
-    epoch to epoch; a group smaller than a batch makes one padded batch. In evaluation each image is
+    In training the landscape and the portrait images are two endless streams, each shuffled anew
+    when it is through, and cut into full batches; what is left of a stream at the end of an epoch
+    begins its next one. So every image is read equally often. Of a group smaller than a batch each
+    epoch has one padded batch. The batches of an epoch are shuffled. In evaluation each image is
     read once, either in order or shuffled, so that the first mini-batches represent the split.
     """
 
@@ -51,8 +52,8 @@ class Plan:
           sizes: heights and widths of the images, [images, 2].
           batch_size: number of images in a global batch.
           seed: seed of the order; None reads all images in order.
-          keep_all: whether the last batch of a group is padded instead of left out; always so
-            without a seed.
+          keep_all: whether there is one epoch with every image in it, its last batches padded;
+            always so without a seed.
 
         Raises:
           UserError: there are no images.
@@ -68,28 +69,64 @@ class Plan:
         self._batch_size, self._seed = batch_size, seed
         self._keep_all = keep_all or seed is None
         self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
+        self._orders = functools.lru_cache(maxsize=4)(self._draw_orders)
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+        """Return the number of batches in the first epoch."""
         return len(self.epoch(0))
 
     def __getitem__(self, step: int) -> Batch:
-        return self.epoch(step // len(self))[step % len(self)]
+        epoch = int(step / self._batches_before(1.0))
+        # Epochs differ by a batch or two.
+        while self._first_step(epoch) > step:
+            epoch -= 1
+        while self._first_step(epoch + 1) <= step:
+            epoch += 1
+        return self.epoch(epoch)[step - self._first_step(epoch)]
+
+    def num_steps(self, epochs: float) -> int:
+        """Return the number of training steps in which each image is read `epochs` times."""
+        return max(round(self._batches_before(epochs)), 1)
 
     def first_indices(self, num_batches: int) -> list[int]:
         """Return the indices of the records in the first batches of the first epoch."""
         batches = self.epoch(0)[:num_batches]
         return [index for batch in batches for index in batch.indices if index >= 0]
 
+    def _batches_before(self, epochs):
+        return sum(
+            epochs * max(len(members) / self._batch_size, 1.0) for _, members in self._groups
+        )
+
+    def _first_step(self, epoch):
+        if self._keep_all:
+            return epoch * len(self)
+        return sum(self._first_batch(len(members), epoch) for _, members in self._groups)
+
+    def _first_batch(self, num_images, epoch):
+        """Count the full batches that a stream has given before an epoch."""
+        return epoch * num_images // self._batch_size if num_images > self._batch_size else epoch
+
+    def _draw_orders(self, epoch):
+        """Draw the order of each group in an epoch; return them with the generator."""
+        rng = np.random.default_rng([self._seed, _ORDER, epoch])
+        return [rng.permutation(members) for _, members in self._groups], rng
+
     def _epoch(self, epoch: int) -> list[Batch]:
-        rng = None if self._seed is None else np.random.default_rng([self._seed, _ORDER, epoch])
+        if self._seed is None:
+            orders, rng = [members for _, members in self._groups], None
+        else:
+            orders, rng = self._draw_orders(epoch)
         batches = []
-        for portrait, members in self._groups:
-            order = members if rng is None else rng.permutation(members)
-            stop = len(order)
-            if not self._keep_all and stop > self._batch_size:
-                stop -= stop % self._batch_size
-            for start in range(0, stop, self._batch_size):
+        for group, (portrait, members) in enumerate(self._groups):
+            order, carry = orders[group], 0
+            if not self._keep_all and len(members) > self._batch_size:
+                end = (epoch + 1) * len(members) // self._batch_size * self._batch_size
+                carry = epoch * len(members) % self._batch_size
+                if carry:
+                    order = np.concatenate([self._orders(epoch - 1)[0][group][-carry:], order])
+                order = order[: end - epoch * len(members) + carry]
+            for start in range(0, len(order), self._batch_size):
                 indices = tuple(int(i) for i in order[start : start + self._batch_size])
                 batches.append(Batch(indices + (-1,) * (self._batch_size - len(indices)), portrait))
         return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]

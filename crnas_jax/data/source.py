@@ -40,9 +40,6 @@ class DetectionSource(Protocol):
         empty for generated images.
       digest: text that changes whenever the annotations change; results that were computed from
         other data are not resumed.
-      num_skipped_boxes: number of annotated boxes left out of `coco` because they have no size or
-        lie entirely outside their image.
-      num_clipped_boxes: number of boxes that extend beyond their image and are clipped to it.
       ignore_fields: annotation fields that mark an object as no ground truth in training and as
         ignored in evaluation, such as `iscrowd`.
       metrics: names of the metric families that the evaluation computes: "coco", and "voc" for
@@ -56,14 +53,15 @@ class DetectionSource(Protocol):
     sizes: np.ndarray
     image_names: list[str]
     digest: str
-    num_skipped_boxes: int
-    num_clipped_boxes: int
     ignore_fields: tuple[str, ...]
     metrics: tuple[str, ...]
 
     @property
     def image_files(self) -> Sequence[str]:
         """Paths of the image files; empty for generated images."""
+
+    def notes(self) -> list[str]:
+        """Return lines for the plan of a run: what of the split is left out, changed or chosen."""
 
     def check_images(self) -> None:
         """Check that all image files can be used; do nothing for generated images.

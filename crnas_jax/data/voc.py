@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from crnas_jax.data.coco import CocoSource, category_entries
+from crnas_jax.data.images import MAX_PIXELS, SUFFIXES
+from crnas_jax.data.orientation import AUTO
 from crnas_jax.errors import UserError
 
 CLASS_NAMES = (
@@ -36,6 +38,8 @@ class VocSource(CocoSource):
         split: str,
         class_names: Sequence[str] | None = None,
         strict: bool = False,
+        exif: str = AUTO,
+        max_pixels: int = MAX_PIXELS,
     ):
         """Read the lists and the XML files; images are read one by one later.
 
@@ -44,13 +48,17 @@ class VocSource(CocoSource):
           split: parts `<year>/<list>` joined by "+", such as "VOC2007/trainval+VOC2012/trainval".
           class_names: names of the categories 1..C; None for VOC's 20.
           strict: whether boxes that would be skipped or clipped raise an error instead.
+          exif: see `CocoSource`.
+          max_pixels: see `CocoSource`.
 
         Raises:
           UserError: `voc_annotations` raises it, or, with `strict`, a box has no size or extends
             beyond its image.
         """
         self._split, self._voc_class_names = split, class_names
-        super().__init__(folder, pathlib.Path(folder) / split, strict)
+        super().__init__(
+            folder, pathlib.Path(folder) / split, strict, exif=exif, max_pixels=max_pixels
+        )
 
     def _load(self):
         return voc_annotations(self._folder, self._split, self._voc_class_names)
@@ -67,6 +75,18 @@ class VocSource(CocoSource):
         xml = self.coco["images"][image_id - 1]["xml"]
         return UserError(xml, f"object[{index_in_file}].bndbox", problem, remedy)
 
+    def notes(self) -> list[str]:
+        """Say what is left out, changed or chosen, and whether XML files name other images."""
+        named = [image["named"] for image in self.coco["images"]]
+        names = [pathlib.PurePosixPath(image["file_name"]).name for image in self.coco["images"]]
+        num_others = sum(a not in ("", b) for a, b in zip(named, names, strict=True))
+        notes = super().notes()
+        if num_others:
+            notes.append(
+                f"{num_others} XML files name another image in <filename>; the list's name decides"
+            )
+        return notes
+
     def _size_fault(self, path, height, width):
         xml = self.coco["images"][self.image_names.index(path)]["xml"]
         problem = f"{path} has {height} x {width} pixels"
@@ -78,8 +98,9 @@ def voc_annotations(
 ) -> tuple[dict, str]:
     """Read one split as the content of a COCO annotation file.
 
-    Images are numbered from 1 in the order of the lists; `file_name` is relative to `folder`, and
-    `xml` is the path of the image's XML file. VOC's boxes are 1-based pixels with both ends
+    Images are numbered from 1 in the order of the lists. As in the devkit, the name in the list
+    names image and XML file; `<filename>` need not be there. `file_name` is relative to `folder`,
+    `xml` is the path of the image's XML file, `named` what stands in `<filename>`. VOC's boxes are 1-based pixels with both ends
     included: a `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]. A difficult object
     has `difficult` and `ignore` 1 and `iscrowd` 0.
 
@@ -111,10 +132,11 @@ def voc_annotations(
             file = year_folder / "Annotations" / f"{stem}.xml"
             root = _parse(file, _read(file, digest))
             image, objects = _image(root), _objects(root, category_of)
-            image["file_name"] = f"{year}/JPEGImages/{image['file_name']}"
+            name = _image_name(year_folder / "JPEGImages", stem, image["named"])
+            image["file_name"] = f"{year}/JPEGImages/{name}"
             if image["file_name"] in file_names:
                 problem = f"{image['file_name']} comes twice in {split}"
-                raise UserError(file, "filename", problem, "list each image once")
+                raise UserError(file, "image", problem, "list each image once")
             file_names.add(image["file_name"])
             coco["images"].append({"id": len(coco["images"]) + 1, **image})
             coco["annotations"] += [
@@ -150,6 +172,14 @@ def _stems(path, digest):
     for stem in stems:
         _require_name(path, "images", stem)
     return stems
+
+
+def _image_name(folder, stem, named):
+    """Return the file of an image: `stem` with the suffix of `<filename>`, or one that is there."""
+    suffixes = [pathlib.PurePosixPath(named).suffix, ".jpg", *SUFFIXES]
+    suffixes += [suffix.upper() for suffix in SUFFIXES]
+    names = [stem + suffix for suffix in suffixes if suffix.lower() in SUFFIXES]
+    return next((name for name in names if (folder / name).exists()), f"{stem}.jpg")
 
 
 def _require_name(path, field, name):
@@ -190,8 +220,11 @@ class _Node:
             raise self.fault(tag, "missing", "give it")
         return _Node(self.file, element, f"{self._place}{tag}.")
 
+    def text_or_empty(self, tag):
+        return (self._element.findtext(tag) or "").strip()
+
     def text(self, tag):
-        text = (self._element.findtext(tag) or "").strip()
+        text = self.text_or_empty(tag)
         if not text:
             raise self.fault(tag, "missing", "give it")
         return text
@@ -220,9 +253,8 @@ def _parse(file, content):
 
 def _image(root):
     """Read the entry of an image, without its id."""
-    name, size = root.text("filename"), root.child("size")
-    _require_name(root.file, "filename", name)
-    image = {"file_name": name, "xml": str(root.file)}
+    size, image = root.child("size"), {"named": root.text_or_empty("filename")}
+    image["xml"] = str(root.file)
     for side in ("height", "width"):
         image[side] = size.number(side)
         if type(image[side]) is not int or image[side] < 1:

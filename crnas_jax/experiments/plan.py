@@ -1,10 +1,9 @@
 """The plan of a run: what will be done, printed before work starts."""
 
-import collections
-
 import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
+from crnas_jax.data.checks import cap_notes
 from crnas_jax.experiments.steps import Run
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.settings import data as data_settings
@@ -77,21 +76,16 @@ def _notes(run, arch):
     budget = run.options.budget
     if budget and budget != search_settings.stage_cost(arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
-    num_skipped = sum(source.num_skipped_boxes for source in run.sources.values())
-    if num_skipped:
-        yield (
-            f"{num_skipped} boxes without size or outside their image are left out, in training "
-            "and in evaluation (data.strict=True refuses them)"
-        )
-    num_clipped = sum(source.num_clipped_boxes for source in run.sources.values())
-    if num_clipped:
-        yield f"{num_clipped} boxes reach out of their image; training uses the part inside"
-    annotations = run.sources["train"].coco["annotations"] if run.sources else []
-    boxes = collections.Counter(annotation["image_id"] for annotation in annotations)
-    max_objects = data_settings.data_options(config).max_objects
-    num_crowded = sum(count > max_objects for count in boxes.values())
-    if num_crowded:
-        yield (
-            f"{num_crowded} training images have more boxes than data.max_objects; "
-            "each step draws among them"
-        )
+    yield from run.notes
+    if run.sources:
+        options = data_settings.data_options(config)
+        room = 'objects, the room of a training batch (data.max_objects); each step draws among them'
+        yield from _of("train", cap_notes(run.sources["train"], options.max_objects, room))
+        max_detections = model_settings.detector_options(config, 1).box.max_detections
+        for split in run.sources.keys() - {"train"}:
+            room = "objects, and a detector returns no more detections"
+            yield from _of(split, cap_notes(run.sources[split], max_detections, room))
+
+
+def _of(split, notes):
+    return [f"{split}: {note}" for note in notes]

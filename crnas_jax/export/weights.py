@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from crnas_jax.checkpoint import layout, load_variables, save_variables
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Model
-from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.supernet.banks import SupernetSpec, bank_place
 from crnas_jax.models.transfer import fill
 from crnas_jax.runtime.files import read_json, write_json
 
@@ -75,7 +75,20 @@ def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None
             spec = from_json(SupernetSpec, fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(file, "fields", str(error), "train the supernet again") from error
-    return load_variables(folder), spec
+    variables = load_variables(folder)
+    if spec is None and _has_banks(variables):
+        problem = f"a supernet's weights without {SUPERNET}, which tells them apart"
+        raise UserError(start, "checkpoint", problem, f"give the folder that holds {SUPERNET} too")
+    return variables, spec
+
+
+def _has_banks(variables):
+    backbone = variables["params"].get("backbone", {})
+    return any(
+        bank_place((stage, kind)) is not None and kind in ("first", "rest")
+        for stage, kinds in backbone.items()
+        for kind in kinds
+    )
 
 
 def initialiser(model: Model, start: str | pathlib.Path) -> Callable[[PyTree], PyTree] | None:

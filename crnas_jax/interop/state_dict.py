@@ -27,9 +27,9 @@ _REMEDY = (
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch state dict by name.
 
-    The format (safetensors, or either format of `torch.save`) is detected from the content. A state
-    dict under "model" or "state_dict" is unwrapped, and a prefix "module." that all names share is
-    removed.
+    The format (safetensors, or either format of `torch.save`) is detected from the content. Of a
+    training's checkpoint the state dicts are taken, and nothing else; where there are several, such
+    as weights and their average, their keys become prefixes of the names.
 
     Args:
       path: .safetensors, .pth or .pt file.
@@ -53,8 +53,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if type(error) is not ValueError:
             problem = f"it is damaged: {type(error).__name__}: {problem}"
         raise UserError(path, "content", problem[:300], _REMEDY) from error
-    has_prefix = all(name.startswith("module.") for name in arrays)
-    return {name.removeprefix("module." * has_prefix): array for name, array in arrays.items()}
+    return arrays
 
 
 def _without_bfloat16(array):
@@ -118,12 +117,22 @@ def _read_legacy(data):
 
 
 def _unwrap(checkpoint):
-    if type(checkpoint) is dict:
-        for name in ("model", "state_dict"):
-            if type(checkpoint.get(name)) is dict:
-                return checkpoint[name]
+    """Return the tensors of a state dict, or of all state dicts in a training's checkpoint."""
+    if type(checkpoint) is not dict:
+        raise ValueError(f"it is of type {type(checkpoint).__name__.strip('_')}, not a state dict")
+    if any(type(value) is pickled.Tensor for value in checkpoint.values()):
         return checkpoint
-    raise ValueError(f"it is of type {type(checkpoint).__name__.strip('_')}, not a state dict")
+    states = {key: value for key, value in checkpoint.items() if _is_state(value)}
+    if len(states) == 1:
+        return next(iter(states.values()))
+    if not states:
+        return checkpoint
+    return {f"{key}.{name}": t for key, state in states.items() for name, t in state.items()}
+
+
+def _is_state(value):
+    """Tell whether a value is a state dict; that of an optimiser holds no tensors itself."""
+    return type(value) is dict and any(type(v) is pickled.Tensor for v in value.values())
 
 
 def _arrays(state, contents, max_bytes):

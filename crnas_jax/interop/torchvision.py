@@ -16,6 +16,7 @@ from crnas_jax.arch import zoo
 from crnas_jax.arch.families import ConvShape
 from crnas_jax.arch.staged import Arch, Part
 from crnas_jax.errors import UserError
+from crnas_jax.interop import prefixes
 from crnas_jax.models.build import Classifier, Detector, Model
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
@@ -68,25 +69,28 @@ class _Layer:
 
 
 def convert(
-    state: dict[str, np.ndarray], name: str, epsilon: float = _EPSILON
+    state: dict[str, np.ndarray], name: str, epsilon: float = _EPSILON, prefix: str | None = None
 ) -> tuple[Model, PyTree, list[str]]:
     """Build a network and its variables from torchvision's state dict.
 
     Args:
-      state: tensors by torchvision's names, old or new.
+      state: tensors by torchvision's names, old or new, perhaps with a prefix (`prefixes.strip`).
       name: one of `CLASSIFIERS` or `DETECTORS`.
       epsilon: epsilon of the batch normalisation that the weights were trained with: 0 for the
         detectors that torchvision calls COCO_V1. Where it differs from 1e-5, the scale is changed
         so that the outputs stay the same.
+      prefix: prefix of the names; None to find it.
 
     Returns:
-      The model, its variables (NumPy), and the names of the tensors that are not needed.
+      The model, its variables (NumPy), and the names of the tensors that are not needed: those
+      without the prefix, and torch's counters.
 
     Raises:
       UserError: a tensor is missing, has another shape, is unknown or not finite.
     """
     if not 0 <= epsilon < 1:
         raise UserError("torchvision", "epsilon", f"{epsilon}", "give a small number, or 0")
+    state, _, outside = prefixes.strip(state, _anchors(name), prefix)
     renamed = {_present_name(key): value for key, value in state.items()}
     if len(renamed) != len(state):
         old_keys = (key for key in state if _present_name(key) != key)
@@ -108,7 +112,18 @@ def convert(
     if unknown:
         raise _fault(name, ", ".join(unknown[:5]), f"{len(unknown)} tensors are unknown")
     _require_shapes(model, variables, name)
-    return model, variables, ignored
+    return model, variables, [*outside, *ignored]
+
+
+def _anchors(name):
+    """Return names, old and new alike, that only this kind of model has."""
+    if name in DETECTORS:
+        return ["backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.bias"]
+    if name not in CLASSIFIERS:
+        names = CLASSIFIERS + DETECTORS
+        raise UserError("torchvision", "name", f"{name!r} is unknown", f"use one of {names}")
+    mobile = name == "mobilenet_v2"
+    return ["features.0.0.weight", "classifier.1.bias"] if mobile else ["conv1.weight", "fc.bias"]
 
 
 def categories(num_classes: int) -> tuple[list[int], list[str]]:
@@ -136,9 +151,6 @@ def _model(state, name):
         mask = MaskHeadOptions() if name.startswith("mask") else None
         num_classes = max(len(biases) - 1, 1)  # the background has a bias too
         return Detector(zoo.get("resnet50"), DetectorOptions(num_classes, mask=mask))
-    if name not in CLASSIFIERS:
-        names = CLASSIFIERS + DETECTORS
-        raise UserError("torchvision", "name", f"{name!r} is unknown", f"use one of {names}")
     arch = zoo.get(name)
     biases = _tensor(state, f"{_NAMINGS[arch.traits.design].head}.bias", name)
     return Classifier(arch, ClassifierOptions(max(len(biases), 1)))

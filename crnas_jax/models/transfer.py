@@ -4,9 +4,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Model
-from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys, bank_place
+from crnas_jax.models.supernet.banks import SupernetSpec, bank_keys, bank_place, extract
 
 
 def fill(
@@ -14,7 +15,8 @@ def fill(
 ) -> tuple[PyTree, list[str]]:
     """Copy what `source` has into `variables` wherever name and shape agree.
 
-    A supernet takes a stand-alone network's blocks: block 3 of stage 2 goes into every row of that
+    A stand-alone network takes its path out of a supernet (`cut`). A supernet takes a stand-alone
+    network's blocks: block 3 of stage 2 goes into every row of that
     stage's banks that stands at place 3, for every dilation. It takes another supernet's rows with
     the same branch, place and dilation; rows that the source shares between branches or dilations
     go into all of them.
@@ -30,8 +32,11 @@ def fill(
       name was filled, only that name.
 
     Raises:
-      UserError: no kernel of the backbone was filled, or the source is not finite.
+      UserError: no kernel of the backbone was filled, the source is not finite, or it is a supernet
+        without the path of this network.
     """
+    if source_spec is not None and isinstance(model.spec, Arch):
+        source = cut(source, source_spec, model.spec)
     given = {
         _parts(path): np.asarray(leaf)
         for path, leaf in _leaves(jax.device_get(source))
@@ -58,6 +63,47 @@ def fill(
             "initial weights", "backbone", "nothing in it fits this network", "check the checkpoint"
         )
     return jax.tree.unflatten(jax.tree.structure(variables), filled), _unfilled(missing)
+
+
+def cut(variables: PyTree, spec: SupernetSpec, arch: Arch) -> PyTree:
+    """Cut a stand-alone network out of a supernet: its path in place of the banks.
+
+    A supernet with a single dilation has one kernel for every dilation of the network.
+
+    Args:
+      variables: the supernet's {"params", "batch_stats"}.
+      spec: what the supernet holds.
+      arch: the network.
+
+    Raises:
+      UserError: the supernet has no such path.
+    """
+    operations = None
+    if arch.family != spec.family:
+        raise _no_path(f"it is of family {spec.family}, this network of {arch.family}")
+    if len(spec.dilations) > 1:
+        if not set(arch.dilations) <= set(spec.dilations):
+            wanted = sorted(set(arch.dilations))
+            raise _no_path(f"its dilations are {list(spec.dilations)}, this network's {wanted}")
+        operations = [spec.dilations.index(dilation) for dilation in arch.dilations]
+    try:
+        choice = spec.choice(arch.depths, operations)
+    except UserError as error:
+        raise _no_path(f"{error.field} {error.problem}") from error
+    return {
+        collection: {**tree, "backbone": extract(spec, tree["backbone"], choice, arch.depths)}
+        for collection, tree in variables.items()
+        if collection in ("params", "batch_stats")
+    }
+
+
+def _no_path(problem):
+    return UserError(
+        "initial weights",
+        "backbone",
+        f"the supernet has no path for this network: {problem}",
+        "start from a supernet that holds it, or from a network",
+    )
 
 
 def _leaves(tree):

@@ -47,7 +47,7 @@ def train(
     options = job.options
     mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate)
     plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
-    num_steps = max(round(options.epochs * len(plan)), 1)
+    num_steps = plan.num_steps(options.epochs)
     optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
     trainer = Trainer(job.model, optimizer, mesh, options.seed)
     with Checkpoints(folder / "checkpoints") as checkpoints:

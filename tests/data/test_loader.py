@@ -16,16 +16,27 @@ SIZES = np.array([(3, 4)] * 11 + [(4, 3)] * 3, np.int32)
 
 def test_training_epochs_shuffle_full_batches_of_one_canvas():
     plan = loader.Plan(SIZES, 4, seed=0)
-    assert len(plan) == 2 + 1
-    for epoch in range(3):
-        batches = [plan[3 * epoch + step] for step in range(3)]
-        for batch in batches:
-            indices = [i for i in batch.indices if i >= 0]
-            assert all((SIZES[i][0] > SIZES[i][1]) == batch.portrait for i in indices)
-        indices = [i for batch in batches for i in batch.indices if i >= 0]
-        assert len(indices) == len(set(indices)) == 8 + 3
-    assert [plan[i] for i in range(30)] == [loader.Plan(SIZES, 4, seed=0)[i] for i in range(30)]
-    assert [plan[i] for i in range(3)] != [plan[i] for i in range(3, 6)]
+    steps = [plan[step] for step in range(plan.num_steps(4))]
+    assert [len(plan.epoch(epoch)) for epoch in range(4)] == [2 + 1, 3 + 1, 3 + 1, 3 + 1]
+    assert steps == [batch for epoch in range(4) for batch in plan.epoch(epoch)]
+    for batch in steps:
+        indices = [i for i in batch.indices if i >= 0]
+        assert all((SIZES[i][0] > SIZES[i][1]) == batch.portrait for i in indices)
+        assert len(indices) == (3 if batch.portrait else 4)
+    again = loader.Plan(SIZES, 4, seed=0)
+    assert [again[step] for step in reversed(range(15))] == steps[::-1]
+    assert steps[:3] != steps[3:6]
+
+
+@pytest.mark.parametrize(("num_landscape", "num_portrait"), [(31, 5), (17, 31), (16, 16), (205, 1)])
+def test_every_image_is_read_equally_often(num_landscape, num_portrait):
+    sizes = np.array([(3, 4)] * num_landscape + [(4, 3)] * num_portrait)
+    plan = loader.Plan(sizes, 16, seed=0)
+    counts = np.zeros(len(sizes), int)
+    for step in range(plan.num_steps(50)):
+        indices = np.array(plan[step].indices)
+        np.add.at(counts, indices[indices >= 0], 1)
+    assert abs(counts - 50).max() <= 2  # within 5 %
 
 
 def test_evaluation_reads_every_image_once():

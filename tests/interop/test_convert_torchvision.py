@@ -150,6 +150,37 @@ def test_state_dicts_that_do_not_fit_are_refused(resnet18, change, message):
     assert message in str(error.value)
 
 
+PREFIXES = {
+    "data parallel": ["module."],
+    "compiled": ["_orig_mod."],
+    "compiled inside": ["layer1._orig_mod."],
+    "lightning": ["model."],
+    "an average": ["ema_model.module."],
+    "weights and their average": ["model.", "model_ema.module."],
+}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+def test_prefixes_are_taken_off_where_one_network_is_there(resnet18, case):
+    prefixes = PREFIXES[case]
+    state = {"n_averaged": np.ones(1)} if "average" in case else {}
+    for prefix in prefixes:
+        if prefix == "layer1._orig_mod.":
+            state |= {name.replace("layer1.", prefix): v for name, v in resnet18.items()}
+        else:
+            state |= {prefix + name: value for name, value in resnet18.items()}
+    if len(prefixes) == 1:
+        _, variables, _ = torchvision.convert(state, "resnet18")
+    else:
+        with pytest.raises(UserError, match=r"comes 2 times, under the prefixes \['model.', 'mo"):
+            torchvision.convert(state, "resnet18")
+        with pytest.raises(UserError, match="no prefix of this network; there are"):
+            torchvision.convert(state, "resnet18", prefix="modle")
+        _, variables, _ = torchvision.convert(state, "resnet18", prefix="model_ema.module")
+    kernel = variables["params"]["backbone"]["stage1"]["block1"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel, resnet18["layer1.0.conv1.weight"].transpose(2, 3, 1, 0))
+
+
 def test_an_epsilon_of_zero_gives_the_same_outputs(resnet18):
     """The scale makes up for it, for tiny variances too."""
     state = {**resnet18, "bn1.running_var": np.full(64, 1e-7, np.float32)}

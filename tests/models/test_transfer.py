@@ -72,6 +72,35 @@ def test_a_supernet_starts_from_a_network(sharing):
             )
 
 
+@pytest.mark.parametrize("sharing", ["branch", "prefix"])
+def test_a_network_starts_from_its_path_in_a_supernet(sharing):
+    """Every block is taken: none keeps the weights it was drawn with."""
+    spec = SupernetSpec("resnet_basic", WIDTHS, SUPERNET.grids, (1, 2), sharing)
+    arch = Arch("resnet_basic", (1, 2, 3, 1), (1, 2, 2, 1, 2, 1, 2), WIDTHS)
+    supernet, model = _classifier(spec), _classifier(arch)
+    given = _variables(supernet, 1)
+    filled, unfilled = fill(model, _variables(model, 0), given, spec)
+    assert unfilled == []
+    choice = spec.choice(arch.depths, [dilation - 1 for dilation in arch.dilations])
+    path = supernet.extract(given, choice, arch.depths)
+    for collection in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, filled[collection], path[collection])
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (Arch("resnet_basic", (1, 2, 2, 1), widths=WIDTHS), r"depths\[2\] 2 is not on the grid"),
+        (Arch("resnet_basic", (1, 2, 1, 1), (3, 1, 1, 1, 1), WIDTHS), r"dilations are \[1, 2\]"),
+        (Arch("resnet_bottleneck", (1, 2, 1, 1)), "family resnet_basic"),
+    ],
+)
+def test_a_network_without_a_path_in_the_supernet_is_refused(arch, message):
+    model = _classifier(arch)
+    with pytest.raises(UserError, match=message):
+        fill(model, {}, {}, SUPERNET)
+
+
 def test_a_supernet_starts_from_a_supernet():
     given = _variables(_classifier(SUPERNET), 1)
     model = Detector(SUPERNET, tiny_options())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crnas_jax.data.build import require_consistent
+from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.errors import UserError
 
