@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     config.data.test = "test.json"  # once, at the end
     config.data.class_names = ()  # class names ("voc"); () for VOC's 20
     config.data.strict = False  # refuse boxes without size or out of their image; else left out
+    # Boxes on photographs with an EXIF rotation: "auto" (their sizes tell), "stored" or "shown".
+    config.data.exif = "auto"
+    config.data.max_pixels = 100_000_000  # of the largest image that is decoded
     config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
     config.data.min_size = 800  # shorter side after resizing, pixels
     config.data.max_size = 1333  # bound of the longer side, pixels
@@ -121,6 +124,7 @@ def get_config() -> ConfigDict:
     config.search.max_flops = 0.0  # multiply-adds
     config.search.max_params = 0.0
     config.search.max_latency = 0.0  # milliseconds
+    config.search.all_zero = "stop"  # when every candidate scores 0; or "continue" with the first
     config.bootstrap = 500  # resamplings of the images behind the interval of the difference
     return config.lock()
 

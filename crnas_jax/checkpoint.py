@@ -78,9 +78,7 @@ class Checkpoints:
             except Exception as error:
                 if _is_machine_fault(error):
                     raise
-                logging.warning(
-                    "checkpoint of step %d does not load: %s", step, _first_line(error)
-                )
+                logging.warning("checkpoint of step %d does not load: %s", step, _first_line(error))
                 damaged.append(step)
                 continue
             # Left in their places they would block saving their steps and those before them.
@@ -152,9 +150,11 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
     alone. Orbax (v0 and v1) and Flax read the folder. A digest of its content is beside it.
 
     Raises:
-      UserError: it cannot be written; what was there stays.
+      UserError: it cannot be written, or another kind of folder is there; what was there stays.
     """
     folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not _is_checkpoint(folder):
+        raise UserError(folder, "variables", "something else is there", "name another folder")
     fresh = folder.with_name(folder.name + ".new")
     with _writing(folder, "variables"):
         for rest in folder.parent.glob(f"{fresh.name}*"):
@@ -187,13 +187,13 @@ def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> Py
         # Weights of earlier versions have none.
         if digest.exists() and digest.read_text() != _content(path):
             raise ValueError("its content has changed since it was written")
+        _require_shapes(layout(path), like)
         # To read arrays on the host takes a template of host arrays: no memory is touched.
         host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         variables = ocp.load(path, host)
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables):
             if not np.isfinite(np.asarray(leaf, np.float32)).all():
-                name = "/".join(str(getattr(key, "key", key)) for key in leaf_path)
-                raise ValueError(f"{name} is not finite")
+                raise ValueError(f"{_name(leaf_path)} is not finite")
         return variables
 
 
@@ -205,6 +205,26 @@ def layout(folder: str | pathlib.Path) -> PyTree:
     """
     with _reading(folder) as path:
         return ocp.metadata(path).metadata
+
+
+def _require_shapes(stored, like):
+    """Raise ValueError that names the first tensor of another shape; Orbax names none."""
+    shapes, expected = (
+        {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (stored, like)
+    )
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
+            problem = f"{name}: shape {shapes.get(name)}, the network has {expected.get(name)}"
+            raise ValueError(problem)
+
+
+def _name(path):
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _is_checkpoint(folder):
+    return any((folder / name).exists() for name in ("_METADATA", "_CHECKPOINT_METADATA"))
 
 
 def _digest_of(folder):

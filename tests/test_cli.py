@@ -183,12 +183,12 @@ CASES = {
     "missing image": (
         _image(lambda path: path.unlink()),
         [],
-        r"val2\.png: image: missing or broken",
+        r"val2\.png: image: missing; restore",
     ),
     "empty image": (
         _image(lambda path: path.write_bytes(b"")),
         [],
-        r"val2\.png: image: missing or",
+        r"val2\.png: image: broken",
     ),
     "image is text": (_image(lambda path: path.write_text("x" * 99)), [], r"val2\.png: image: "),
     "image of another size": (
@@ -233,7 +233,7 @@ CASES = {
     "drops of text": (None, ["--config.stage_train.lr_drops=('a',)"], r"stage_train\.lr_drops: "),
     "seed too large": (None, ["--config.seed=99999999999999999999"], "seed: 9+; give a whole"),
     "rate not finite": (None, ["--config.stage_train.lr_per_image=inf"], "lr_per_image: inf"),
-    "a JPEG cut short": (_cut_jpeg, [], r"train1\.jpg: image: missing or broken"),
+    "a JPEG cut short": (_cut_jpeg, [], r"train1\.jpg: image: broken: it is cut off"),
     "category name twice": (
         _json(lambda c: c["categories"].append({"id": 6, "name": "cell"})),
         [],

@@ -28,12 +28,23 @@ def require_consistent(sources: Mapping[str, DetectionSource]) -> list[str]:
     """
     split_of, first = {}, next(iter(sources.values()), None)
     for split, source in sources.items():
-        if (source.category_ids, source.class_names) != (first.category_ids, first.class_names):
-            raise UserError(
-                "data", split, "other categories than train", "give all splits the same"
+        classes, others = (
+            dict(zip(s.category_ids, s.class_names, strict=True)) for s in (source, first)
+        )
+        if classes != others:
+            category = min(dict(classes.items() ^ others.items()))
+            problem = (
+                f"other categories than train: {category} is {classes.get(category)!r} here and "
+                f"{others.get(category)!r} there"
             )
-        if all(_is_ignored(source, entry) for entry in source.coco["annotations"]):
-            raise UserError("data", split, "no object in it", "label at least one image")
+            raise UserError("data", split, problem, "give all splits the same")
+        annotations = source.coco["annotations"]
+        if all(_is_ignored(source, entry) for entry in annotations):
+            fields = " or ".join(source.ignore_fields)
+            problem = "no object in it" + "".join(f": {note}" for note in source.notes())
+            if annotations:
+                problem = f"all {len(annotations)} objects have {fields}: no object to find in it"
+            raise UserError("data", split, problem, "label at least one image")
         for name in source.image_names:
             if split_of.setdefault(name, split) != split:
                 problem = f"{name} is in {split_of[name]} too"
@@ -117,8 +128,8 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
         yield "WARNING: all boxes are below 1.5 pixels; they look like fractions of the image"
     elif _looks_like_corners(boxes, sizes):
         yield (
-            "WARNING: boxes look like [x0, y0, x1, y1], and are read as [x, y, width, height]: many "
-            "reach out of their image"
+            "WARNING: boxes look like [x0, y0, x1, y1], and are read as [x, y, width, height]: "
+            "many reach out of their image"
         )
     num_crowds = sum(bool(entry.get("iscrowd")) for entry in annotations)
     if num_crowds > _NEARLY_ALL * len(annotations):

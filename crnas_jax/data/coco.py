@@ -12,6 +12,7 @@ import numpy as np
 
 from crnas_jax.data import images, masks
 from crnas_jax.data.orientation import AUTO, SHOWN, Orientations
+from crnas_jax.data.paths import image_path, leads_out
 from crnas_jax.errors import UserError
 
 # COCO's metrics do not count objects of this area or more, in square pixels.
@@ -108,7 +109,7 @@ class CocoSource:
         value = entry.get(field)
         if type(value) is not int or not minimum <= value < 2**63:
             problem = "missing" if value is None else f"{str(value)[:40]!r} is not valid"
-            kind = "whole number" + ("" if minimum < 0 else f" of at least {minimum}")
+            kind = "whole number " + ("below 2**63" if minimum < 0 else f"of at least {minimum}")
             raise self._fault(f"{where}.{field}", problem, f"give a {kind}")
         return value
 
@@ -134,8 +135,7 @@ class CocoSource:
             if not isinstance(name, str) or not name:
                 raise self._fault(f"{where}.file_name", "missing, or not text", "name the file")
             # File names are untrusted input and must stay inside the image folder.
-            path = pathlib.PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or "\0" in name:
+            if leads_out(name):
                 raise self._fault(
                     f"{where}.file_name",
                     f"{name[:80]!r} leads out of {self._folder}",
@@ -150,7 +150,7 @@ class CocoSource:
         if max(map(max, sizes)) >= 2**31:
             raise self._fault("images", "a height or width is beyond any image", "correct it")
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-        self.image_names = [str(self._folder / image["file_name"]) for image in entries]
+        self.image_names = [str(image_path(self._folder, entry["file_name"])) for entry in entries]
 
     def _read_objects(self):
         label_of = {category: label for label, category in enumerate(self.category_ids, 1)}
@@ -170,6 +170,9 @@ class CocoSource:
             (area,) = self._numbers(where, {"area": [area]}, "area", 1)
             if not 0 <= area < _MAX_AREA:
                 raise self._fault(f"{where}.area", f"{area}", "give the object's area in pixels")
+            if area == 0:  # some tools write 0 for unknown, and AP by size would go by it
+                area = max(width, 0.0) * max(height, 0.0)
+                annotation = {**annotation, "area": area}
             crowd = False
             for field in self.ignore_fields:
                 flag = annotation.get(field, 0)

@@ -1,5 +1,6 @@
 """Read image files and Pillow images: one set of checks and one scale for every reader."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -15,7 +16,7 @@ import PIL.Image
 
 from crnas_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 # Formats by content, whatever the suffix. Pillow opens a JPEG with further photographs behind the
 # first one as "MPO".
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
@@ -66,9 +67,7 @@ def read(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return turn(image, header.orientation)
 
 
-def read_stored(
-    path: str | os.PathLike, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, Header]:
+def read_stored(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Header]:
     """Decode an image file as it is stored; of several images in it the first.
 
     Samples of 16 bits keep their upper 8. Transparency is dropped.
@@ -140,9 +139,16 @@ def is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
 
 
-def unreadable(path, problem: str = "missing or broken") -> UserError:
+def unreadable(path, problem: str = "") -> UserError:
     """Make the error for a file that cannot be read as an image."""
-    return UserError(path, "image", problem, "restore the file or remove its entry")
+    path, remedy = pathlib.Path(path), "restore the file or remove its entry"
+    if not problem and not os.path.lexists(path):
+        problem, remedy = "missing", f"{remedy}; it is looked for in {path.parent}"
+    elif not problem and path.is_file():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(12)[4:8] == b"ftyp":
+                problem, remedy = "a HEIC or AVIF file, whatever its name", "convert it to JPEG"
+    return UserError(path, "image", problem or "broken, or no image", remedy)
 
 
 def _require_regular(path):

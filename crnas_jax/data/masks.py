@@ -13,6 +13,7 @@ def validated(segmentation, height: int, width: int):
 
     pycocotools checks nothing itself; what passes this function neither crashes it nor is misread.
     COCO contains a few polygons of two points: they are removed if the object has valid polygons.
+    Polygons that lie outside the image altogether are no mask.
 
     Args:
       segmentation: value of an annotation's `segmentation` field, of any type.
@@ -29,7 +30,8 @@ def validated(segmentation, height: int, width: int):
     margin = max(height, width)  # Annotators go beyond the image by a little.
     if not all(_is_polygon(polygon, margin) for polygon in segmentation):
         return None
-    return [polygon for polygon in segmentation if len(polygon) >= _MIN_COORDINATES] or None
+    polygons = [polygon for polygon in segmentation if len(polygon) >= _MIN_COORDINATES]
+    return polygons if any(_reaches_in(polygon, height, width) for polygon in polygons) else None
 
 
 def crop(segmentation, box, size: int) -> np.ndarray:
@@ -113,6 +115,11 @@ def _is_polygon(polygon, margin):
         and len(polygon) % 2 == 0
         and all(type(v) in (int, float) and -margin <= v <= 2 * margin for v in polygon)
     )
+
+
+def _reaches_in(polygon, height, width):
+    x, y = polygon[::2], polygon[1::2]
+    return max(x) > 0 and min(x) < width and max(y) > 0 and min(y) < height
 
 
 def _is_code(code, height, width):

@@ -16,8 +16,8 @@ from crnas_jax.errors import UserError
 STORED, SHOWN, AUTO = "stored", "shown", "auto"
 CHOICES = (AUTO, STORED, SHOWN)
 _REMEDY = (
-    'look at one of them, then set config.data.exif to "shown" (boxes fit the photograph as viewers '
-    'show it) or "stored"'
+    'look at one of them, then set config.data.exif to "shown" (boxes fit the photograph as '
+    'viewers show it) or "stored"'
 )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
@@ -81,6 +82,12 @@ class VocSource(CocoSource):
         names = [pathlib.PurePosixPath(image["file_name"]).name for image in self.coco["images"]]
         num_others = sum(a not in ("", b) for a, b in zip(named, names, strict=True))
         notes = super().notes()
+        num_zero = sum(min(entry["bbox"][:2]) == -1 for entry in self.coco["annotations"])
+        if num_zero:
+            notes.append(
+                f"WARNING: {num_zero} boxes begin at pixel 0, and VOC's pixels count from 1: if "
+                "these count from 0, all objects lie one pixel off"
+            )
         if num_others:
             notes.append(
                 f"{num_others} XML files name another image in <filename>; the list's name decides"
@@ -100,9 +107,9 @@ def voc_annotations(
 
     Images are numbered from 1 in the order of the lists. As in the devkit, the name in the list
     names image and XML file; `<filename>` need not be there. `file_name` is relative to `folder`,
-    `xml` is the path of the image's XML file, `named` what stands in `<filename>`. VOC's boxes are 1-based pixels with both ends
-    included: a `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]. A difficult object
-    has `difficult` and `ignore` 1 and `iscrowd` 0.
+    `xml` is the path of the image's XML file, `named` what stands in `<filename>`. VOC's boxes are
+    1-based pixels with both ends included: a `bbox` is [xmin - 1, ymin - 1, xmax - xmin + 1,
+    ymax - ymin + 1]. A difficult object has `difficult` and `ignore` 1 and `iscrowd` 0.
 
     Args:
       folder: path of the VOCdevkit.
@@ -132,7 +139,7 @@ def voc_annotations(
             file = year_folder / "Annotations" / f"{stem}.xml"
             root = _parse(file, _read(file, digest))
             image, objects = _image(root), _objects(root, category_of)
-            name = _image_name(year_folder / "JPEGImages", stem, image["named"])
+            name = _image_name(file, year_folder / "JPEGImages", stem, image["named"])
             image["file_name"] = f"{year}/JPEGImages/{name}"
             if image["file_name"] in file_names:
                 problem = f"{image['file_name']} comes twice in {split}"
@@ -166,7 +173,8 @@ def _stems(path, digest):
         lines = _read(path, digest).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(path, "text", str(error), "give a text file in UTF-8") from error
-    stems = [line.split()[0] for line in lines if line.strip()]
+    # Lists of one class have a second column: 1 where it is there, 0 where it is difficult, or -1.
+    stems = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
     if not stems:
         raise UserError(path, "images", "there are none", "give at least one image")
     for stem in stems:
@@ -174,12 +182,16 @@ def _stems(path, digest):
     return stems
 
 
-def _image_name(folder, stem, named):
-    """Return the file of an image: `stem` with the suffix of `<filename>`, or one that is there."""
+def _image_name(file, folder, stem, named):
+    """Return the name of an image: `stem` with the suffix of `<filename>`, or one that is there."""
     suffixes = [pathlib.PurePosixPath(named).suffix, ".jpg", *SUFFIXES]
     suffixes += [suffix.upper() for suffix in SUFFIXES]
     names = [stem + suffix for suffix in suffixes if suffix.lower() in SUFFIXES]
-    return next((name for name in names if (folder / name).exists()), f"{stem}.jpg")
+    name = next((name for name in names if os.path.lexists(folder / name)), None)
+    if name is None:
+        problem = f"missing: {folder} has no {stem}.jpg, nor with another suffix"
+        raise UserError(file, "image", problem, "restore it, or remove it from the list")
+    return name
 
 
 def _require_name(path, field, name):

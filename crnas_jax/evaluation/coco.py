@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from crnas_jax.data import masks
+from crnas_jax.errors import UserError
 from crnas_jax.evaluation.average_precision import METRICS
 
 
@@ -25,8 +26,15 @@ def compact_detections(
     Returns:
       `image_id` int64 [k], `boxes` float32 [k, 4] xyxy, `scores` [k], `labels` [k]; with masks also
       `masks` [k, M, M] and `image_size` [k, 2], height and width of the original image.
+
+    Raises:
+      UserError: a score is not finite.
     """
     real = np.asarray(detections["valid"]) & (batch["weight"] > 0)[:, None]
+    if not np.isfinite(np.asarray(detections["scores"])[real]).all():
+        raise UserError(
+            "detector", "scores", "not finite", "its weights or statistics are broken: train again"
+        )
     boxes = np.asarray(detections["boxes"]) / batch["scale"][:, None, [1, 0, 1, 0]]
     image, _ = np.nonzero(real)
     compact = {

@@ -1,12 +1,14 @@
 """Detection on arbitrary images: from files or arrays to boxes in pixels of each image."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable
 
 import jax
 import numpy as np
+import PIL.Image
 from jaxtyping import PyTree
 
 from crnas_jax.data import images as image_files
@@ -72,24 +74,42 @@ class Predictor:
         self.detector, self.category_ids, self.class_names = detector, category_ids, class_names
         self.variables = variables
         self._row = DetectionRows(size)
-        self._run = jax.jit(lambda variables, batch: detector.apply(variables, batch, None))
+        self._program = functools.cache(self._compiled)
+
+    def _compiled(self, score_threshold):
+        box = dataclasses.replace(self.detector.options.box, score_threshold=score_threshold)
+        options = dataclasses.replace(self.detector.options, box=box)
+        detector = dataclasses.replace(self.detector, options=options)
+        return jax.jit(lambda variables, batch: detector.apply(variables, batch, None))
 
     def predict(
-        self, images: Iterable, score: float = 0.05, batch_size: int = 8
+        self,
+        images: Iterable,
+        score: float = 0.05,
+        batch_size: int = 8,
+        max_pixels: int = image_files.MAX_PIXELS,
     ) -> list[Prediction]:
         """Return the detections in every image, in the order of the images.
 
         Args:
           images: file names, Pillow images, or uint8 arrays, [H, W, 3] RGB, [H, W] grey, or
-            [H, W, 1 or 4]; of any sizes. No images give an empty list.
-          score: smallest score of a detection; the detector itself drops detections below its own
-            threshold (0.05 unless trained otherwise).
+            [H, W, 1 or 4]; of any sizes. No images give an empty list. Files and Pillow images are
+            turned as their EXIF orientation says.
+          score: smallest score of a detection.
           batch_size: largest number of images in a call; images are read as they are needed.
+          max_pixels: pixels of the largest file that is decoded.
 
         Raises:
-          UserError: a file is missing or broken, or an array is no image.
+          UserError: a file is missing, broken, cut off or too large, an array or Pillow image is
+            none that can be read, or the detector's scores are not finite.
         """
-        single = isinstance(images, str | os.PathLike) or hasattr(images, "convert")
+        if not (isinstance(score, int | float) and 0 <= score <= 1):
+            raise UserError("predict", "score", f"{score!r}", "give a number of 0 to 1")
+        if not (isinstance(batch_size, int) and batch_size >= 1):
+            raise UserError(
+                "predict", "batch_size", f"{batch_size!r}", "give a whole number from 1"
+            )
+        single = isinstance(images, str | os.PathLike | PIL.Image.Image)
         if single or getattr(images, "ndim", 4) < 4:
             raise UserError("predict", "images", "one image", "give a list of images")
         predictions: dict[int, Prediction] = {}
@@ -97,7 +117,7 @@ class Predictor:
         num_images = 0
         for index, image in enumerate(images):
             num_images += 1
-            image = read_image(image)
+            image = read_image(image, max_pixels)
             batch = waiting[image.shape[0] > image.shape[1]]
             batch.append((index, image))
             if len(batch) == batch_size:
@@ -123,7 +143,10 @@ class Predictor:
         rows += [{**rows[0], "weight": np.float32(0)}] * padding
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         mesh = make_mesh(len(rows), num_devices=1)
-        outputs = jax.device_get(self._run(self.variables, put_batch(mesh, batch)))
+        # Below the detector's own threshold another program is needed, above it the detections are
+        # the same ones.
+        run = self._program(min(min_score, self.detector.options.box.score_threshold))
+        outputs = jax.device_get(run(self.variables, put_batch(mesh, batch)))
         detections = compact_detections(outputs, batch)
         predictions = {}
         for index, image in images:
@@ -142,18 +165,13 @@ class Predictor:
         return predictions
 
 
-def read_image(image) -> np.ndarray:
-    """Return an image as uint8 [H, W, 3] RGB.
-
-    Args:
-      image: file name, Pillow image or uint8 array; a file is turned as its EXIF tag says.
-
-    Raises:
-      UserError: the file is missing or broken, or the array is no image.
-    """
+def read_image(image, max_pixels: int = image_files.MAX_PIXELS) -> np.ndarray:
+    """Return an image as uint8 [H, W, 3] RGB; arguments and errors as in `Predictor.predict`."""
     if isinstance(image, str | os.PathLike):
-        return image_files.read(image)
-    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        return image_files.read(image, max_pixels)
+    if isinstance(image, PIL.Image.Image):
+        return image_files.from_pillow(image)
+    pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
@@ -214,6 +232,8 @@ def predictions_to_coco(
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Return a file itself, or the images in a folder and its subfolders, sorted by path.
 
+    Links are followed, each folder once.
+
     Raises:
       UserError: there is no such file or folder.
     """
@@ -224,4 +244,12 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise UserError(path, "--images", "missing", "give image files or folders")
-    return sorted(file for file in path.rglob("*") if image_files.is_image(file))
+    files, seen = [], set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            subfolders.clear()
+            continue
+        seen.add(real)
+        files += map(pathlib.Path(folder).joinpath, names)
+    return sorted(filter(image_files.is_image, files))

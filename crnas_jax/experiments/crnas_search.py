@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import PyTree
 
+from crnas_jax.errors import UserError
 from crnas_jax.experiments.steps import Run, journal_file, load_trained
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
@@ -123,11 +124,12 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
       worse in the other (`dominated`).
     """
     run = supernet.run
-    limits = _limits(supernet)
+    limits = _limits(run, supernet.detector)
     spaces = search_settings.limited_stages(run.config, limits)
     scores = supernet.stage_scores()
     strategy = search_settings.search_strategy(run.config, "stage")
     ranked = strategy.run(list(spaces.values()), scores)
+    _require_any_score(run, ranked, "stage")
 
     def arch_of(depths):
         return model_settings.found_arch(run.config, depths)
@@ -149,10 +151,11 @@ def search_dilations(supernet: TrainedSupernet) -> dict:
     def arch_of(code):
         return model_settings.found_arch(run.config, depths, space.dilations_of(code))
 
-    limits = _limits(supernet)
+    limits = _limits(run, supernet.detector)
     strategy = search_settings.search_strategy(run.config, "operation")
     scores = supernet.operation_scores(strategy.scores_partial_codes)
     (ranking,) = strategy.run([limited(space, limits, arch_of)], scores)
+    _require_any_score(run, [ranking], "operation")
     return {**_describe(run, *ranking[0], arch_of), **scores.effort()}
 
 
@@ -168,17 +171,44 @@ def _describe(run: Run, code, score: float, arch_of: Callable) -> dict:
     }
 
 
-def _limits(supernet) -> list[Limit]:
+def require_reachable(run: Run, detector: Detector) -> None:
+    """Raise UserError unless a network is within the limits that are measured.
+
+    Call it before the supernet is trained for days. Measurements are kept.
+
+    Args:
+      run: the run.
+      detector: the stage supernet.
+    """
+    if search_settings.search_options(run.config).max_latency:
+        search_settings.limited_stages(run.config, _limits(run, detector))
+
+
+def _require_any_score(run, ranked, level):
+    """Stop a search in which every candidate scored 0, or say so."""
+    if any(score > 0 for ranking in ranked for _, score in ranking):
+        return
+    error = UserError(
+        "config",
+        "search.all_zero",
+        f"every candidate of the {level} search has an AP of 0: none is better than another",
+        f"train the {level} supernet longer ({level}_train), or set it to 'continue' for the first",
+    )
+    if search_settings.search_options(run.config).all_zero == "stop":
+        raise error
+    print(f"WARNING: {error.problem}; the first is taken", flush=True)
+
+
+def _limits(run, detector) -> list[Limit]:
     """Return the config's limits on the networks that are trained in the end."""
-    run = supernet.run
     limits = search_settings.limits(run.config, run.num_classes)
     bound = search_settings.search_options(run.config).max_latency
     if bound:
         arch = model_settings.baseline(run.config)
         spec = dataclasses.replace(
-            supernet.spec, widths=arch.widths, stage_sharing="prefix", kernel_sharing="shared"
+            detector.spec, widths=arch.widths, stage_sharing="prefix", kernel_sharing="shared"
         )
-        detector = dataclasses.replace(supernet.detector, spec=spec)
+        detector = dataclasses.replace(detector, spec=spec)
         canvas = data_settings.image_size(run.config).canvas(portrait=False)
         meter = LatencyMeter(detector, canvas, run.path / "search" / "latency.json")
         limits.append(Limit(bound, "milliseconds", meter.milliseconds))

@@ -79,7 +79,9 @@ def _notes(run, arch):
     yield from run.notes
     if run.sources:
         options = data_settings.data_options(config)
-        room = 'objects, the room of a training batch (data.max_objects); each step draws among them'
+        room = (
+            "objects, the room of a training batch (data.max_objects); each step draws among them"
+        )
         yield from _of("train", cap_notes(run.sources["train"], options.max_objects, room))
         max_detections = model_settings.detector_options(config, 1).box.max_detections
         for split in run.sources.keys() - {"train"}:

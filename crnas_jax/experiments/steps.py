@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.build import classification_sources, detection_sources
-from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.coco import category_entries
 from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.evaluation.classification import accuracy

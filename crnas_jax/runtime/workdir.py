@@ -1,5 +1,6 @@
 """The working folder of a run: which config it belongs to, and which steps are finished."""
 
+import contextlib
 import fcntl
 import pathlib
 import time
@@ -122,7 +123,10 @@ class Workdir:
         try:
             result = run()
         except Exception:
-            write_json(spent_file, {"seconds": spent + time.monotonic() - start})
+            with contextlib.suppress(
+                UserError
+            ):  # on a full disk the first error is the one to tell
+                write_json(spent_file, {"seconds": spent + time.monotonic() - start})
             raise
         seconds = round(spent + time.monotonic() - start, 1)
         result = {"format": FORMAT, **result, "seconds": seconds}

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from crnas_jax.arch.staged import Arch
-from crnas_jax.runtime.options import check_not_negative, check_positive
+from crnas_jax.runtime.options import check_choice, check_not_negative, check_positive
 from crnas_jax.search.strategies.build import Strategy, StrategyOptions, strategy
 from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings.data import image_size
@@ -19,6 +19,8 @@ from crnas_jax.spaces.stages import BudgetSpace, StageSpace
 
 # Arrays of each stage's size that greedy search may hold on the devices.
 _MAX_SLOTS = 8
+# What a search does when every candidate scores 0: the first of them is no better than any other.
+ALL_ZERO = ("stop", "continue")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SearchOptions:
       max_flops: most multiply-adds of a network; 0 for no limit.
       max_params: most parameters of a network; 0 for no limit.
       max_latency: most milliseconds of a network on this device; 0 for no limit.
+      all_zero: what to do when every candidate scores 0, one of `ALL_ZERO`.
     """
 
     stage_strategy: str = "exhaustive"
@@ -42,8 +45,10 @@ class SearchOptions:
     max_flops: float = 0.0
     max_params: float = 0.0
     max_latency: float = 0.0
+    all_zero: str = "stop"
 
     def __post_init__(self):
+        check_choice(self, "all_zero", ALL_ZERO)
         check_positive(self, "budgets")
         check_not_negative(self, "max_flops", "max_params", "max_latency")
 
@@ -106,17 +111,16 @@ def limited_stages(config: ConfigDict, all_limits: list[Limit]) -> dict[float, S
     Raises:
       UserError: a budget has no allocation within them.
     """
-    arch = baseline(config)
-    spaces = {
-        amount: limited(
-            space, all_limits, lambda depths: Arch(arch.family, depths, (), arch.widths)
-        )
-        for amount, space in stage_spaces(config).items()
-    }
+    arch, spaces = baseline(config), stage_spaces(config)
+
+    def arch_of(depths):
+        return Arch(arch.family, depths, (), arch.widths)
+
+    within = {amount: limited(space, all_limits, arch_of) for amount, space in spaces.items()}
     if all_limits:
-        for space in spaces.values():
-            require_any(space, all_limits)
-    return spaces
+        for amount, space in within.items():
+            require_any(space, all_limits, spaces[amount], arch_of)
+    return within
 
 
 def operation_space(config: ConfigDict, depths: tuple[int, ...]) -> OperationSpace:

@@ -48,11 +48,25 @@ def limited(space: Space, limits: list[Limit], arch_of: Callable[[Code], object]
     return Constrained(space, allows, _description(limits))
 
 
-def require_any(space: Space, limits: list[Limit]) -> None:
-    """Raise UserError unless a space has a code; `limits` are those that it stands within."""
-    if next(iter(space.enumerate()), None) is None:
-        problem = f"no {space.noun} has {_description(limits)}"
-        raise UserError("config", "search", problem, "relax it, or take another budget")
+def require_any(
+    space: Space, limits: list[Limit], all_codes: Space, arch_of: Callable[[Code], object]
+) -> None:
+    """Raise UserError unless a space has a code, and name the nearest.
+
+    Args:
+      space: the codes within the limits.
+      limits: bounds on architectures.
+      all_codes: the space without limits.
+      arch_of: function from a code to its architecture.
+    """
+    if next(iter(space.enumerate()), None) is not None:
+        return
+    nearest = []
+    for limit in limits:
+        value, code = min((limit.measure(arch_of(code)), code) for code in all_codes.enumerate())
+        nearest.append(f"{value:,.4g} {limit.unit} {code}")
+    problem = f"no {space.noun} has {_description(limits)}; the least: {', '.join(nearest)}"
+    raise UserError("config", "search", problem, "relax it, or take another budget")
 
 
 def _description(limits):

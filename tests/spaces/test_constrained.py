@@ -31,14 +31,16 @@ def test_limits_hold_together_and_nothing_is_measured_twice():
     assert allowed.count() == len(codes)
     assert {allowed.sample(np.random.default_rng(seed)) for seed in range(300)} <= codes
     assert len(measured) == len(set(measured))
-    require_any(allowed, limits)
+    require_any(allowed, limits, space, arch_of)
 
 
 def test_limits_that_nothing_meets_are_refused():
     limit = Limit(5, "ms", lambda arch: 10.0 * arch[0])
-    nothing = limited(StageSpace().within(16), [limit], tuple)
-    with pytest.raises(UserError, match="no allocation of 16 blocks has at most 5 ms"):
-        require_any(nothing, [limit])
+    space = StageSpace().within(16)
+    nothing = limited(space, [limit], tuple)
+    message = r"no allocation of 16 blocks has at most 5 ms; the least: 10 ms \(1, "
+    with pytest.raises(UserError, match=message):
+        require_any(nothing, [limit], space, tuple)
     with pytest.raises(UserError, match="next to nothing has at most 5 ms"):
         nothing.sample(np.random.default_rng(0))
 

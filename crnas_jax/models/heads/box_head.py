@@ -233,17 +233,19 @@ def postprocess(
       options: settings.
 
     Returns:
-      `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels` (from 1), `valid`.
+      `boxes` [batch, detections, 4] in canvas pixels, `scores`, `labels` (from 1), `valid`. The
+      scores of an image whose logits are not finite are NaN and valid, so that callers see them.
     """
     logits, deltas = outputs
     batch, num_rois = rois.shape[:2]
+    is_finite = jnp.isfinite(logits.reshape(batch, -1)).all(1)
     scores = jax.nn.softmax(logits, -1)[:, 1:].reshape(batch, num_rois, -1)
     num_classes = scores.shape[-1]
     deltas = deltas if options.class_agnostic else deltas[:, 1:]
     deltas = deltas.reshape(batch, num_rois, -1, 4)
     coder_weights = options.stages[-1].coder_weights
 
-    def image(scores, deltas, rois, roi_valid, size):
+    def image(scores, deltas, rois, roi_valid, size, is_finite):
         def candidates(index):
             roi = index // num_classes
             class_deltas = deltas[roi, index % deltas.shape[1]]
@@ -256,6 +258,7 @@ def postprocess(
         survivors, score, label = nms.best_survivors(
             scores, candidates, options.nms_iou, options.nms_candidates, options.max_detections
         )
-        return {"boxes": survivors, "scores": score, "labels": label, "valid": score > 0}
+        score = jnp.where(is_finite, score, jnp.nan)
+        return {"boxes": survivors, "scores": score, "labels": label, "valid": ~(score <= 0)}
 
-    return jax.vmap(image)(scores, deltas, rois, roi_valid, image_size)
+    return jax.vmap(image)(scores, deltas, rois, roi_valid, image_size, is_finite)

@@ -29,13 +29,13 @@ def calibrate(
       batches: mini-batches on the devices.
       choices: paths of the subnets.
     """
-    totals, num_images = None, 0.0
+    pooled, num_images = None, jnp.float32(0)
     for batch in batches:
         batch_images = jnp.sum(batch["weight"] > 0).astype(jnp.float32)
-        sums = _sums(evaluator.moments(variables, batch, choices), batch_images)
-        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        moments = evaluator.moments(variables, batch, choices)
+        pooled = moments if pooled is None else merge(pooled, num_images, moments, batch_images)
         num_images += batch_images
-    stem, chunks = jax.device_get(pool(totals, num_images))
+    stem, chunks = jax.device_get(pooled)
     visits = [
         jax.tree.map(lambda leaf, i=index: leaf[i], chunk)
         for chunk in chunks
@@ -70,27 +70,21 @@ def _complete(schedule: Schedule, visits: list[PyTree], stem: PyTree) -> list[Py
 
 
 @jax.jit
-def _sums(moments, num_images):
-    """Return sums over the images of a batch of the first and second moments."""
+def merge(pooled: PyTree, num_images, moments: PyTree, batch_images) -> PyTree:
+    """Return mean and variance over two sets of images from those of each.
 
-    def layer(node):
-        return {
-            "mean": num_images * node["mean"],
-            "var": num_images * (node["var"] + jnp.square(node["mean"])),
-        }
+    Sums of squares would cancel where a mean is many deviations from 0; differences of means do not
+    (Chan, Golub and LeVeque 1979).
+    """
+    share = batch_images / jnp.maximum(num_images + batch_images, 1)
 
-    return jax.tree.map(layer, moments, is_leaf=_is_layer)
+    def layer(old, new):
+        difference = new["mean"] - old["mean"]
+        mean = old["mean"] + share * difference
+        var = (1 - share) * old["var"] + share * new["var"]
+        return {"mean": mean, "var": var + share * (1 - share) * jnp.square(difference)}
 
-
-@jax.jit
-def pool(totals: PyTree, num_images) -> PyTree:
-    """Return mean and variance from summed first and second moments (law of total variance)."""
-
-    def layer(node):
-        mean = node["mean"] / num_images
-        return {"mean": mean, "var": jnp.maximum(node["var"] / num_images - jnp.square(mean), 0)}
-
-    return jax.tree.map(layer, totals, is_leaf=_is_layer)
+    return jax.tree.map(layer, pooled, moments, is_leaf=_is_layer)
 
 
 def _is_layer(node):

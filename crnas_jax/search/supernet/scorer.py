@@ -288,6 +288,18 @@ class SubnetScorer:
             matches = match(boxes, valid, labels, ground_truth, batch["scale"])
             scored = {name: detections[name] for name in ("scores", "labels", "valid")}
             scored, matches = jax.device_get((scored, matches))
+            if np.isnan(scored["scores"]).any():
+                bad = next(
+                    p
+                    for p, row in zip(positions, scored["scores"], strict=False)
+                    if np.isnan(row).any()
+                )
+                raise UserError(
+                    "scoring",
+                    f"code {codes[bad]}",
+                    "its scores are not finite",
+                    "train the supernet again, with a lower lr_per_image or clip_norm",
+                )
             for row, position in enumerate(positions):
                 trees = (
                     jax.tree.map(lambda leaf, r=row: leaf[r], tree) for tree in (scored, matches)
