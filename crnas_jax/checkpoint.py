@@ -197,6 +197,13 @@ def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> Py
         return variables
 
 
+def content_digest(folder: str | pathlib.Path) -> str:
+    """Return the digest of what `save_variables` wrote: the stored one where there is one."""
+    folder = pathlib.Path(folder).absolute()
+    stored = _digest_of(folder)
+    return stored.read_text() if stored.exists() else _content(folder)
+
+
 def layout(folder: str | pathlib.Path) -> PyTree:
     """Return the shapes of what `save_variables` wrote.
 

@@ -1,135 +1,179 @@
-"""What scripts share: flags, compilation cache, status 2 and one line for a mistake."""
+"""The command `crnas-jax` and its subcommands; the scripts call the same functions."""
 
-import json
+import difflib
+import errno
+import importlib
+import logging
 import os
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
+from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
 
 _STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Subcommands by the module of `commands` that holds them.
+_MODULES = {
+    "procedure": ("run", "train-supernet", "search", "train-detector", "evaluate", "pretrain"),
+    "studies": ("ranking-study", "compare-strategies", "compare-scores"),
+    "tools": ("predict", "flops", "convert", "split-coco"),
+}
+COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def launch(
-    action: Callable, require: Callable | None = None, is_dry: Callable[[], bool] = lambda: False
-) -> None:
-    """Run a script of the procedure.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the status of the process.
 
-    Args:
-      action: function of the run of `--config` and `--workdir`.
-      require: function that refuses configs without what the script needs, before anything is read
-        or written.
-      is_dry: whether the working folder is only looked at; called after flags are parsed.
-    """
-    from ml_collections import config_flags
-
-    from crnas_jax.experiments.plan import plan
-    from crnas_jax.experiments.steps import open_run
-
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Config file, as configs/bccd.py or configs/bccd.py:gpu."
-    )
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder of the run; the same command on it resumes."
-    )
-
-    def main():
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        if not pathlib.Path(file.partition(".py:")[0].removesuffix(".py") + ".py").is_file():
-            raise UserError(file, "--config", "there is no such file", "give one of configs/")
-        if not workdir.value:
-            raise UserError("command line", "--workdir", "empty", "name a folder")
-        interruption.listen()
-        try:
-            run = open_run(config.value, workdir.value, require, is_dry())
-            print(plan(run), flush=True)
-            action(run)
-        except UserError as error:
-            if error.where != "config":
-                raise
-            raise UserError(file, error.field, error.problem, error.remedy) from error
-
-    run_script(main, ["config", "workdir"])
-
-
-def launch_search(level: str) -> None:
-    """Run the script of a search: `stage` or `operation`."""
-    from crnas_jax.settings.run import require_search
-
-    dry_run = flags.DEFINE_bool(
-        "dry_run", False, "Print what the search would cost, and write nothing."
-    )
-
-    def main(run):
-        from crnas_jax.experiments.crnas import search_operations, search_stage
-        from crnas_jax.experiments.search_cost import search_cost
-
-        if dry_run.value:
-            print(json.dumps(search_cost(run, level)))
-        else:
-            print(search_stage(run) if level == "stage" else search_operations(run))
-
-    launch(main, require_search, lambda: dry_run.value)
-
-
-def run_script(main: Callable[[], None], required: Sequence[str]) -> None:
-    """Parse the flags and call `main`.
-
-    Exits with 2 and one line for a mistake, with 143 when asked to stop; any other exception is a
-    bug and shows its traceback.
+    That is 2, after one line, for a mistake that the user can mend, and 143 when asked to stop; any
+    other exception is a bug and is raised.
 
     Args:
-      main: the script.
-      required: flags that must be given.
+      argv: the subcommand and its flags; those of the process when None.
     """
-    # The repository root, so that configs can import each other from any folder.
-    sys.path.insert(0, str(_ROOT))
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "--helpfull", "help"):
+        print(_overview())
+        return 0
+    try:
+        return _run(name, load(name), arguments)
+    except UserError as error:
+        return _fail(error)
+
+
+def load(name: str) -> Command:
+    """Return a subcommand by name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+        raise UserError("command line", name, "is no command", remedy)
+    return importlib.import_module(f"crnas_jax.commands.{COMMANDS[name]}").COMMANDS[name]
+
+
+def script(name: str, *given: str) -> None:
+    """Run a subcommand with the flags of the process, after those given, and end the process."""
+    prepare_process()
+    sys.exit(main([name, *given, *sys.argv[1:]]))
+
+
+def console() -> None:
+    """Run `crnas-jax`."""
+    prepare_process()
+    sys.exit(main())
+
+
+def prepare_process() -> None:
+    """Set what concerns a whole process: signals, logs of libraries, the compilation cache."""
+    interruption.listen()
+    # Orbax has its say about every save and load; what matters is in our errors.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     use_compilation_cache()
 
-    def checked(_):
-        if flags.FLAGS["verbosity"].value == 0:  # Orbax prints dozens of INFO lines a save
-            logging.set_verbosity(logging.WARNING)
-        try:
-            main()
-        except UserError as error:
-            _fail(error)
-        except interruption.Stopped as stopped:
-            print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
-            sys.exit(_STOPPED)
 
-    flags.mark_flags_as_required(required)
-    app.run(checked, flags_parser=_parse)
+def use_compilation_cache() -> None:
+    """Store compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    folder = (
+        os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def _parse(arguments):
-    """Parse flags as `absl` does, but report mistakes in one line, those in config files too."""
-    if any(argument in ("-h", "--help", "--helpfull", "--helpshort") for argument in arguments):
-        return app.parse_flags_with_usage(arguments)
+def _run(name, command, arguments):
+    root = str(config_root())
+    if root not in sys.path:  # so that configs can import each other from any folder
+        sys.path.insert(0, root)
+    if any(re.fullmatch(r"--?h(elp(full|short)?)?", argument) for argument in arguments):
+        print(_help(name, command))
+        return 0
     try:
-        rest = flags.FLAGS(arguments)
+        command.run(_parsed(command, arguments))
+    except interruption.Stopped as stopped:
+        print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
+        return _STOPPED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        remedy = "make room or lift the limit, then give the same command again"
+        raise UserError(error.filename or "disk", "file", error.strerror, remedy) from error
+    return 0
+
+
+def _fail(error):
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _parsed(command, arguments):
+    """Parse flags as absl does, but report mistakes in one line, those in config files too."""
+    if command.has_config:
+        arguments = [_with_path(argument) for argument in _last_of_each(arguments)]
+    values = flags.FlagValues()
+    try:
+        command.define(values, arguments)
+        rest = values(["crnas-jax", *arguments])
     except Exception as error:  # a config is a program: it can raise anything
-        _fail(_mistake(error))
+        raise _mistake(error, command) from error
     if len(rest) > 1:
-        _fail(UserError("command line", rest[1], "is no flag", "give --flag=value"))
-    return rest
+        raise UserError("command line", rest[1], "is no flag", "give --flag=value")
+    for name in command.required:
+        if values[name].value in (None, "", []):
+            raise UserError("command line", f"--{name}", "missing", "--help has an example")
+    return values
 
 
-def _mistake(error):
+def _with_path(argument):
+    """Return `--config=FILE` with the file's path."""
+    match = re.fullmatch(r"--?config=(.*)", argument)
+    return f"--config={find_config(match[1])}" if match else argument
+
+
+def _last_of_each(arguments):
+    """Keep the last of several settings of one field: tuples would be joined."""
+    settings, index = [], 0
+    while index < len(arguments):
+        match = re.match(r"--?(config(?:\.[\w.]+)?)(=)?", arguments[index])
+        size = 1
+        if match and not match[2] and not (*arguments, "--")[index + 1].startswith("--"):
+            size = 2
+        name = match[1] if match else (index,)
+        settings = [setting for setting in settings if setting[0] != name]
+        pair = arguments[index : index + size]
+        if match and match[1] == "config":
+            pair = ["=".join(pair)]
+        settings.append((name, pair))
+        index += size
+    # The config comes before its fields.
+    settings.sort(key=lambda setting: setting[0] != "config")
+    return [argument for _, pair in settings for argument in pair]
+
+
+def _mistake(error, command):
     """Return the UserError behind an exception while parsing flags and config."""
     from crnas_jax.settings.fields import RENAMED
 
     if isinstance(error, UserError):
         return error
     text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
-    text = " ".join(text.partition("Other fields present")[0].split()).strip("'\" ")[:300]
+    text = " ".join(text.partition("Other fields present")[0].split())
+    if text[:1] == text[-1:] and text[:1] in (
+        "'",
+        '"',
+    ):  # a KeyError's message is quoted as a whole
+        text = text[1:-1]
+    text = text[:300]
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -147,21 +191,49 @@ def _mistake(error):
         if old:
             return UserError(where, field, f"{old!r} is now {RENAMED[old]!r}", "use the new name")
     remedy = "--help shows all flags"
-    if "config" in flags.FLAGS:
+    if command.has_config:
         remedy = f"configs/base.py has all fields of a config, {remedy}"
     return UserError(where, field, text or type(error).__name__, remedy)
 
 
-def _fail(error):
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def use_compilation_cache() -> None:
-    """Store compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    folder = (
-        os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"
+def _overview():
+    """Return the list of subcommands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {load(name).summary}" for name in COMMANDS]
+    return "\n".join(
+        [
+            "Computation reallocation for object detection: a detector whose backbone spends the "
+            "same FLOPs better.",
+            "",
+            "crnas-jax COMMAND --flag=value ...; crnas-jax COMMAND --help lists the flags of one.",
+            "",
+            *lines,
+        ]
     )
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _help(name, command):
+    """Return the help of a subcommand: its own flags, and how to set a field."""
+    values = flags.FlagValues()
+    command.define(values, [])
+    lines = [f"{command.summary}", "", f"  crnas-jax {name} {command.example}", "", "Flags:"]
+    for flag_name in values:
+        flag = values[flag_name]
+        shown = f"--{flag.name}" if flag.boolean else f"--{flag.name}=..."
+        about = " ".join(flag.help.split())
+        if flag.name in command.required:
+            about += " Required."
+        elif flag.default not in (None, False, ""):
+            about += f" Default: {flag.default}."
+        choices = getattr(flag.parser, "enum_values", None)
+        if choices:
+            about += f" One of {', '.join(choices)}."
+        lines.append(f"  {shown:24} {about}")
+    if command.has_config:
+        lines += [
+            "",
+            "Every field of the config is a flag too, such as --config.seed=1,",
+            "--config.data.folder=DATA or --config.supernet.dilations='(1, 2)';",
+            f"{config_root() / 'configs' / 'base.py'} says what each means.",
+        ]
+    return "\n".join(lines)

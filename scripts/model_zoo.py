@@ -7,7 +7,6 @@ The column for our AP is blank until it is measured; nothing is copied into it.
 
 import dataclasses
 
-from crnas_jax import cli
 from crnas_jax.arch import zoo
 from crnas_jax.arch.cost.detectors import detector_parts, total
 
@@ -180,4 +179,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    cli.run_script(lambda: print(page(), end=""), [])
+    print(page(), end="")

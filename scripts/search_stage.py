@@ -7,4 +7,4 @@ python scripts/search_stage.py --config=configs/bccd.py --workdir=runs/bccd
 from crnas_jax import cli
 
 if __name__ == "__main__":
-    cli.launch_search("stage")
+    cli.script("search", "--level=stage")

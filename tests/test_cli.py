@@ -439,10 +439,10 @@ def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
     names = ("locked", "other", "lost", "spoilt", "old")
     locked, other, lost, spoilt, old = (tmp_path / name for name in names)
     held = Workdir(locked)
-    held.claim({}, "hash")
+    held.claim({}, {})
     for folder in (other, spoilt):
         workdir = Workdir(folder)
-        workdir.claim({}, "hash")
+        workdir.claim({}, {"train": {"annotations": "others"}})
         workdir.release()
     (spoilt / "config.json").write_text("[]")
     old.mkdir()
@@ -452,12 +452,12 @@ def test_folders_in_use_and_of_others_stay_as_they_are(tmp_path):
     (tmp_path / "file").write_text("mine")
     expected = {
         locked: "another process is working in it",
-        other: "another config",
+        other: "data.train: its annotations are not those that this folder was begun with",
         lost: "config.json: file: missing beside results",
-        spoilt: "another config",
-        old: r"config\.json: format: 1, this version works in folders of format 2",
+        spoilt: r"config\.json: format: None, this version works in folders of format 3",
+        old: r"config\.json: format: 1, this version works in folders of format 3",
         tmp_path / "file": "--workdir",
-        "": "--workdir: empty",
+        "": "--workdir: missing",
     }
     before = _tree(tmp_path)
     commands = [

@@ -18,6 +18,7 @@ LEVELS = (
     {"settings"},
     {"analysis"},
     {"experiments"},
+    {"commands"},
     {"cli"},
 )
 WITHOUT_JAX = {"errors", "runtime", "arch", "spaces", "data"}

@@ -24,3 +24,76 @@ def table(result: dict) -> str:
         f"[{100 * low:+.1f}, {100 * high:+.1f}]: {verdict}"
     )
     return "\n".join(lines)
+
+
+def search(level: str, result: dict) -> str:
+    """Return what a search of a level found, `search_allocation`'s result, as text."""
+    lines = [_found(level, result)]
+    for row in result.get("pareto", []):
+        mark = ", dominated" if row["dominated"] else ""
+        lines.append(f"  budget {row['budget']:g} blocks: {_found(level, row)}{mark}")
+    effort = f"{result['evaluated']} subnets scored, {result['image_passes']} image passes"
+    return "\n".join([*lines, effort])
+
+
+def _found(level, row):
+    arch = row["arch"]
+    code = arch["depths"] if level == "stage" else arch["dilations"]
+    what = "depths" if level == "stage" else "dilations"
+    return (
+        f"found {what} {code}: AP {100 * row['score']:.1f} in the supernet, "
+        f"{row['flops'] / 1e9:.3f} GMACs, {row['params'] / 1e6:.3f} M parameters"
+    )
+
+
+def cost(result: dict) -> str:
+    """Return what a search would cost (`search_cost`) as text."""
+    return (
+        f"{result['evaluations']} evaluations, at most {result['image_passes']} image passes of "
+        f"{1000 * result['seconds_per_image_pass']:.1f} ms: {result['device_hours']:.2g} device "
+        f"hours on {result['devices']} devices"
+    )
+
+
+def metrics(result: dict) -> str:
+    """Return the metrics of a network on a split (`split_metrics`) in percent, by class too."""
+    lines = []
+    for kind, values in (("boxes", result), ("masks", result.get("segm"))):
+        if values:
+            row = {name: value for name, value in values.items() if name.startswith(("AP", "AR"))}
+            lines.append(f"{kind}: " + ", ".join(f"{n} {_percent(v)}" for n, v in row.items()))
+            lines += [
+                f"  {name:20} {_percent(value)}" for name, value in values["per_class"].items()
+            ]
+    voc = [name for name in ("VOC07_AP50", "VOC_AP50") if name in result]
+    lines += [f"{name} {_percent(result[name])}" for name in voc]
+    return "\n".join(lines)
+
+
+def agreement(result: dict) -> str:
+    """Return how one score ranks another (`ranking.agreement`) as text, without what is unknown."""
+    texts = {name: _rounded(value) for name, value in result.items() if value is not None}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _rounded(value):
+    if isinstance(value, list):
+        return f"[{', '.join('none' if v is None else f'{v:.3g}' for v in value)}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def strategies(result: dict) -> str:
+    """Return a study of strategies as a row for each seed and strategy."""
+    lines = [f"{'level':10}{'seed':>5} {'strategy':12}{'AP':>7}{'image passes':>14}  code"]
+    for level, seeds in result.items():
+        for seed, rows in enumerate(seeds):
+            lines += [
+                f"{level:10}{seed:5} {name:12}{_percent(row['AP']):>7}{row['image_passes']:14}  "
+                f"{row['code']}"
+                for name, row in rows.items()
+            ]
+    return "\n".join(lines)
+
+
+def _percent(value):
+    return "none" if value is None else f"{100 * value:.1f}"

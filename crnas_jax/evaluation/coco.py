@@ -31,10 +31,7 @@ def compact_detections(
       UserError: a score is not finite.
     """
     real = np.asarray(detections["valid"]) & (batch["weight"] > 0)[:, None]
-    if not np.isfinite(np.asarray(detections["scores"])[real]).all():
-        raise UserError(
-            "detector", "scores", "not finite", "its weights or statistics are broken: train again"
-        )
+    require_finite(np.asarray(detections["scores"])[real], "detector")
     boxes = np.asarray(detections["boxes"]) / batch["scale"][:, None, [1, 0, 1, 0]]
     image, _ = np.nonzero(real)
     compact = {
@@ -47,6 +44,13 @@ def compact_detections(
         compact["masks"] = np.asarray(detections["masks"])[real]
         compact["image_size"] = batch["original_size"][image]
     return compact
+
+
+def require_finite(scores: np.ndarray, what: str) -> None:
+    """Raise UserError about `what` unless all scores are finite."""
+    if not np.isfinite(scores).all():
+        remedy = "its weights or statistics are broken: train again, with a lower lr_per_image"
+        raise UserError(what, "scores", "not finite", remedy)
 
 
 def to_results(detections: dict[str, np.ndarray], category_ids: list[int]) -> list[dict]:

@@ -21,7 +21,8 @@ from crnas_jax.evaluation.average_precision import (
 from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.experiments import crnas_search, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
-from crnas_jax.experiments.steps import Run
+from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.workdir import FORMAT
@@ -53,6 +54,8 @@ def train_supernet(run: Run, level: str) -> TrainedSupernet:
     network = f"{level}_supernet"
     run_settings.require_detection(run.config, network)
     spec = _supernet(run, network)
+    if level == "stage":
+        crnas_search.require_reachable(run, steps.detector(run, spec))
     _pretrain_first(run, network, spec)
     return TrainedSupernet(run, network, steps.train_supernet(run, network, spec))
 
@@ -74,11 +77,14 @@ def search_operations(run: Run) -> dict:
 def _search(run, level, search):
     run_settings.require_search(run.config)
     step = f"{level}_search"
-    finished = run.workdir.finished(step)
+    if level == "operation":
+        search_stage(run)  # the allocation is a part of the key
+    key = step_key(run, step)
+    finished = run.workdir.resume(step, key)
     if finished is not None:  # nor is the supernet trained for it
         return finished
     supernet = train_supernet(run, level)
-    return run.workdir.step(step, lambda: search(supernet))
+    return run.workdir.step(step, key, lambda: search(supernet))
 
 
 def train_network(run: Run, network: str):
@@ -125,7 +131,7 @@ def _search_architecture(run, network) -> Arch:
 def _pretrain_first(run, network, spec):
     """Train on classification where the config asks for it and detection is not trained yet."""
     wanted = network in run_settings.pretrained_networks(run.config)
-    if wanted and run.workdir.finished(network) is None:
+    if wanted and run.workdir.resume(network, step_key(run, network)) is None:
         steps.pretrain(run, network, spec)
 
 
@@ -134,7 +140,7 @@ def _difference(run):
     test, options = run.sources["test"], run.options
     ground_truth, tables = GroundTruth.from_source(test), []
     for network in COMPARED:
-        results = read_json(run.path / network / "detections.json")
+        results = read_json(steps.detections_file(run, network))
         detections = detections_from_results(results, test.category_ids, test.image_ids)
         tables += match_tables(ground_truth, detections, test.image_ids)
     value, interval = paired_bootstrap(*tables, options.bootstrap, options.seed)
@@ -145,7 +151,7 @@ def _seconds(run):
     names = ["stage_search", "operation_search", *NETWORKS]
     names += [f"{name}/pretrain" for name in run_settings.pretrained_networks(run.config)]
     names += [f"{network}/test" for network in COMPARED]
-    seconds = {name: run.workdir.finished(name)["seconds"] for name in names}
+    seconds = {name: run.workdir.finished(name, step_key(run, name))["seconds"] for name in names}
     return {**seconds, "total": round(sum(seconds.values()), 1)}
 
 

@@ -9,7 +9,9 @@ import jax
 from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
-from crnas_jax.experiments.steps import Run, journal_file, load_trained
+from crnas_jax.experiments.keys import key_of
+from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.experiments.steps import load_trained
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.files import digest
@@ -21,6 +23,7 @@ from crnas_jax.search.supernet.scores import SupernetScores
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.step_keys import SCORES
 from crnas_jax.spaces.constrained import Limit, limited
 
 
@@ -102,7 +105,8 @@ class TrainedSupernet:
 
     def _scorer(self, bn, repeat):
         run = self.run
-        journal = Journal(journal_file(run), f"{run.key}-{self._weights_digest}")
+        key = key_of(run, SCORES, {"weights": self._weights_digest}).digest
+        journal = Journal(journal_file(run), key)
         return SubnetScorer(
             self.detector,
             self.variables,

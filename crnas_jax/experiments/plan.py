@@ -1,10 +1,13 @@
 """The plan of a run: what will be done, printed before work starts."""
 
+from collections.abc import Iterable
+
 import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data.checks import cap_notes
-from crnas_jax.experiments.steps import Run
+from crnas_jax.experiments.keys import repeats
+from crnas_jax.experiments.run import Run
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -12,8 +15,8 @@ from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 
 
-def plan(run: Run) -> str:
-    """Return what will be done as text."""
+def plan(run: Run, goals: Iterable[str] = ()) -> str:
+    """Return what will be done as text; `goals` are the steps of `step_keys` that are wanted."""
     config, arch = run.config, model_settings.baseline(run.config)
     precision = model_settings.detector(config, arch, num_classes=1).precision
     if run.sources:
@@ -37,6 +40,7 @@ def plan(run: Run) -> str:
         f"devices     {', '.join(str(device) for device in devices)}; {precision}",
         f"workdir     {run.path}",
     ]
+    lines += [f"repeats     {step}: {why}" for step, why in repeats(run, goals).items()]
     return "\n".join(lines + [f"note        {note}" for note in _notes(run, arch)])
 
 

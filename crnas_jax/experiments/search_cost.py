@@ -1,5 +1,6 @@
 """What a search will cost, measured before it starts."""
 
+import sys
 import time
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows
 from crnas_jax.evaluation.matching import GroundTruth
-from crnas_jax.experiments.steps import Run
+from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.run import Run
 from crnas_jax.parallel.mesh import make_mesh, put_batch
 from crnas_jax.search.strategies import successive_halving
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
@@ -91,15 +93,15 @@ class _SplitCounts:
 
 def _depths(run):
     """Return the searched allocation if this run has found it, else the baseline's."""
-    if run.workdir.belongs_to(run.key):
-        finished = run.workdir.finished("stage_search")
-        if finished is not None:
-            return tuple(finished["arch"]["depths"])
+    finished = run.workdir.finished("stage_search", step_key(run, "stage_search"))
+    if finished is not None:
+        return tuple(finished["arch"]["depths"])
     return model_settings.baseline(run.config).depths
 
 
 def _measure(detector, options, source, plan, choices):
     """Return seconds for a subnet on a mini-batch, for detections and for statistics."""
+    print(f"compiling, then timing {len(choices)} subnets", file=sys.stderr, flush=True)
     mesh = make_mesh(options.batch_size, options.num_devices)
     variables = jax.jit(detector.init)(jax.random.key(0))
     evaluator = SubnetEvaluator(detector, mesh, options.max_subnets_per_call, options.num_slots)

@@ -3,127 +3,33 @@
 A finished step is not repeated. A step never starts another one: `crnas` puts them in order.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable
 
 import jax
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
-from crnas_jax.data.build import classification_sources, detection_sources
 from crnas_jax.data.coco import category_entries
-from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.evaluation.classification import accuracy
-from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
+from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import save_detector
-from crnas_jax.export.weights import VARIABLES, initialiser, require_weights, save_weights
+from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime.files import digest, write_json
-from crnas_jax.runtime.workdir import Workdir
-from crnas_jax.search.journal import Journal
+from crnas_jax.runtime.files import write_json
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import training as training_settings
-from crnas_jax.settings.check import check
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.loop import train
 from crnas_jax.training.step import sample_choice
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A config at work in a folder.
-
-    Attributes:
-      config: the config.
-      options: options of the run as a whole.
-      sources: splits of the detection data by name.
-      classification_sources: splits of the classification data by name.
-      workdir: the working folder.
-      key: digest of everything that can change a result.
-    """
-
-    config: ConfigDict
-    options: run_settings.RunOptions
-    sources: dict[str, DetectionSource]
-    classification_sources: dict[str, ClassificationSource]
-    workdir: Workdir
-    key: str
-
-    @property
-    def path(self) -> pathlib.Path:
-        """Path of the working folder."""
-        return self.workdir.path
-
-    @property
-    def num_classes(self) -> int:
-        """Number of object classes."""
-        return len(self.sources["train"].class_names)
-
-
-def open_run(
-    config: ConfigDict,
-    path: str | pathlib.Path,
-    require: Callable[[ConfigDict], None] | None = None,
-    dry: bool = False,
-) -> Run:
-    """Check a config, open its data and claim the working folder.
-
-    Args:
-      config: the config.
-      path: path of the working folder.
-      require: function that refuses configs without what the caller needs, before anything is
-        read.
-      dry: only look: nothing is written.
-
-    Raises:
-      UserError: the run cannot work with this config, data or folder.
-    """
-    check(config)
-    if require is not None:
-        require(config)
-    sources = detection_sources(
-        data_settings.data_options(config), model_settings.has_masks(config)
-    )
-    pretrain_sources = {}
-    if run_settings.pretrained_networks(config):
-        pretrain_options = data_settings.classification_data_options(config)
-        pretrain_sources = classification_sources(pretrain_options)
-    if "val" in sources:
-        _require_searchable(config, sources)
-    for network, start in run_settings.init_from(config).items():
-        if start:
-            require_weights(start, f"config.init_from.{network}")
-    digests = [source.digest for source in (*sources.values(), *pretrain_sources.values())]
-    key = digest(run_settings.results_digest(config), *digests)
-    options, workdir = run_settings.run_options(config), Workdir(path)
-    run = Run(config, options, sources, pretrain_sources, workdir, key)
-    if not dry:
-        workdir.claim(config.to_dict(), key)
-        Journal(journal_file(run), key)  # refuses a damaged one now
-    return run
-
-
-def _require_searchable(config, sources):
-    """Raise UserError unless every budget has a network within limits, and `val` an object."""
-    num_classes = len(sources["train"].class_names)
-    search_settings.limited_stages(config, search_settings.limits(config, num_classes))
-    options = search_settings.score_options(config, "batch")
-    options.require_objects(sources["val"], GroundTruth.from_source(sources["val"]))
-
-
-def journal_file(run: Run) -> pathlib.Path:
-    """Return the path of the run's journal."""
-    return run.path / "journal.jsonl"
 
 
 def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
@@ -152,7 +58,7 @@ def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
         print(f"{job.name}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}", flush=True)
         return result
 
-    return run.workdir.step(job.name, work)
+    return run.workdir.step(job.name, step_key(run, job.name), work)
 
 
 def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
@@ -192,7 +98,7 @@ def evaluate(run: Run, network: str, detector: Detector) -> dict:
             search_settings.score_options(run.config, "running").batch_size,
             run.options.num_devices,
         )
-        write_json(run.path / network / "detections.json", detections)
+        write_json(detections_file(run, network), detections)
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
         return {
@@ -202,7 +108,13 @@ def evaluate(run: Run, network: str, detector: Detector) -> dict:
             **split_metrics(test, detections, detector.options.mask is not None),
         }
 
-    return run.workdir.step(f"{network}/test", work)
+    step = f"{network}/test"
+    return run.workdir.step(step, step_key(run, step), work)
+
+
+def detections_file(run: Run, network: str) -> pathlib.Path:
+    """Return the path of a network's detections on the test split."""
+    return run.path / network / "test" / "detections.json"
 
 
 def load_trained(run: Run, network: str, model: Model) -> PyTree:
@@ -240,6 +152,11 @@ def classification_job(
     )
 
 
+def detector(run: Run, spec: Arch | SupernetSpec) -> Detector:
+    """Return the detector with a backbone, untrained."""
+    return model_settings.detector(run.config, spec, run.num_classes)
+
+
 def _pretraining_job(run, network, spec):
     start = run_settings.init_from(run.config)[network]
     return classification_job(run, f"{network}/pretrain", spec, start)
@@ -259,7 +176,7 @@ def _train_detector(run, network, spec, save):
         save(job, _fit(run, job))
         return {}
 
-    run.workdir.step(network, work)
+    run.workdir.step(network, step_key(run, network), work)
     return job.model
 
 

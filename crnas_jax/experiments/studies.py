@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas, steps
-from crnas_jax.experiments.steps import Run, journal_file
+from crnas_jax.experiments.keys import key_of
+from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.export.weights import weights_digest
 from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
@@ -18,6 +21,7 @@ from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.step_keys import TRAINED_SCORES
 from crnas_jax.spaces.space import Code, Space
 from crnas_jax.training.job import TrainingJob
 
@@ -96,24 +100,28 @@ def trained_scores(run: Run, seed: int) -> TrainedScores:
         run.options.seed,
         run.options.num_devices,
     )
+    start = run_settings.init_from(run.config)["baseline"]
+    inputs = {"init_from": weights_digest(start)} if start else {}
+    key = key_of(run, TRAINED_SCORES, inputs).digest
+    folder = run.path / "ranking" / key
     return TrainedScores(
         f"trained, seed {seed}",
-        functools.partial(_jobs_of, run, seed),
+        functools.partial(_jobs_of, run, folder, seed),
         run.sources["test"],
         options,
-        Journal(journal_file(run), run.key),
-        run.path / "ranking",
+        Journal(journal_file(run), key),
+        folder,
     )
 
 
-def _jobs_of(run: Run, seed: int, code: Code) -> list[TrainingJob]:
+def _jobs_of(run: Run, folder: pathlib.Path, seed: int, code: Code) -> list[TrainingJob]:
     """List the trainings of an allocation, which starts and is trained as the baseline is."""
     arch = model_settings.found_arch(run.config, code)
     name = "-".join(map(str, code)) + f"-seed{seed}"
     start, jobs = run_settings.init_from(run.config)["baseline"], []
     if "baseline" in run_settings.pretrained_networks(run.config):
         jobs.append(steps.classification_job(run, f"{name}/pretrain", arch, start))
-        start = run.path / "ranking" / name / "pretrain"
+        start = folder / name / "pretrain"
     jobs.append(steps.detection_job(run, name, "baseline", arch, start))
     return [_with_seed(job, seed) for job in jobs]
 

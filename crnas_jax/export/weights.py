@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from jaxtyping import PyTree
 
-from crnas_jax.checkpoint import layout, load_variables, save_variables
+from crnas_jax.checkpoint import content_digest, layout, load_variables, save_variables
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Model
 from crnas_jax.models.supernet.banks import SupernetSpec, bank_place
@@ -89,6 +89,11 @@ def _has_banks(variables):
         for stage, kinds in backbone.items()
         for kind in kinds
     )
+
+
+def weights_digest(start: str | pathlib.Path) -> str:
+    """Return a digest of the weights that `load_weights` reads."""
+    return content_digest(weights_folder(start))
 
 
 def initialiser(model: Model, start: str | pathlib.Path) -> Callable[[PyTree], PyTree] | None:

@@ -7,7 +7,11 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Show a progress bar on a terminal; piped, print a line at most every `line_seconds`."""
+    """Show a progress bar on a terminal; piped, print a line at most every `line_seconds`.
+
+    The first unit compiles, which takes minutes for a large network: it is announced, and left out
+    of the time to go.
+    """
 
     def __init__(
         self, name: str, total: int, done: int = 0, unit: str = "step", line_seconds: float = 15.0
@@ -25,21 +29,29 @@ class Progress:
         self._line_seconds = line_seconds
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=self._plain)
-        self._first, self._start_time, self._last_line = done, time.monotonic(), 0.0
+        self._first, self._start_time, self._last_line = None, 0.0, 0.0
+        if done < total:
+            self._bar.set_postfix_str("compiling")
+            if self._plain:
+                print(f"{name}: {unit} {done}/{total}, compiling", flush=True)
 
     def update(self, done: int, **values: float) -> None:
         """Show that `done` units are finished, with `values` beside them."""
         self._bar.update(done - self._done)
+        if self._first is None:
+            self._first, self._start_time = done, time.monotonic()
+            self._bar.initial, self._bar.start_t = done, time.time()
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
         self._done = done
         now = time.monotonic()
         if self._plain and (now - self._last_line > self._line_seconds or done == self._total):
             self._last_line = now
-            seconds_per_unit = (now - self._start_time) / max(done - self._first, 1)
             shown = "".join(f" {name} {value:.4g}" for name, value in values.items())
-            seconds_left = seconds_per_unit * (self._total - done)
             line = f"{self._name}: {self._unit} {done}/{self._total}{shown}"
-            print(f"{line}, {seconds_left:.0f} s left", flush=True)
+            if done > self._first:
+                seconds_per_unit = (now - self._start_time) / (done - self._first)
+                line += f", {seconds_per_unit * (self._total - done):.0f} s left"
+            print(line, flush=True)
 
     def close(self) -> None:
         """End the bar."""

@@ -1,48 +1,54 @@
-"""The working folder of a run: which config it belongs to, and which steps are finished."""
+"""The working folder of a run: its config and data, and which steps are finished."""
 
 import contextlib
 import fcntl
+import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.step_key import StepKey
 
-# Version of the folder's files. Folders of format 1 hold configs with other field names.
-FORMAT = 2
+# Version of the folder's files. Before format 3 a folder belonged to one whole config.
+FORMAT = 3
 _ANOTHER = "restore it, or choose another --workdir"
+_SET_ASIDE = "set_aside"
 
 
 class Workdir:
-    """A folder that belongs to one config and to one process at a time.
+    """A folder that belongs to one data set, and to one process at a time.
 
-    Every step of the procedure has a subfolder, which holds `result.json` once it is finished.
+    Every step of the procedure has a subfolder, with `key.json` once it is begun and `result.json`
+    once it is finished. A folder with another key than its step has now is set aside, and taken
+    back when the step has that key again.
 
     Attributes:
       path: path of the folder.
+      redo: whether steps with another key may be repeated; otherwise that is an error.
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(self, path: str | pathlib.Path, redo: bool = False):
         """Name the folder; nothing is touched before `claim`."""
-        self.path = pathlib.Path(path)
-        self._lock = None
+        self.path, self.redo = pathlib.Path(path), redo
+        self._lock, self._told = None, set()
 
-    def claim(self, fields: dict, key: str) -> None:
-        """Reserve the folder for this process and config until `release` or the process ends.
+    def claim(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
+        """Reserve the folder for this process until `release` or the process ends.
 
         Args:
-          fields: the config, written to `config.json` for readers.
-          key: digest of everything that can change a result.
+          config: the config; written to `config.json` in a new folder (see `record`).
+          data: for every split the digests of its parts, by name.
 
         Raises:
-          UserError: another process works here, the folder belongs to another config or format,
-            or it cannot be written.
+          UserError: another process works here, the folder belongs to other data or has another
+            format, or it cannot be written.
         """
         self._take_lock()
         try:
-            self._require_same_config(fields, key)
+            self._require_same_data(config, data)
         except UserError:
             self.release()
             raise
@@ -68,33 +74,31 @@ class Workdir:
                 "wait for it, or choose another --workdir",
             ) from error
 
-    def _require_same_config(self, fields, key):
+    def _require_same_data(self, config, data):
         file = self.path / "config.json"
         if not file.exists():
             if (self.path / "journal.jsonl").exists() or any(self.path.glob("*/result.json")):
                 raise UserError(file, "file", "missing beside results", _ANOTHER)
-            write_json(file, {"format": FORMAT, "hash": key, "config": fields})
+            write_json(file, {"format": FORMAT, "config": config, "data": data})
             return
-        content = _content(file)
-        if content.get("format", FORMAT) != FORMAT:
-            raise UserError(
-                file,
-                "format",
-                f"{content['format']}, this version works in folders of format {FORMAT}",
-                "finish it with the version that began it, or choose another --workdir",
-            )
-        if content.get("hash") != key:
-            raise UserError(
-                file,
-                "config",
-                "this folder belongs to another config or to other data",
-                "choose another --workdir",
-            )
+        stored = read_config(self.path)["data"]
+        for split, parts in data.items():
+            for part, value in parts.items():
+                if stored.get(split, {}).get(part, value) != value:
+                    raise UserError(
+                        self.path,
+                        f"data.{split}",
+                        f"its {part} are not those that this folder was begun with",
+                        "restore them, or choose another --workdir",
+                    )
 
-    def belongs_to(self, key: str) -> bool:
-        """Return whether a run with this key, and no other, has worked here."""
+    def record(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
+        """Write the config that the folder is worked on with; the data of further splits too."""
         file = self.path / "config.json"
-        return file.exists() and _content(file).get("hash") == key
+        content = read_json(file, _ANOTHER)
+        new = {"format": FORMAT, "config": config, "data": {**content["data"], **data}}
+        if json.dumps(new) != json.dumps(content):
+            write_json(file, new)
 
     def release(self) -> None:
         """Let other processes work here."""
@@ -102,30 +106,71 @@ class Workdir:
             self._lock.close()
             self._lock = None
 
-    def finished(self, step: str) -> dict | None:
-        """Return the result of a finished step, None before it is finished."""
+    def finished(self, step: str, key: StepKey) -> dict | None:
+        """Return the result of a step that is finished with this key; otherwise None."""
         path = self.path / step / "result.json"
-        return read_json(path) if path.exists() else None
+        stored = self.stored_key(step)
+        if stored is None or stored.digest != key.digest or not path.exists():
+            return None
+        return read_json(path)
 
-    def step(self, name: str, run: Callable[[], dict]) -> dict:
+    def stored_key(self, step: str) -> StepKey | None:
+        """Return the key that a step was begun with; None if it is not begun."""
+        file = self.path / step / "key.json"
+        if not file.exists():
+            return None
+        try:
+            return StepKey.from_json(read_json(file))
+        except (KeyError, TypeError) as error:
+            raise UserError(file, "fields", f"no key: {error}", "restore the file") from error
+
+    def resume(self, step: str, key: StepKey) -> dict | None:
+        """Exchange the folder of a step for one with this key; return the result if it is finished.
+
+        Raises:
+          UserError: the step was begun with another key, and `redo` is not set.
+        """
+        stored, aside = self.stored_key(step), self._aside(step, key)
+        if stored is not None and stored.digest != key.digest:
+            if not (self.redo or aside.exists()):
+                raise repeats_error(self.path, f"{step} ({', '.join(key.changes(stored))})")
+            _move(self.path / step, self._aside(step, stored))
+            print(f"{step}: set aside as {self._aside(step, stored)}", flush=True)
+        if aside.exists():
+            _move(aside, self.path / step)
+            print(f"{step}: taken back from {aside}", flush=True)
+        result = self.finished(step, key)
+        if result is not None and step not in self._told:
+            print(f"{step}: finished before", flush=True)
+        self._told.add(step)
+        return result
+
+    def is_set_aside(self, step: str, key: StepKey) -> bool:
+        """Return whether a step was begun with this key and is set aside."""
+        return self._aside(step, key).exists()
+
+    def step(self, name: str, key: StepKey, run: Callable[[], dict]) -> dict:
         """Return the result of a step; call `run` unless the step is finished.
 
         `seconds` in the result adds up all invocations that ended by themselves or were asked to
         stop; what a killed invocation spent is not known.
+
+        Raises:
+          UserError: the step was begun with another key, and `redo` is not set.
         """
-        result = self.finished(name)
+        result = self.resume(name, key)
         if result is not None:
             return result
         interruption.stop_if_requested(f"{name} is not begun")
+        if self.stored_key(name) is None:
+            write_json(self.path / name / "key.json", {"format": FORMAT, **key.to_json()})
         spent_file = self.path / name / "spent.json"
         spent = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
         start = time.monotonic()
         try:
             result = run()
         except Exception:
-            with contextlib.suppress(
-                UserError
-            ):  # on a full disk the first error is the one to tell
+            with contextlib.suppress(UserError):  # on a full disk the first error is the one
                 write_json(spent_file, {"seconds": spent + time.monotonic() - start})
             raise
         seconds = round(spent + time.monotonic() - start, 1)
@@ -134,7 +179,49 @@ class Workdir:
         spent_file.unlink(missing_ok=True)
         return result
 
+    def _aside(self, step, key):
+        return self.path / _SET_ASIDE / f"{step.replace('/', '-')}-{key.digest[:8]}"
 
-def _content(file):
+
+def read_config(path: pathlib.Path) -> dict:
+    """Return the content of a working folder's `config.json`: `config` and `data`.
+
+    Raises:
+      UserError: the file is missing or no such file, or the folder is of another format.
+    """
+    file = pathlib.Path(path) / "config.json"
     content = read_json(file, _ANOTHER)
-    return content if isinstance(content, dict) else {}
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            file,
+            "format",
+            f"{found}, this version works in folders of format {FORMAT}",
+            "finish it with the version that began it, or choose another --workdir",
+        )
+    if not all(isinstance(content.get(name), dict) for name in ("config", "data")):
+        raise UserError(file, "fields", "no config and data in it", _ANOTHER)
+    return content
+
+
+def repeats_error(path: pathlib.Path, steps: str) -> UserError:
+    """Make the error for work that is there and would be repeated."""
+    return UserError(
+        path,
+        "--redo",
+        f"finished or begun work would be repeated: {steps}",
+        "set the fields back, choose another --workdir, or give --redo, which sets it aside",
+    )
+
+
+def _move(source, target):
+    """Move the content of a step's folder, but not of the steps in it, which have their own keys.
+
+    The key goes last: a folder whose move was cut short still belongs to its step.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "key.json"):
+        if not (path / "key.json").exists():
+            path.rename(target / path.name)
+    with contextlib.suppress(OSError):  # a step in it stays
+        source.rmdir()

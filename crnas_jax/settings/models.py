@@ -204,24 +204,29 @@ def detector_cost(
     config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
 ) -> Cost:
     """Count the whole detector with this backbone at test time on `canvas` (height, width)."""
+    return total(cost_by_part(config, arch, canvas, num_classes))
+
+
+def cost_by_part(
+    config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
+) -> dict[str, Cost]:
+    """Count the parts of a detector, see `detector_cost`."""
     options = detector_options(config, num_classes)
     mask = options.mask or MaskHeadOptions()
-    return total(
-        detector_parts(
-            arch,
-            canvas,
-            detector_kind(config),
-            options.neck.kind,
-            num_classes,
-            num_rois=options.rpn.post_nms[1],
-            num_mask_rois=options.box.max_detections,
-            pyramid_channels=options.pyramid_channels,
-            head_channels=options.box.head_channels,
-            roi_pool_size=options.box.pool_size,
-            mask_channels=mask.channels,
-            mask_convolutions=mask.num_convolutions,
-            mask_pool_size=mask.pool_size,
-            lowest_level=options.neck.lowest_level,
-            stacks=options.neck.stacks,
-        )
+    return detector_parts(
+        arch,
+        canvas,
+        detector_kind(config),
+        options.neck.kind,
+        num_classes,
+        num_rois=options.rpn.post_nms[1],
+        num_mask_rois=options.box.max_detections,
+        pyramid_channels=options.pyramid_channels,
+        head_channels=options.box.head_channels,
+        roi_pool_size=options.box.pool_size,
+        mask_channels=mask.channels,
+        mask_convolutions=mask.num_convolutions,
+        mask_pool_size=mask.pool_size,
+        lowest_level=options.neck.lowest_level,
+        stacks=options.neck.stacks,
     )

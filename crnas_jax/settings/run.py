@@ -1,13 +1,10 @@
-"""Options of a run as a whole, and the digest of everything that can change its results."""
+"""Options of a run as a whole, and which networks it trains."""
 
 import dataclasses
-import json
 
 from ml_collections import ConfigDict
 
-from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.options import check_choice, check_counts, check_not_negative
 from crnas_jax.settings.fields import read, section
 
@@ -15,12 +12,6 @@ from crnas_jax.settings.fields import read, section
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
 # The networks that are compared on the test split.
 COMPARED = ("baseline", "searched")
-# Fields that change how a run is executed, not its results, wherever they stand. The content of
-# the data folder is in the sources' digests.
-_EXECUTION = (
-    *("devices", "folder", "remat", "checkpoint_seconds", "log_every"),
-    "max_subnets_per_call",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +73,6 @@ def init_from(config: ConfigDict) -> dict[str, str]:
     return dict(section(config, "init_from").items())
 
 
-def results_digest(config: ConfigDict) -> str:
-    """Return a digest of all fields that can change a result.
-
-    Of a baseline in a file it covers the file's content.
-    """
-    fields = _without_execution(config.to_dict())
-    if config.baseline.endswith(".json"):
-        fields["baseline"] = zoo.find(config.baseline).to_json()
-    return digest(json.dumps(fields, sort_keys=True))
-
-
 def require_detection(config: ConfigDict, network: str) -> None:
     """Raise UserError unless the config has the data to train one of `NETWORKS`."""
     if config.data.name == "none":
@@ -119,11 +99,3 @@ def require_pretraining(config: ConfigDict, network: str) -> None:
             f"{network} is not in it",
             f"set --config.pretrain.networks=\"('{network}',)\" for this and all later steps",
         )
-
-
-def _without_execution(fields: dict) -> dict:
-    return {
-        name: _without_execution(value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-        if name not in _EXECUTION
-    }

@@ -8,6 +8,7 @@ grid a class and a box. It uses no layer of crnas_jax; `TinyDetector` has what t
 `search.supernet.custom.Searchable` asks for.
 """
 
+import argparse
 import dataclasses
 import itertools
 import pathlib
@@ -16,7 +17,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 from jax import lax
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -175,11 +175,9 @@ def search(workdir, limit=2.0, epochs=80.0, num_images=384):
     return code, score, len(codes)
 
 
-def main():
-    code, ap, num_codes = search(pathlib.Path(flags.FLAGS.workdir))
-    print(f"the best of {num_codes} codes: {code}, AP {ap:.3f}")
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the run; the same command on it resumes.")
-    cli.run_script(main, ["workdir"])
+    parser = argparse.ArgumentParser(description="Search a detector of your own.")
+    parser.add_argument("--workdir", required=True, help="folder; the same command goes on there")
+    cli.prepare_process()
+    code, ap, num_codes = search(pathlib.Path(parser.parse_args().workdir))
+    print(f"the best of {num_codes} codes: {code}, AP {ap:.3f}")

@@ -96,7 +96,7 @@ def test_the_script_compares_columns_and_draws(tmp_path):
     command = ["scripts/compare_scores.py", f"--table={table}", "--x=top1"]
     good, without_column, without_folder = run_commands(
         [
-            [*command, "--y=a,b", "--names=name", f"--plot={plot}"],
+            [*command, "--y=a,b", "--names=name", f"--plot={plot}", "--json"],
             [*command, "--y="],
             [*command, "--y=a", f"--plot={tmp_path}/missing/a.png"],
         ]

@@ -100,7 +100,7 @@ def test_a_race_over_two_budgets_within_limits(tmp_path):
     arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
     arguments += ["--config.data.synthetic.val=32"]
     commands = [
-        _command("search_stage", tmp_path / "dry", *arguments, "--dry_run"),
+        _command("search_stage", tmp_path / "dry", *arguments, "--dry_run", "--json"),
         _command("search_stage", folder, *arguments),
     ]
     dry, run = run_commands(commands)
@@ -122,7 +122,7 @@ def test_a_race_over_two_budgets_within_limits(tmp_path):
 
 
 REFUSED = {
-    "seed=1": "another config",
+    "seed=1": "stage_supernet (seed 0 -> 1), stage_search (seed 0 -> 1, stage_supernet is another)",
     "budget=4": "nearest: 5, 6",
     "detector_train.schedule=cosin": "detector_train.schedule",
     "search.beam=0": "search.beam",

@@ -10,6 +10,7 @@ from helpers import BATCHES, IMAGES, Noisy
 from configs import quickstart
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import steps, studies
+from crnas_jax.experiments.run import open_run
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.run import run_options
 
@@ -97,7 +98,7 @@ def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, netwo
     config.pretrain.networks = networks
     config.pretrain.data.name = "synthetic"
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
-    run = steps.open_run(config, tmp_path, dry=True)
+    run = open_run(config, tmp_path, dry=True)
     scores = studies.trained_scores(run, 3)
     assert (scores.name, scores.split) == ("trained, seed 3", run.sources["test"])
     *earlier_jobs, job = scores.jobs_of((1, 2, 2, 3))
@@ -109,7 +110,7 @@ def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, netwo
     if networks:
         assert earlier_jobs[0].name == "1-2-2-3-seed3/pretrain"
         assert earlier_jobs[0].options.seed == 3
-        assert job.init_from == tmp_path / "ranking" / earlier_jobs[0].name
+        assert job.init_from == scores.folder / earlier_jobs[0].name
     else:
         assert job.init_from == ""
     seeds = [studies.trained_scores(run, seed) for seed in (0, 1)]

@@ -1,4 +1,4 @@
-"""A working folder belongs to one config and one process; steps add up their time."""
+"""A working folder belongs to one data set and one process; steps go by what they read."""
 
 import json
 
@@ -6,80 +6,93 @@ import pytest
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
+from crnas_jax.runtime.step_key import StepKey
 from crnas_jax.runtime.workdir import FORMAT, Workdir
+
+DATA = {"train": {"annotations": "a", "images": "b"}}
+
+
+def _key(seed=0, **inputs):
+    return StepKey({"seed": seed}, {"train": "a"}, inputs)
 
 
 def test_a_second_process_is_refused(tmp_path):
     first = Workdir(tmp_path)
-    first.claim({}, "hash")
+    first.claim({}, DATA)
     with pytest.raises(UserError, match="another process is working in it"):
-        Workdir(tmp_path).claim({}, "hash")
+        Workdir(tmp_path).claim({}, DATA)
     first.release()
     second = Workdir(tmp_path)
-    second.claim({}, "hash")
+    second.claim({}, DATA)
     second.release()
 
 
-def test_another_config_is_refused_and_nothing_is_overwritten(tmp_path):
+@pytest.mark.parametrize("part", ["annotations", "images"])
+def test_other_data_are_refused_and_nothing_is_overwritten(tmp_path, part):
     workdir = Workdir(tmp_path)
-    workdir.claim({"seed": 0}, "one")
+    workdir.claim({"seed": 0}, DATA)
     workdir.release()
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(UserError, match="another config"):
-        Workdir(tmp_path).claim({"seed": 1}, "other")
+    other = {"train": {**DATA["train"], part: "x"}}
+    with pytest.raises(UserError, match=f"data.train: its {part} are not those"):
+        Workdir(tmp_path).claim({"seed": 1}, other)
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_the_config_is_recorded_with_further_splits(tmp_path):
+    workdir, val = Workdir(tmp_path), {"val": {"annotations": "c"}}
+    workdir.claim({"seed": 0}, DATA)
+    workdir.record({"seed": 1}, {**DATA, **val})
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content == {"format": FORMAT, "config": {"seed": 1}, "data": {**DATA, **val}}
+    workdir.release()
 
 
 def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="choose a folder"):
-        Workdir(tmp_path / "file").claim({}, "hash")
+        Workdir(tmp_path / "file").claim({}, DATA)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_of_an_earlier_format_is_refused(tmp_path):
-    config = json.dumps({"format": 1, "hash": "hash", "config": {"seed": 0}})
+    config = json.dumps({"format": 2, "hash": "hash", "config": {"seed": 0}})
     (tmp_path / "config.json").write_text(config)
     workdir = Workdir(tmp_path)
     with pytest.raises(UserError) as error:
-        workdir.claim({"seed": 0}, "hash")
+        workdir.claim({"seed": 0}, DATA)
     message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'config.json'}: format: 1, ")
+    assert message.startswith(f"{tmp_path / 'config.json'}: format: 2, ")
     assert f"this version works in folders of format {FORMAT}" in message
     assert message.count("\n") == 0
     assert (tmp_path / "config.json").read_text() == config
     # The folder is not reserved after that.
     with pytest.raises(UserError, match="format"):
-        Workdir(tmp_path).claim({"seed": 0}, "hash")
+        Workdir(tmp_path).claim({"seed": 0}, DATA)
 
 
 def test_results_without_their_config_are_refused(tmp_path):
     (tmp_path / "journal.jsonl").touch()
     with pytest.raises(UserError, match=r"config\.json: file: missing beside results"):
-        Workdir(tmp_path).claim({}, "hash")
+        Workdir(tmp_path).claim({}, DATA)
 
 
-def test_a_folder_belongs_to_the_key_that_claimed_it(tmp_path):
+def test_a_damaged_result_or_key_is_named(tmp_path):
     workdir = Workdir(tmp_path)
-    assert not workdir.belongs_to("one")
-    workdir.claim({"seed": 0}, "one")
-    workdir.release()
-    assert workdir.belongs_to("one")
-    assert not workdir.belongs_to("other")
-
-
-def test_a_damaged_result_is_named(tmp_path):
-    (tmp_path / "train").mkdir()
+    workdir.step("train", _key(), dict)
     (tmp_path / "train" / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"train/result.json: json"):
-        Workdir(tmp_path).finished("train")
+        workdir.finished("train", _key())
+    (tmp_path / "train" / "key.json").write_text("{}")
+    with pytest.raises(UserError, match=r"train/key.json: fields: no key"):
+        workdir.finished("train", _key())
 
 
 def test_no_step_begins_after_a_request_to_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(interruption, "requested", lambda: True)
     with pytest.raises(interruption.Stopped, match="train is not begun"):
-        Workdir(tmp_path).step("train", dict)
-    assert Workdir(tmp_path).finished("train") is None
+        Workdir(tmp_path).step("train", _key(), dict)
+    assert Workdir(tmp_path).finished("train", _key()) is None
 
 
 def test_a_step_runs_once_and_adds_up_its_time(tmp_path):
@@ -90,7 +103,7 @@ def test_a_step_runs_once_and_adds_up_its_time(tmp_path):
         raise KeyError
 
     with pytest.raises(KeyError):
-        workdir.step("one", fail)
+        workdir.step("one", _key(), fail)
     spent = tmp_path / "one" / "spent.json"
     spent.write_text(json.dumps({"seconds": 100.0}))
 
@@ -99,9 +112,63 @@ def test_a_step_runs_once_and_adds_up_its_time(tmp_path):
         return {"a": 1}
 
     for _ in range(2):
-        result = workdir.step("one", run)
-        assert workdir.finished("one") == result
+        result = workdir.step("one", _key(), run)
+        assert workdir.finished("one", _key()) == result
     assert calls == ["fail", "run"]
     assert (result["a"], result["format"]) == (1, FORMAT)
     assert result["seconds"] >= 100
     assert not spent.exists()
+
+
+def _run(workdir, seed, calls):
+    def work():
+        calls.append(seed)
+        (workdir.path / "net" / "weights").write_text(str(seed))
+        return {"seed": seed}
+
+    return workdir.step("net", _key(seed), work)["seed"]
+
+
+def test_what_was_begun_with_another_key_is_set_aside_and_taken_back(tmp_path):
+    """Nothing is deleted; a step inside another one has its own key and stays."""
+    calls, strict = [], Workdir(tmp_path)
+    assert _run(strict, 0, calls) == 0
+    strict.step("net/test", _key(), dict)
+    with pytest.raises(UserError, match=r"net \(seed 0 -> 1\).*give --redo"):
+        _run(strict, 1, calls)
+    assert (tmp_path / "net" / "weights").read_text() == "0"
+    assert _run(Workdir(tmp_path, redo=True), 1, calls) == 1
+    assert (tmp_path / "net" / "test" / "key.json").exists()
+    aside = tmp_path / "set_aside" / f"net-{_key(0).digest[:8]}"
+    assert (aside / "weights").read_text() == "0"
+    # Back to the first key: nothing is repeated, so that nobody has to be asked.
+    assert _run(strict, 0, calls) == 0
+    assert (tmp_path / "net" / "weights").read_text() == "0"
+    assert calls == [0, 1]
+
+
+@pytest.mark.parametrize("moved", ["weights", "result.json"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_move_that_was_cut_short_is_finished(tmp_path, moved, seed):
+    """A kill while setting aside leaves the key in its place."""
+    calls = []
+    _run(Workdir(tmp_path), 0, calls)
+    aside = tmp_path / "set_aside" / f"net-{_key(0).digest[:8]}"
+    aside.mkdir(parents=True)
+    (tmp_path / "net" / moved).rename(aside / moved)
+    assert _run(Workdir(tmp_path, redo=True), seed, calls) == seed
+    assert (tmp_path / "net" / "weights").read_text() == str(seed)
+    assert calls == [0] + [1] * seed
+
+
+def test_changes_of_a_key_are_named(tmp_path):
+    old = StepKey({"a": 1, "b": (1, 2)}, {"train": "x"}, {"search": "p", "init_from": "w"})
+    new = StepKey({"a": 2, "b": [1, 2], "c": 0}, {"train": "y"}, {"search": None})
+    assert new.changes(StepKey.from_json(json.loads(json.dumps(old.to_json())))) == [
+        "a 1 -> 2",
+        "c null -> 0",
+        "data train",
+        "init_from is another",
+    ]
+    assert not new.is_known
+    assert old.is_known

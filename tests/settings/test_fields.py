@@ -39,6 +39,8 @@ OTHER_VALUES = {
     "search.stage_strategy": "halving",
     "search.operation_strategy": "random",
     "search.budgets": (15.0,),
+    "search.all_zero": "continue",
+    "data.exif": "stored",
     **{f"{recipe}.schedule": "cosine" for recipe in training.RECIPES},
     "pretrain.schedule": "step",
 }
@@ -52,7 +54,8 @@ TOGETHER_WITH = {
 CHOICES = (
     *("precision", "network", "detector.kind", "detector.neck", "pretrain.networks"),
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
-    *("search.bn", "search.stage_strategy", "search.operation_strategy"),
+    *("search.bn", "search.stage_strategy", "search.operation_strategy", "search.all_zero"),
+    "data.exif",
     *(f"{recipe}.schedule" for recipe in training.RECIPES),
 )
 

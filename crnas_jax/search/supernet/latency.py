@@ -62,6 +62,7 @@ class LatencyMeter:
 
     @functools.cached_property
     def _program(self):
+        print("latency: compiling, then measuring each network once", flush=True)
         mesh = make_mesh(1, 1)
         variables = jax.jit(self.detector.init)(jax.random.key(0))
         rng = np.random.default_rng(0)

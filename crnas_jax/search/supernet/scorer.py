@@ -21,6 +21,7 @@ from crnas_jax.evaluation.average_precision import (
     map_in_threads,
     match_records,
 )
+from crnas_jax.evaluation.coco import require_finite
 from crnas_jax.evaluation.matching import GroundTruth, match
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
@@ -288,18 +289,7 @@ class SubnetScorer:
             matches = match(boxes, valid, labels, ground_truth, batch["scale"])
             scored = {name: detections[name] for name in ("scores", "labels", "valid")}
             scored, matches = jax.device_get((scored, matches))
-            if np.isnan(scored["scores"]).any():
-                bad = next(
-                    p
-                    for p, row in zip(positions, scored["scores"], strict=False)
-                    if np.isnan(row).any()
-                )
-                raise UserError(
-                    "scoring",
-                    f"code {codes[bad]}",
-                    "its scores are not finite",
-                    "train the supernet again, with a lower lr_per_image or clip_norm",
-                )
+            require_finite(scored["scores"], f"codes {[codes[p] for p in positions]}")
             for row, position in enumerate(positions):
                 trees = (
                     jax.tree.map(lambda leaf, r=row: leaf[r], tree) for tree in (scored, matches)

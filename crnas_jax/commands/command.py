@@ -1,0 +1,196 @@
+"""What a subcommand is, and what those that work in a folder share."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from crnas_jax.errors import UserError
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+      summary: what it does, in a line.
+      example: flags of a typical call.
+      define: function that defines its flags, given those to define them in and the arguments.
+      run: function of the parsed flags.
+      required: flags that must be given.
+      has_config: whether it takes fields of a config.
+    """
+
+    summary: str
+    example: str
+    define: Callable[[flags.FlagValues, Sequence[str]], None]
+    run: Callable[[flags.FlagValues], None]
+    required: tuple[str, ...] = ()
+    has_config: bool = False
+
+
+def experiment(
+    summary: str,
+    example: str,
+    action: Callable,
+    require: Callable[[ConfigDict], None] | Callable[..., None],
+    goals: Callable[[ConfigDict, flags.FlagValues], Sequence[str]],
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+    is_dry: Callable[[flags.FlagValues], bool] = lambda values: False,
+) -> Command:
+    """Return a command that works on a config in a folder.
+
+    Args:
+      summary: see `Command`.
+      example: see `Command`.
+      action: function of (run, flags).
+      require: function of (config, flags) that refuses configs without what the command needs,
+        before anything is read or written.
+      goals: function of (config, flags) to the steps of `settings.step_keys` that the command
+        wants.
+      define: function that defines its own flags.
+      is_dry: function of the flags that tells whether the folder is only looked at.
+    """
+
+    def define_all(values, arguments):
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "Folder of the run; the same command goes on there.",
+            flag_values=values,
+        )
+        flags.DEFINE_bool(
+            "redo",
+            False,
+            "Repeat what changed fields make necessary; what is there is set aside, not deleted.",
+            flag_values=values,
+        )
+        define_json(values)
+        define(values)
+        define_config(values, arguments)
+
+    def run(values):
+        from crnas_jax.experiments import keys
+        from crnas_jax.experiments.plan import plan
+        from crnas_jax.experiments.run import open_run
+
+        if not values.workdir:
+            raise UserError("command line", "--workdir", "missing", "name a folder")
+        place = config_place(values)
+        try:
+            work = open_run(
+                values.config,
+                values.workdir,
+                lambda config: require(config, values),
+                is_dry(values),
+                values.redo,
+            )
+            wanted = goals(values.config, values)
+            print(plan(work, wanted), file=sys.stderr if values.json else sys.stdout, flush=True)
+            if not is_dry(values):
+                keys.require_no_repeats(work, wanted)
+                work.record()
+            action(work, values)
+        except UserError as error:
+            if error.where != "config":
+                raise
+            raise UserError(place, error.field, error.problem, error.remedy) from error
+        finally:
+            if "work" in locals():
+                work.workdir.release()
+
+    return Command(summary, example, define_all, run, (), has_config=True)
+
+
+def define_json(values: flags.FlagValues) -> None:
+    """Define `--json`."""
+    flags.DEFINE_bool(
+        "json", False, "Print the result as JSON, with all digits.", flag_values=values
+    )
+
+
+def define_config(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Define `--config`, whose fields are flags too; without it, the config of `--workdir`."""
+    stored = _stored_config(arguments)
+    # The first entry stands for the program's name.
+    argv = ["crnas-jax", *arguments]
+    text = "Config file, such as configs/bccd.py or configs/bccd.py:gpu; without it the folder's."
+    if stored is not None:
+        config_flags.DEFINE_config_dict("config", stored, text, values, sys_argv=argv)
+    else:
+        config_flags.DEFINE_config_file("config", None, text, values, sys_argv=argv)
+
+
+def config_place(values: flags.FlagValues) -> str:
+    """Return the file that the config comes from, for messages.
+
+    Raises:
+      UserError: there is none.
+    """
+    if values.config is None:
+        raise UserError(
+            "command line", "--config", "missing", "give one of configs/, or a --workdir with one"
+        )
+    try:
+        return config_flags.get_config_filename(values["config"])
+    except ValueError:
+        return str(pathlib.Path(values.workdir) / "config.json")
+
+
+def config_root() -> pathlib.Path:
+    """Return the folder that holds `configs/`: the repository, or the installed package's part."""
+    repository = PACKAGE.parent
+    is_repository = (repository / "configs" / "base.py").is_file()
+    return repository if is_repository else PACKAGE / "shipped"
+
+
+def find_config(text: str) -> str:
+    """Return the path of a config, found from any folder, with what follows its colon.
+
+    Args:
+      text: `configs/bccd.py:gpu`, also without the folder or the suffix.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    name, colon, argument = re.match(r"(.*?)(?:\.py)?(?:(:)(.*))?$", text).groups(default="")
+    for folder in ("", config_root(), config_root() / "configs"):
+        path = pathlib.Path(folder) / f"{name}.py"
+        if name and path.is_file():
+            return f"{path}{colon}{argument}"
+    raise UserError(text, "--config", "there is no such file", "give one of configs/")
+
+
+def _stored_config(arguments):
+    """Return the config of the working folder where `--config` is not given."""
+    from crnas_jax.runtime.workdir import read_config
+
+    if flag_value(arguments, "config") is not None:
+        return None
+    workdir = flag_value(arguments, "workdir")
+    if not workdir or not (pathlib.Path(workdir) / "config.json").is_file():
+        return None
+    return ConfigDict(_tuples(read_config(workdir)["config"])).lock()
+
+
+def flag_value(arguments: Sequence[str], name: str) -> str | None:
+    """Return the last value of a flag in arguments that are not parsed yet."""
+    value = None
+    for index, argument in enumerate(arguments):
+        head, equals, tail = argument.partition("=")
+        if head in (f"--{name}", f"-{name}"):
+            value = tail if equals else (*arguments, "")[index + 1]
+    return value
+
+
+def _tuples(value):
+    """Return JSON's lists as the tuples that they were in the config."""
+    if isinstance(value, dict):
+        return {name: _tuples(entry) for name, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,145 @@
+"""The procedure as commands: the whole of it, and each of its steps."""
+
+import json
+
+from absl import flags
+
+from crnas_jax.analysis import report
+from crnas_jax.commands.command import experiment
+from crnas_jax.experiments import crnas, search_cost
+from crnas_jax.settings.run import (
+    COMPARED,
+    NETWORKS,
+    require_detection,
+    require_pretraining,
+    require_search,
+)
+
+_LEVELS = ("stage", "operation")
+
+
+def _print(values, result, text):
+    """Print a result for people, or with `--json` whole."""
+    print(json.dumps(result) if values.json else text, flush=True)
+
+
+def _run(run, values):
+    result = crnas.run_crnas(run)
+    files = f"all files are in {run.path}; the numbers in {run.path / 'result.json'}"
+    _print(values, result, f"{report.table(result)}\n{files}")
+
+
+def _level(values):
+    flags.DEFINE_enum("level", "stage", _LEVELS, "Allocations or dilations.", flag_values=values)
+
+
+def _train_supernet(run, values):
+    supernet = crnas.train_supernet(run, values.level)
+    folder = run.path / supernet.network
+    _print(values, {"folder": str(folder)}, f"the supernet is in {folder}")
+
+
+def _search_flags(values):
+    _level(values)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print what the search would cost, from a short measurement, and write nothing.",
+        flag_values=values,
+    )
+
+
+def _search(run, values):
+    if values.dry_run:
+        cost = search_cost.search_cost(run, values.level)
+        _print(values, cost, report.cost(cost))
+        return
+    search = crnas.search_stage if values.level == "stage" else crnas.search_operations
+    result = search(run)
+    _print(values, result, report.search(values.level, result))
+
+
+def _network_flag(values):
+    flags.DEFINE_enum(
+        "network", None, COMPARED, "Network; config.network when not given.", flag_values=values
+    )
+
+
+def _network(config, values):
+    return values.network or config.network
+
+
+def _train_detector(run, values):
+    network = _network(run.config, values)
+    crnas.train_network(run, network)
+    folder = run.path / network
+    text = f"the detector is in {folder}: crnas-jax predict --detector={folder} --images=..."
+    _print(values, {"folder": str(folder)}, text)
+
+
+def _evaluate(run, values):
+    result = crnas.evaluate(run, _network(run.config, values))
+    _print(values, result, report.metrics(result))
+
+
+def _pretrain_flags(values):
+    flags.DEFINE_enum("network", "stage_supernet", NETWORKS, "Which.", flag_values=values)
+
+
+def _pretrain(run, values):
+    result = crnas.pretrain(run, values.network)
+    text = f"{values.network}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}"
+    _print(values, result, f"{text}; weights in {run.path / values.network / 'pretrain'}")
+
+
+_RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
+COMMANDS = {
+    "run": experiment(
+        "Run the whole procedure: images and a budget in, a reallocated detector out.",
+        _RUN,
+        _run,
+        lambda config, _: require_search(config),
+        lambda *_: [f"{network}/test" for network in COMPARED],
+    ),
+    "train-supernet": experiment(
+        "Train the supernet of allocations, or of dilations (--level=operation).",
+        f"{_RUN} --level=stage",
+        _train_supernet,
+        lambda config, values: require_detection(config, f"{values.level}_supernet"),
+        lambda _, values: [f"{values.level}_supernet"],
+        _level,
+    ),
+    "search": experiment(
+        "Search the allocation, or the dilations (--level=operation), in its supernet.",
+        f"{_RUN} --level=stage --dry_run",
+        _search,
+        lambda config, _: require_search(config),
+        lambda _, values: [f"{values.level}_search"],
+        _search_flags,
+        lambda values: values.dry_run,
+    ),
+    "train-detector": experiment(
+        "Train the searched network or the baseline, both under one recipe.",
+        f"{_RUN} --network=baseline",
+        _train_detector,
+        lambda config, values: require_detection(config, _network(config, values)),
+        lambda config, values: [_network(config, values)],
+        _network_flag,
+    ),
+    "evaluate": experiment(
+        "Evaluate the searched network or the baseline on the test split.",
+        f"{_RUN} --network=baseline",
+        _evaluate,
+        lambda config, values: require_detection(config, _network(config, values)),
+        lambda config, values: [f"{_network(config, values)}/test"],
+        _network_flag,
+    ),
+    "pretrain": experiment(
+        "Train a supernet or a network on classification before detection.",
+        "--config=configs/quickstart.py:pretrain --workdir=runs/mine --network=stage_supernet",
+        _pretrain,
+        lambda config, values: require_pretraining(config, values.network),
+        lambda _, values: [f"{values.network}/pretrain"],
+        _pretrain_flags,
+    ),
+}

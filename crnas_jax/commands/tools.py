@@ -1,0 +1,270 @@
+"""Commands around the procedure: prediction, costs, weights of others, COCO's split."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+
+from absl import flags
+
+from crnas_jax.arch import zoo
+from crnas_jax.arch.cost.detectors import DETECTORS, NECKS, detector_parts, total
+from crnas_jax.arch.cost.layers import CONVENTIONS
+from crnas_jax.commands.command import Command, config_place, define_config, define_json
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import write_json
+
+
+def _predict_flags(values, _):
+    text = "Folder with detector.json and variables/."
+    flags.DEFINE_string("detector", None, text, flag_values=values)
+    text = "An image or a folder; may be repeated."
+    flags.DEFINE_multi_string("images", None, text, flag_values=values)
+    flags.DEFINE_string("output", None, "json file to write.", flag_values=values)
+    text = "Smallest score of a detection."
+    flags.DEFINE_float("score", 0.05, text, 0.0, 1.0, flag_values=values)
+    text = "Largest number of images in a call."
+    flags.DEFINE_integer("batch_size", 8, text, 1, flag_values=values)
+    text = "Pixels of the largest image that is decoded."
+    flags.DEFINE_integer("max_pixels", 100_000_000, text, 1, flag_values=values)
+
+
+def _predict(values):
+    import crnas_jax
+    from crnas_jax.evaluation.predict import list_images, predictions_to_coco
+
+    output = pathlib.Path(values.output)
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UserError(
+            values.output, "--output", "no file in an existing folder", "name the json to write"
+        )
+    files = [file for path in values.images for file in list_images(path)]
+    detector = crnas_jax.load_detector(values.detector)
+    predictions = detector.predict(files, values.score, values.batch_size, values.max_pixels)
+    result = predictions_to_coco(
+        [str(file) for file in files], predictions, detector.category_ids, detector.class_names
+    )
+    write_json(output, result)
+    note = "" if files else f" (there are no images in {', '.join(values.images)})"
+    print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")
+
+
+def _flops_flags(values, arguments):
+    text = "Name in the zoo (resnet50, cr_resnet50, ...), or a .json with an architecture."
+    flags.DEFINE_string("arch", None, text, flag_values=values)
+    flags.DEFINE_enum("detector", "faster_rcnn", DETECTORS, "Kind.", flag_values=values)
+    flags.DEFINE_enum("neck", "fpn", NECKS, "Kind of neck.", flag_values=values)
+    text = "Height x width of the input in pixels."
+    flags.DEFINE_string("size", "800x1088", text, flag_values=values)
+    text = "Number of proposals in the box head."
+    flags.DEFINE_integer("rois", 1000, text, 0, flag_values=values)
+    text = "Number of detections in the mask head."
+    flags.DEFINE_integer("mask_rois", 100, text, 0, flag_values=values)
+    text = "Number of object classes, without background."
+    flags.DEFINE_integer("num_classes", 80, text, 1, flag_values=values)
+    text = "Finest level of NAS-FPN: 2 for p2..p6, 3 for p3..p7."
+    flags.DEFINE_enum("lowest_level", "3", ["2", "3"], text, flag_values=values)
+    text = "True multiply-adds, or the paper's way of counting."
+    flags.DEFINE_enum("convention", "macs", CONVENTIONS, text, flag_values=values)
+    text = "Folder of a run: its networks, in its detector, on its canvas."
+    flags.DEFINE_string("workdir", None, text, flag_values=values)
+    define_json(values)
+    define_config(values, arguments)
+
+
+def _flops(values):
+    if values.config is not None or values.workdir:
+        rows = _flops_of_run(values)
+    elif values.arch:
+        rows = [_flops_of_flags(values)]
+    else:
+        remedy = "give --arch, --config or --workdir; --help has examples"
+        raise UserError("command line", "--arch", "missing", remedy)
+    for head, parts in rows:
+        if not values.json:
+            print(" ".join(f"{entry}" for entry in head.values()))
+            for name, part in {**parts, "total": total(parts)}.items():
+                giga, mega = part.flops / 1e9, part.params / 1e6
+                print(f"  {name:12}{giga:10.3f} G{mega:10.3f} M parameters")
+            continue
+        by_part = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        print(json.dumps({**head, **dataclasses.asdict(total(parts)), "parts": by_part}))
+
+
+def _flops_of_flags(values):
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", values.size)
+    if not match:
+        raise UserError("command line", "--size", values.size, "give HEIGHTxWIDTH, as 800x1088")
+    canvas = tuple(int(side) for side in match.groups())
+    parts = detector_parts(
+        zoo.find(values.arch),
+        canvas,
+        values.detector,
+        values.neck,
+        values.num_classes,
+        values.rois,
+        values.mask_rois,
+        values.convention,
+        lowest_level=int(values.lowest_level),
+    )
+    head = {"arch": values.arch, "detector": values.detector, "neck": values.neck}
+    return {**head, "size": canvas, "convention": values.convention}, parts
+
+
+def _flops_of_run(values):
+    """Yield what the plan and the results of a run count, for each network that there is."""
+    from crnas_jax import arch
+    from crnas_jax.data.build import detection_source
+    from crnas_jax.runtime.files import read_json
+    from crnas_jax.settings import data as data_settings
+    from crnas_jax.settings import models as model_settings
+
+    config, place = values.config, config_place(values)
+    try:
+        networks = {"baseline": model_settings.baseline(config)}
+        if values.arch:
+            networks = {values.arch: zoo.find(values.arch)}
+        found = pathlib.Path(values.workdir or "") / "operation_search" / "result.json"
+        if values.workdir and not values.arch and found.exists():
+            networks["searched"] = arch.read(json.dumps(read_json(found)["arch"]))
+        source = detection_source(data_settings.data_options(config), "train")
+        canvas = data_settings.image_size(config).canvas(portrait=False)
+        for name, network in networks.items():
+            num_classes = len(source.class_names)
+            parts = model_settings.cost_by_part(config, network, canvas, num_classes)
+            head = {"arch": name, "detector": model_settings.detector_kind(config)}
+            head |= {"neck": model_settings.neck_options(config).kind, "size": canvas}
+            yield {**head, "convention": "macs"}, parts
+    except UserError as error:
+        if error.where != "config":
+            raise
+        raise UserError(place, error.field, error.problem, error.remedy) from error
+
+
+def _convert_flags(values, _):
+    from crnas_jax.interop import torchvision
+
+    models = torchvision.CLASSIFIERS + torchvision.DETECTORS
+    flags.DEFINE_enum("model", None, models, "Model of the weights.", flag_values=values)
+    flags.DEFINE_string("weights", None, ".safetensors or .pth file.", flag_values=values)
+    flags.DEFINE_string("output", None, "Folder to write; a new one.", flag_values=values)
+    text = (
+        "Epsilon of the batch normalisation that the weights were trained with; to be given for "
+        "detectors: 0 for those that torchvision publishes as COCO_V1, 1e-5 for your own."
+    )
+    flags.DEFINE_float("epsilon", None, text, 0.0, flag_values=values)
+    text = "Prefix of the names, where the file holds several networks."
+    flags.DEFINE_string("prefix", None, text, flag_values=values)
+
+
+def _convert(values):
+    from crnas_jax.checkpoint import save_variables
+    from crnas_jax.data.coco import category_entries
+    from crnas_jax.data.transforms import ImageSize
+    from crnas_jax.export.detector import save_detector
+    from crnas_jax.export.weights import VARIABLES
+    from crnas_jax.interop import torchvision
+    from crnas_jax.interop.state_dict import read_state_dict
+
+    output, is_detector = pathlib.Path(values.output), values.model in torchvision.DETECTORS
+    if output.exists():
+        raise UserError(values.output, "--output", "it exists already", "name a new folder")
+    epsilon = values.epsilon
+    if epsilon is None and is_detector:
+        raise UserError(
+            "command line",
+            "--epsilon",
+            "missing, and nothing in the file tells",
+            "give 0 for torchvision's published COCO_V1 detectors, 1e-5 for your own",
+        )
+    epsilon = 1e-5 if epsilon is None else epsilon
+    state = read_state_dict(values.weights)
+    try:
+        model, variables, ignored = torchvision.convert(state, values.model, epsilon, values.prefix)
+    except UserError as error:
+        where = f"{values.weights}: {error.where}"
+        raise UserError(where, error.field, error.problem, error.remedy) from error
+    if is_detector:
+        categories = category_entries(*torchvision.categories(model.options.num_classes))
+        save_detector(output, model, variables, ImageSize(800, 1333), categories)
+    else:
+        save_variables(output / VARIABLES, variables)
+    num_used = len(state) - len(ignored)
+    print(f"{num_used} tensors of {values.weights} written to {output}, epsilon {epsilon:g}")
+    kinds = ", ".join(sorted({name.split(".")[-1] for name in ignored})[:10])
+    print(f"{len(ignored)} not needed: {kinds}")
+
+
+def _split_flags(values, _):
+    flags.DEFINE_string("annotations", None, "json file to split.", flag_values=values)
+    text = "Number of images in archval."
+    flags.DEFINE_integer("number", 5000, text, 1, flag_values=values)
+
+
+def _split(values):
+    file = pathlib.Path(values.annotations)
+    outputs = {name: file.parent / f"{name}.json" for name in ("archtrain", "archval")}
+    for output in outputs.values():
+        if output.exists():
+            raise UserError(output, "file", "it exists already", "remove it first")
+    try:
+        content = json.loads(file.read_bytes())
+        images, annotations = content["images"], content["annotations"]
+        ids = sorted((int(image["id"]) for image in images), key=_hash)
+        image_ids = [int(annotation["image_id"]) for annotation in annotations]
+    except OSError as error:
+        raise UserError(file, "file", error.strerror or "unreadable", "name COCO's json") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(file, "json", str(error), "give COCO's instances_train2017.json") from error
+    if len(ids) <= values.number:
+        raise UserError(file, "images", f"only {len(ids)}", "lower --number")
+    drawn = set(ids[: values.number])
+    for name, output in outputs.items():
+        in_archval = name == "archval"
+        part = {
+            "images": [image for image in images if (image["id"] in drawn) == in_archval],
+            "annotations": [
+                annotation
+                for annotation, image_id in zip(annotations, image_ids, strict=True)
+                if (image_id in drawn) == in_archval
+            ],
+        }
+        write_json(output, {**content, **part})
+        print(f"{output}: {len(part['images'])} images, {len(part['annotations'])} objects")
+
+
+def _hash(image_id):
+    return hashlib.sha256(str(image_id).encode()).hexdigest()
+
+
+COMMANDS = {
+    "predict": Command(
+        "Run a trained detector on photographs and write its detections as COCO json.",
+        "--detector=runs/mine/searched --images=photos --output=detections.json",
+        _predict_flags,
+        _predict,
+        ("detector", "images", "output"),
+    ),
+    "flops": Command(
+        "Print a detector's multiply-adds and parameters by part.",
+        "--arch=cr_resnet50 --detector=mask_rcnn    (or --config=..., or --workdir=runs/mine)",
+        _flops_flags,
+        _flops,
+        has_config=True,
+    ),
+    "convert": Command(
+        "Convert torchvision's weights to start from, detectors also to predict.",
+        "--model=resnet50 --weights=resnet50-0676ba61.pth --output=weights/resnet50",
+        _convert_flags,
+        _convert,
+        ("model", "weights", "output"),
+    ),
+    "split-coco": Command(
+        "Split COCO's training annotations for the search, as in the paper.",
+        "--annotations=data/coco/annotations/instances_train2017.json",
+        _split_flags,
+        _split,
+        ("annotations",),
+    ),
+}

@@ -1,0 +1,132 @@
+"""A config at work in a folder: what every step of an experiment starts from."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from crnas_jax.data.build import classification_sources, detection_sources
+from crnas_jax.data.checks import require_consistent
+from crnas_jax.data.source import ClassificationSource, DetectionSource
+from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.export.weights import require_weights
+from crnas_jax.runtime.files import digest
+from crnas_jax.runtime.workdir import Workdir
+from crnas_jax.search.journal import Journal
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.check import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config at work in a folder.
+
+    Attributes:
+      config: the config.
+      options: options of the run as a whole.
+      sources: splits of the detection data by name.
+      classification_sources: splits of the classification data by name.
+      workdir: the working folder.
+      notes: what the plan says about the data.
+    """
+
+    config: ConfigDict
+    options: run_settings.RunOptions
+    sources: dict[str, DetectionSource]
+    classification_sources: dict[str, ClassificationSource]
+    workdir: Workdir
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Path of the working folder."""
+        return self.workdir.path
+
+    @property
+    def num_classes(self) -> int:
+        """Number of object classes."""
+        return len(self.sources["train"].class_names)
+
+    @functools.cached_property
+    def data_digests(self) -> dict[str, dict[str, str]]:
+        """By split the digests of its `annotations` and, of a detection data set, its `images`."""
+        digests = {
+            split: {"annotations": source.digest, "images": _images_digest(source)}
+            for split, source in self.sources.items()
+        }
+        return digests | {
+            f"pretrain/{split}": {"annotations": source.digest}
+            for split, source in self.classification_sources.items()
+        }
+
+    def record(self) -> None:
+        """Write the config into the working folder, for who goes on there without a config."""
+        self.workdir.record(self.config.to_dict(), self.data_digests)
+
+
+def open_run(
+    config: ConfigDict,
+    path: str | pathlib.Path,
+    require: Callable[[ConfigDict], None] | None = None,
+    dry: bool = False,
+    redo: bool = False,
+) -> Run:
+    """Check a config, open its data and claim the working folder.
+
+    Args:
+      config: the config.
+      path: path of the working folder.
+      require: function that refuses configs without what the caller needs, before anything is
+        read.
+      dry: only look: nothing is written.
+      redo: whether what is finished there may be repeated.
+
+    Raises:
+      UserError: the run cannot work with this config, data or folder.
+    """
+    check(config)
+    if require is not None:
+        require(config)
+    sources = detection_sources(
+        data_settings.data_options(config), model_settings.has_masks(config)
+    )
+    notes = require_consistent(sources)
+    pretrain_sources = {}
+    if run_settings.pretrained_networks(config):
+        pretrain_options = data_settings.classification_data_options(config)
+        pretrain_sources = classification_sources(pretrain_options)
+    if "val" in sources:
+        _require_searchable(config, sources)
+    for network, start in run_settings.init_from(config).items():
+        if start:
+            require_weights(start, f"config.init_from.{network}")
+    options, workdir = run_settings.run_options(config), Workdir(path, redo)
+    run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
+    if not dry:
+        workdir.claim(config.to_dict(), run.data_digests)
+        Journal(journal_file(run), "")  # refuses a damaged one now
+    return run
+
+
+def journal_file(run: Run) -> pathlib.Path:
+    """Return the path of the run's journal."""
+    return run.path / "journal.jsonl"
+
+
+def _images_digest(source):
+    """Return a digest of names and sizes of the image files: all of them are not read again."""
+    files = map(pathlib.Path, source.image_files)
+    return digest(*(f"{file.name} {file.stat().st_size}" for file in files))
+
+
+def _require_searchable(config, sources):
+    """Raise UserError unless every budget has a network within limits, and `val` an object."""
+    num_classes = len(sources["train"].class_names)
+    search_settings.limited_stages(config, search_settings.limits(config, num_classes))
+    options = search_settings.score_options(config, "batch")
+    options.require_objects(sources["val"], GroundTruth.from_source(sources["val"]))

@@ -1,0 +1,69 @@
+"""What a step of a run depends on, as a value that can be compared and named."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+
+from crnas_jax.runtime.files import digest
+
+
+@dataclasses.dataclass(frozen=True)
+class StepKey:
+    """Everything that can change the result of a step.
+
+    Attributes:
+      fields: fields of the config by dotted name, and their values (of JSON's types).
+      data: digests of the splits by name.
+      inputs: digests of what earlier steps and other folders hand over, by name; None where that is
+        not known yet.
+    """
+
+    fields: Mapping[str, object]
+    data: Mapping[str, str]
+    inputs: Mapping[str, str | None]
+
+    @classmethod
+    def from_json(cls, content: dict) -> "StepKey":
+        """Return a key from its JSON form."""
+        return cls(content["fields"], content["data"], content["inputs"])
+
+    def to_json(self) -> dict:
+        """Return the key in JSON's types, with its digest as `key`."""
+        content = {name: dict(getattr(self, name)) for name in ("fields", "data", "inputs")}
+        return {"key": self.digest, **content}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all inputs are known."""
+        return None not in self.inputs.values()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        content = [dict(self.fields), dict(self.data), dict(self.inputs)]
+        return digest(json.dumps(content, sort_keys=True))
+
+    def changes(self, old: "StepKey") -> list[str]:
+        """Say what differs from an earlier key; what is not known counts as equal."""
+        names = sorted(self.fields.keys() | old.fields.keys())
+        changes = [
+            f"{name} {_short(old.fields.get(name))} -> {_short(self.fields.get(name))}"
+            for name in names
+            if json.dumps(old.fields.get(name)) != json.dumps(self.fields.get(name))
+        ]
+        changes += [
+            f"data {name}" for name, value in self.data.items() if old.data.get(name) != value
+        ]
+        names = sorted(self.inputs.keys() | old.inputs.keys())
+        return changes + [
+            f"{name} is another"
+            for name in names
+            if not (name in self.inputs and self.inputs[name] is None)
+            and self.inputs.get(name) != old.inputs.get(name)
+        ]
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
