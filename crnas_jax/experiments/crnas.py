@@ -82,6 +82,10 @@ def _search(run, level, search):
     key = step_key(run, step)
     finished = run.workdir.resume(step, key)
     if finished is not None:  # nor is the supernet trained for it
+        network = f"{level}_supernet"
+        key = step_key(run, network)
+        if run.workdir.is_set_aside(network, key):
+            run.workdir.resume(network, key)
         return finished
     supernet = train_supernet(run, level)
     return run.workdir.step(step, key, lambda: search(supernet))
@@ -151,7 +155,9 @@ def _seconds(run):
     names = ["stage_search", "operation_search", *NETWORKS]
     names += [f"{name}/pretrain" for name in run_settings.pretrained_networks(run.config)]
     names += [f"{network}/test" for network in COMPARED]
-    seconds = {name: run.workdir.finished(name, step_key(run, name))["seconds"] for name in names}
+    results = {name: run.workdir.finished(name, step_key(run, name)) for name in names}
+    # A finished search needs its supernet no more: its folder may be gone.
+    seconds = {name: result["seconds"] if result else 0.0 for name, result in results.items()}
     return {**seconds, "total": round(sum(seconds.values()), 1)}
 
 

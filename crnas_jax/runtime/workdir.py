@@ -107,12 +107,11 @@ class Workdir:
             self._lock = None
 
     def finished(self, step: str, key: StepKey) -> dict | None:
-        """Return the result of a step that is finished with this key; otherwise None."""
-        path = self.path / step / "result.json"
+        """Return the result of a step that is finished with this key, be it set aside; or None."""
         stored = self.stored_key(step)
-        if stored is None or stored.digest != key.digest or not path.exists():
-            return None
-        return read_json(path)
+        is_here = stored is not None and stored.digest == key.digest
+        path = (self.path / step if is_here else self._aside(step, key)) / "result.json"
+        return read_json(path) if path.exists() else None
 
     def stored_key(self, step: str) -> StepKey | None:
         """Return the key that a step was begun with; None if it is not begun."""

@@ -1,0 +1,137 @@
+"""The table of what steps read: it is that of docs/design.md, and names all that is read."""
+
+import re
+
+import pytest
+from helpers import ROOT
+
+from configs import quickstart
+from crnas_jax.arch.staged import Arch
+from crnas_jax.settings import data, models, search, step_keys, training
+
+
+class Recorder:
+    """A config that notes which fields are read."""
+
+    def __init__(self, config, names, place=""):
+        self.__dict__.update(_config=config, _names=names, _place=place)
+
+    def __contains__(self, name):
+        return name in self._config
+
+    def __getitem__(self, name):
+        value = self._config[name]
+        place = f"{self._place}{name}"
+        if hasattr(value, "items"):
+            return Recorder(value, self._names, f"{place}.")
+        self._names.add(place)
+        return value
+
+    __getattr__ = __getitem__
+
+
+def _spec(config, network):
+    if network == "stage_supernet":
+        return models.stage_supernet(config)
+    if network == "operation_supernet":
+        return models.operation_supernet(config, (1, 1, 2, 2))
+    return models.baseline(config) if network == "baseline" else models.found_arch(config, (1,) * 4)
+
+
+def _train(network):
+    def read(config):
+        models.detector(config, _spec(config, network), 3)
+        data.detection_rows(config)
+        training.train_options(config, training.RECIPE_OF[network])
+
+    return read
+
+
+def _pretrain(network):
+    def read(config):
+        models.classifier(config, _spec(config, network), 3)
+        data.classification_rows(config)
+        training.train_options(config, "pretrain")
+        _batch_size(config)
+
+    return read
+
+
+def _batch_size(config):
+    # The field alone: evaluation takes nothing else of the options of scores.
+    assert config["search"]["batch_size"]
+
+
+def _search_stage(config):
+    search.limited_stages(config, search.limits(config, 3))
+    search.search_strategy(config, "stage")
+    search.score_options(config, search.search_options(config).bn)
+    models.found_arch(config, (1, 1, 2, 2))
+
+
+def _search_operations(config):
+    search.operation_space(config, (1, 1, 2, 2))
+    search.limits(config, 3)
+    search.search_strategy(config, "operation")
+    search.score_options(config, search.search_options(config).bn)
+
+
+def _test(config):
+    models.detector(config, Arch("resnet_basic", (1, 1, 1, 1)), 3)
+    data.image_size(config)
+    _batch_size(config)
+
+
+READERS = {
+    **{network: _train(network) for network in training.RECIPE_OF},
+    **{f"{network}/pretrain": _pretrain(network) for network in training.RECIPE_OF},
+    "stage_search": _search_stage,
+    "operation_search": _search_operations,
+    **{f"{network}/test": _test for network in ("searched", "baseline")},
+}
+# Options classes are read whole; these fields of them are not used by the step. Those of data say
+# where it lies: the files are in the digest.
+UNUSED = {
+    *(f"data.{split}" for split in ("train", "val", "test", "images", "folder")),
+    *(f"data.{split}_images" for split in ("train", "val", "test")),
+    *(f"pretrain.data.{name}" for name in ("folder", "train", "val")),
+    *(
+        f"{place}.synthetic.{n}"
+        for place in ("data", "pretrain.data")
+        for n in ("size", "train", "val", "test")
+    ),
+    *("network", "bootstrap"),
+}
+UNUSED_BY = {
+    "stage_supernet": {"supernet.dilations", "supernet.kernel_sharing", "budget"},
+    "stage_search": {
+        *("search.operation_strategy", "search.beam", "supernet.dilations"),
+        *("supernet.kernel_sharing", "supernet.widths", "supernet.stage_sharing"),
+    },
+    "operation_supernet": {"supernet.grids", "budget"},
+    "operation_search": {
+        *("search.stage_strategy", "search.confidence", "search.budgets", "budget"),
+        *("supernet.grids", "supernet.widths", "supernet.stage_sharing"),
+        "supernet.kernel_sharing",
+    },
+    "baseline": {"budget"},
+    "searched": {"budget"},
+}
+
+
+@pytest.mark.parametrize("step", step_keys.READS)
+def test_a_key_holds_every_field_that_its_step_reads(step):
+    names, config = set(), quickstart.get_config("pretrain")
+    READERS[step](Recorder(config, names))
+    unused = UNUSED | UNUSED_BY.get(step.removesuffix("/pretrain"), set())
+    read = {n for n in names if n.rpartition(".")[2] not in step_keys.EXECUTION} - unused
+    assert read <= set(step_keys.fields(config, step_keys.READS[step]))
+
+
+def test_the_table_is_that_of_the_documentation():
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.M)
+    table = {step: [re.findall(r"`(.*?)`", cell) for cell in cells] for step, *cells in rows}
+    assert list(table) == list(step_keys.READS)
+    for step, reads in step_keys.READS.items():
+        assert table[step] == [list(reads.fields), list(reads.splits), list(reads.steps)], step
