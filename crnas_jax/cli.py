@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -22,9 +23,12 @@ _STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Subcommands by the module of `commands` that holds them.
 _MODULES = {
-    "procedure": ("run", "train-supernet", "search", "train-detector", "evaluate", "pretrain"),
+    "procedure": (
+        *("run", "plan", "train-supernet", "search"),
+        *("train-detector", "evaluate", "pretrain"),
+    ),
     "studies": ("ranking-study", "compare-strategies", "compare-scores"),
-    "tools": ("predict", "flops", "convert", "split-coco"),
+    "tools": ("predict", "ap", "flops", "convert", "split-coco"),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -122,8 +126,10 @@ def _parsed(command, arguments):
         arguments = [_with_path(argument) for argument in _last_of_each(arguments)]
     values = flags.FlagValues()
     try:
-        command.define(values, arguments)
-        rest = values(["crnas-jax", *arguments])
+        with warnings.catch_warnings():  # ml_collections loads configs in a way that ages
+            warnings.simplefilter("ignore", DeprecationWarning)
+            command.define(values, arguments)
+            rest = values(["crnas-jax", *arguments])
     except Exception as error:  # a config is a program: it can raise anything
         raise _mistake(error, command) from error
     if len(rest) > 1:

@@ -1,14 +1,21 @@
 """Checkpoints: the latest that loads is restored, damaged ones are moved aside."""
 
 import logging
+import resource
 import shutil
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from helpers import ENVIRONMENT, ROOT
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
 from crnas_jax.errors import UserError
+from crnas_jax.parallel.mesh import make_mesh, replicated
 
 
 def _state(value):
@@ -106,6 +113,94 @@ def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="none of steps"):
         checkpoints.restore_latest(_state(0))
     assert (tmp_path / "10").is_dir()
+
+
+def test_a_save_that_fails_ends_in_one_line_and_the_rerun_finishes(tmp_path):
+    """The limit of a file's size stands for a full disk."""
+    state = {"a": jnp.arange(1e6), "step": jnp.int32(1)}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state)
+        save_variables(tmp_path / "variables", state)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+        try:
+            for save in (
+                lambda: checkpoints.save(2, state),
+                lambda: save_variables(tmp_path / "variables", {"b": state["a"]}),
+            ):
+                with pytest.raises(UserError, match="cannot be written: File too large") as error:
+                    save()
+                assert "\n" not in str(error.value)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert checkpoints.steps() == [1]
+        assert set(load_variables(tmp_path / "variables")) == {"a", "step"}
+        checkpoints.save(2, state)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore_latest(state)["a"], state["a"])
+        assert checkpoints.steps() == [1, 2]
+    save_variables(tmp_path / "variables", {"b": state["a"]})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoints", "variables", "variables.sha256"}
+
+
+READ = """
+import pathlib, sys
+import numpy as np
+import orbax.checkpoint as v0
+from flax.training import checkpoints
+from orbax.checkpoint import v1 as ocp
+from crnas_jax.checkpoint import load_variables
+new, old = map(pathlib.Path, sys.argv[1:])
+# The README's lines, Orbax v0 and Flax on the same path; folders of earlier versions by ours.
+trees = [ocp.load(new), v0.StandardCheckpointer().restore(new)]
+trees += [checkpoints.restore_checkpoint(str(new), None), load_variables(new), load_variables(old)]
+for tree in trees:
+    np.testing.assert_array_equal(tree["params"]["a"], np.arange(6.0))
+"""
+
+
+def test_weights_saved_on_eight_devices_load_on_one(tmp_path):
+    mesh = make_mesh(8, 8)
+    variables = jax.device_put({"params": {"a": jnp.arange(6.0)}}, replicated(mesh))
+    save_variables(tmp_path / "new", variables)
+    ocp.save(tmp_path / "old", variables)  # as earlier versions did
+    command = [sys.executable, "-c", READ, str(tmp_path / "new"), str(tmp_path / "old")]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_folder_of_other_files_is_not_replaced(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match="photos: variables: something else is there"):
+        save_variables(folder, {"a": jnp.zeros(2)})
+    assert (folder / "holiday.jpg").read_bytes() == b"mine"
+
+
+def test_finished_weights_with_changed_bytes_or_values_are_refused(tmp_path):
+    """Whatever byte of the largest file is changed; without a digest, as in earlier versions."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "v"
+    save_variables(folder, {"params": {"a": rng.standard_normal(999).astype(np.float32)}})
+    largest = max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = largest.read_bytes()
+    for position in rng.integers(len(content), size=20):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        largest.write_bytes(changed)
+        with pytest.raises(UserError, match="its content has changed"):
+            load_variables(folder)
+    save_variables(folder, {"params": {"a": np.array([1.0, np.inf], np.float32)}})
+    with pytest.raises(UserError, match="params/a is not finite"):
+        load_variables(folder)
+    (tmp_path / "v.sha256").unlink()
+    with pytest.raises(UserError, match="params/a is not finite"):
+        load_variables(folder)
+    like = {"params": {"a": jnp.zeros(3)}}
+    with pytest.raises(UserError, match=r"params/a: shape \(2,\), the network has \(3,\)"):
+        load_variables(folder, like)
 
 
 def test_a_machine_fault_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):

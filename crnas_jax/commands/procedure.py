@@ -23,6 +23,10 @@ def _print(values, result, text):
     print(json.dumps(result) if values.json else text, flush=True)
 
 
+def _plan(run, values):
+    """Do nothing: the plan is printed before the action of every command."""
+
+
 def _run(run, values):
     result = crnas.run_crnas(run)
     files = f"all files are in {run.path}; the numbers in {run.path / 'result.json'}"
@@ -100,6 +104,14 @@ COMMANDS = {
         _run,
         lambda config, _: require_search(config),
         lambda *_: [f"{network}/test" for network in COMPARED],
+    ),
+    "plan": experiment(
+        "Check config and data, print the plan and what it says about both; write nothing.",
+        _RUN,
+        _plan,
+        lambda config, _: require_detection(config, "baseline"),
+        lambda *_: [f"{network}/test" for network in COMPARED],
+        is_dry=lambda values: True,
     ),
     "train-supernet": experiment(
         "Train the supernet of allocations, or of dilations (--level=operation).",

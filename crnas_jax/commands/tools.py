@@ -32,6 +32,7 @@ def _predict_flags(values, _):
 
 def _predict(values):
     import crnas_jax
+    from crnas_jax.data import images
     from crnas_jax.evaluation.predict import list_images, predictions_to_coco
 
     output = pathlib.Path(values.output)
@@ -40,6 +41,8 @@ def _predict(values):
             values.output, "--output", "no file in an existing folder", "name the json to write"
         )
     files = [file for path in values.images for file in list_images(path)]
+    for file in files:  # before the detector is loaded and compiled
+        images.check(file, values.max_pixels)
     detector = crnas_jax.load_detector(values.detector)
     predictions = detector.predict(files, values.score, values.batch_size, values.max_pixels)
     result = predictions_to_coco(
@@ -48,6 +51,27 @@ def _predict(values):
     write_json(output, result)
     note = "" if files else f" (there are no images in {', '.join(values.images)})"
     print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")
+
+
+def _ap_flags(values, _):
+    flags.DEFINE_string("annotations", None, "COCO json with the objects.", flag_values=values)
+    text = "json with detections: COCO's results, or what predict wrote."
+    flags.DEFINE_string("detections", None, text, flag_values=values)
+    flags.DEFINE_bool("masks", False, "Of masks too.", flag_values=values)
+    define_json(values)
+
+
+def _ap(values):
+    from crnas_jax.analysis import report
+    from crnas_jax.data.coco import CocoSource
+    from crnas_jax.evaluation.predict_split import split_metrics
+    from crnas_jax.evaluation.results import read_results
+
+    annotations = pathlib.Path(values.annotations)
+    source = CocoSource(annotations.parent, annotations, with_masks=values.masks)
+    results = read_results(values.detections, source, values.masks)
+    metrics = split_metrics(source, results, values.masks)
+    print(json.dumps(metrics) if values.json else report.metrics(metrics))
 
 
 def _flops_flags(values, arguments):
@@ -245,6 +269,13 @@ COMMANDS = {
         _predict_flags,
         _predict,
         ("detector", "images", "output"),
+    ),
+    "ap": Command(
+        "Print COCO's twelve metrics, and AP by class, of detections in a file.",
+        "--annotations=test.json --detections=detections.json",
+        _ap_flags,
+        _ap,
+        ("annotations", "detections"),
     ),
     "flops": Command(
         "Print a detector's multiply-adds and parameters by part.",

@@ -137,6 +137,15 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
             f"WARNING: {num_crowds} of {len(annotations)} objects have iscrowd=1; they are no "
             "ground truth in training and are ignored in evaluation"
         )
+    num_ignored = sum(
+        bool(entry.get("ignore")) and not _is_ignored(source, entry) for entry in annotations
+    )
+    if num_ignored:
+        yield f"{num_ignored} objects have ignore=1 and iscrowd=0: they count, as in COCO's tools"
+    objects = {(e["image_id"], e["category_id"], *e["bbox"]) for e in annotations}
+    if len(objects) < len(annotations):
+        num_repeated = len(annotations) - len(objects)
+        yield f"{num_repeated} objects come twice: same image, class and box"
     present = {entry["category_id"] for entry in annotations}
     absent = [
         name

@@ -13,6 +13,7 @@ import numpy as np
 from crnas_jax.data import images, masks
 from crnas_jax.data.orientation import AUTO, SHOWN, Orientations
 from crnas_jax.data.paths import image_path, leads_out
+from crnas_jax.data.source import objects_record
 from crnas_jax.errors import UserError
 
 # COCO's metrics do not count objects of this area or more, in square pixels.
@@ -75,7 +76,7 @@ class CocoSource:
                 raise self._fault(field, "missing, or no list")
         self._read_categories()
         self._read_images()
-        self.num_skipped_boxes = self.num_clipped_boxes = 0
+        self.num_skipped_boxes = self.num_clipped_boxes = self._num_16_bits = 0
         self._objects = self._read_objects()
 
     def _load(self):
@@ -241,6 +242,7 @@ class CocoSource:
     def _orientations(self) -> Orientations:
         with ThreadPoolExecutor(16) as pool:
             headers = list(pool.map(self._header, range(len(self))))
+        self._num_16_bits = sum(header.has_16_bits for header in headers)
         turned = {
             path: (header, tuple(size))
             for path, header, size in zip(
@@ -271,6 +273,11 @@ class CocoSource:
             notes.append(
                 f"{self.num_clipped_boxes} boxes reach out of their image; training uses the part "
                 "inside"
+            )
+        if self._num_16_bits:
+            notes.append(
+                f"{self._num_16_bits} images have samples of 16 bits: their upper 8 are read "
+                "(scale data of fewer bits to the full range)"
             )
         return notes + self._orientations.notes()
 
@@ -328,23 +335,3 @@ def category_entries(category_ids: list[int], class_names: list[str]) -> list[di
         {"id": category, "name": name}
         for category, name in zip(category_ids, class_names, strict=True)
     ]
-
-
-def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:
-    """Return the objects of an image as the arrays of a record.
-
-    Args:
-      image_id: id of the image.
-      objects: tuples that begin with (xyxy box in pixels, label, area in square pixels, crowd).
-
-    Returns:
-      `image_id` int64, `boxes` float32 [n, 4], `labels` int32 [n], `area` float32 [n], `crowd` bool
-      [n].
-    """
-    return {
-        "image_id": np.int64(image_id),
-        "boxes": np.array([box for box, *_ in objects], np.float32).reshape(-1, 4),
-        "labels": np.array([label for _, label, *_ in objects], np.int32),
-        "area": np.array([area for _, _, area, *_ in objects], np.float32),
-        "crowd": np.array([crowd for _, _, _, crowd, *_ in objects], bool),
-    }

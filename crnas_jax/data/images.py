@@ -22,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 # Pixels of the largest image that is decoded: a small file can hold gigabytes of one colour.
 MAX_PIXELS = 100_000_000
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_PHOTOMETRIC = 0x0112, 0x0106
 _TAIL_BYTES = 4096  # last bytes of a file, in which a JPEG's end marker is looked for first
 _OPENING = threading.Lock()  # Pillow's limit of pixels is one for the process
 
@@ -39,12 +39,14 @@ class Header:
       height: height of the image as stored, pixels.
       width: width of the image as stored, pixels.
       orientation: EXIF orientation, 1 to 8; 1 where there is none.
+      has_16_bits: whether it is grey with samples of 16 bits.
     """
 
     format: str
     height: int
     width: int
     orientation: int
+    has_16_bits: bool = False
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -191,7 +193,7 @@ def _header(path, file, max_pixels):
     if name == "TIFF" and (orientation != 1 or mode in ("F", "I")):
         problem = f"a TIFF of {mode} samples" if mode in ("F", "I") else "a TIFF that is rotated"
         raise UserError(path, "image", problem, "save it upright with 8 or 16 bits, or as PNG")
-    return Header(name, height, width, orientation)
+    return Header(name, height, width, orientation, mode.startswith("I"))
 
 
 def _open(file: BinaryIO) -> PIL.Image.Image:
@@ -265,14 +267,6 @@ def _jpeg_is_whole(file):
 
 def _decode(path, content, header):
     """Return the pixels as stored, uint8 [H, W, 3] RGB."""
-    if header.format in ("TIFF", "GIF"):  # OpenCV refuses or misreads some of them
-        try:
-            with _open(io.BytesIO(content)) as image:
-                return _pillow_pixels(image)
-        except UserError:
-            raise
-        except Exception as error:
-            raise unreadable(path) from error
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -288,6 +282,8 @@ def _pillow_pixels(image):
     # Before version 12 Pillow gives the samples of 16-bit PNG files in 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
+        if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:  # white is 0
+            grey = 255 - grey
         return np.repeat(grey[..., None], 3, 2)
     if image.mode in ("I", "F"):
         problem = f"a Pillow image of mode {image.mode}, which has no known scale"

@@ -131,3 +131,23 @@ class ClassificationSource(Protocol):
         Raises:
           UserError: the image is missing or broken.
         """
+
+
+def objects_record(image_id: int, objects: list[tuple]) -> dict[str, np.ndarray]:
+    """Return the objects of an image as the arrays of a record.
+
+    Args:
+      image_id: id of the image.
+      objects: tuples that begin with (xyxy box in pixels, label, area in square pixels, crowd).
+
+    Returns:
+      `image_id` int64, `boxes` float32 [n, 4], `labels` int32 [n], `area` float32 [n], `crowd` bool
+      [n].
+    """
+    return {
+        "image_id": np.int64(image_id),
+        "boxes": np.array([box for box, *_ in objects], np.float32).reshape(-1, 4),
+        "labels": np.array([label for _, label, *_ in objects], np.int32),
+        "area": np.array([area for _, _, area, *_ in objects], np.float32),
+        "crowd": np.array([crowd for _, _, _, crowd, *_ in objects], bool),
+    }

@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-from crnas_jax.data.coco import category_entries, objects_record
+from crnas_jax.data.coco import category_entries
+from crnas_jax.data.source import objects_record
 
 CLASS_NAMES = ("disc", "square", "triangle")
 

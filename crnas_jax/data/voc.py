@@ -135,7 +135,8 @@ def voc_annotations(
                 folder, "split", f"{part!r} is no <year>/<list>", "give such as VOC2007/trainval"
             )
         year_folder = pathlib.Path(folder) / year
-        for stem in _stems(year_folder / "ImageSets" / "Main" / f"{name}.txt", digest):
+        for line in _lines(year_folder / "ImageSets" / "Main" / f"{name}.txt", digest):
+            stem = _stem(year_folder / "Annotations", line)
             file = year_folder / "Annotations" / f"{stem}.xml"
             root = _parse(file, _read(file, digest))
             image, objects = _image(root), _objects(root, category_of)
@@ -167,19 +168,27 @@ def _read(path, digest):
     return content
 
 
-def _stems(path, digest):
-    """Read the names of the images of a list: its first column."""
+def _lines(path, digest):
+    """Read the lines of a list that are not empty."""
     try:
         lines = _read(path, digest).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(path, "text", str(error), "give a text file in UTF-8") from error
-    # Lists of one class have a second column: 1 where it is there, 0 where it is difficult, or -1.
-    stems = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
-    if not stems:
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
         raise UserError(path, "images", "there are none", "give at least one image")
-    for stem in stems:
-        _require_name(path, "images", stem)
-    return stems
+    for line in lines:
+        _require_name(path, "images", line)
+    return lines
+
+
+def _stem(folder, line):
+    """Return the name of an image in a line of a list.
+
+    Lists of one class have a second column: 1 where it is there, 0 where it is difficult, or -1.
+    Names may have spaces, so the whole line is one where there is such a file.
+    """
+    return line if (folder / f"{line}.xml").exists() else re.sub(r"\s+(-1|0|1)$", "", line)
 
 
 def _image_name(file, folder, stem, named):

@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 
 from crnas_jax.data import images as image_files
 from crnas_jax.data import masks
-from crnas_jax.data.coco import category_entries, objects_record
+from crnas_jax.data.coco import category_entries
+from crnas_jax.data.source import objects_record
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import compact_detections

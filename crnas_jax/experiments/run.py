@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from crnas_jax.data.build import classification_sources, detection_sources
 from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.source import ClassificationSource, DetectionSource
+from crnas_jax.errors import UserError
 from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.export.weights import require_weights
 from crnas_jax.runtime.files import digest
@@ -109,7 +110,11 @@ def open_run(
     run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
     if not dry:
         workdir.claim(config.to_dict(), run.data_digests)
-        Journal(journal_file(run), "")  # refuses a damaged one now
+        try:
+            Journal(journal_file(run), "")  # refuses a damaged one now
+        except UserError:
+            workdir.release()
+            raise
     return run
 
 

@@ -64,12 +64,12 @@ def _drop_after(path, last_step):
     if not path.exists():
         return
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:  # torn: the process died while writing it
+            is_kept = json.loads(line)["step"] <= last_step
+        except (ValueError, KeyError, TypeError):  # torn: the process died while writing it
             continue
-        if row["step"] <= last_step:
+        if is_kept:
             lines.append(line + "\n")
     with replacing(path) as file:
         file.write("".join(lines).encode())

@@ -1,6 +1,8 @@
 """The training loop: batches in, checkpoints out; the same call on the same folder resumes."""
 
 import collections
+import dataclasses
+import json
 import math
 import pathlib
 import time
@@ -15,6 +17,7 @@ from crnas_jax.data import loader
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.mesh import make_mesh, put_parts, replicated
 from crnas_jax.runtime import interruption
+from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.logging import RunLog
 from crnas_jax.training.optimizer import make_optimizer, make_schedule
@@ -41,10 +44,12 @@ def train(
       {"params", "batch_stats"}.
 
     Raises:
-      UserError: the loss is not finite; the last checkpoint stays.
+      UserError: the folder holds a training with other options; or the loss is not finite: the last
+        checkpoint stays.
       Stopped: a stop was requested; the state is saved.
     """
     options = job.options
+    _require_same_options(folder, options)
     mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate)
     plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
     num_steps = plan.num_steps(options.epochs)
@@ -61,6 +66,23 @@ def train(
             with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
                 state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
+
+
+def _require_same_options(folder, options):
+    """Refuse to go on with other options than a training was begun with."""
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("checkpoint_seconds", "log_every", "num_devices")
+    }
+    fields, file = json.loads(json.dumps(fields)), folder / "options.json"
+    if not file.exists():
+        write_json(file, fields)
+    begun = read_json(file)
+    for name, value in fields.items():
+        if begun.get(name) != value:
+            problem = f"{value}; the training here was begun with {begun.get(name)}"
+            raise UserError(file, name, problem, "set it back, or train in another folder")
 
 
 def _first_state(trainer, checkpoints, initialise):

@@ -141,6 +141,14 @@ def test_a_training_that_was_asked_to_stop_resumes_to_the_same_result(tmp_path, 
         json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]
     assert [row["step"] for row in rows] == [4, 8, 9]
+    # Other options would mix two schedules, orders or batches.
+    for field, value in (("epochs", 2), ("batch_size", 6), ("seed", 1)):
+        changed = dataclasses.replace(job, options=dataclasses.replace(options, **{field: value}))
+        with pytest.raises(UserError, match=f"options.json: {field}: {value}; the training here"):
+            train(changed, tmp_path / "cut")
+    quicker = dataclasses.replace(options, log_every=3, checkpoint_seconds=1.0)
+    again = train(dataclasses.replace(job, options=quicker), tmp_path / "cut")
+    assert largest_difference(whole, again) == 0
 
 
 @pytest.mark.parametrize(

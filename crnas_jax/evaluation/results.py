@@ -1,0 +1,82 @@
+"""Read detections from files in COCO's result format."""
+
+import math
+import os
+import pathlib
+
+from crnas_jax.data import masks
+from crnas_jax.data.source import DetectionSource
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import read_json
+
+_REMEDY = "give a list of {image_id, category_id, bbox, score}, COCO's result format"
+
+
+def read_results(
+    path: str | os.PathLike, source: DetectionSource, with_masks: bool = False
+) -> list[dict]:
+    """Read detections on the images of a split.
+
+    Args:
+      path: json file: a list in COCO's result format, or an object that holds it as `annotations`,
+        as `predict` writes it. In the latter, images are found by file name.
+      source: the split.
+      with_masks: whether each has a `segmentation` too.
+
+    Raises:
+      UserError: the file cannot be read, an entry lacks a field, names an image or category that
+        the split does not have, or has numbers that are not finite.
+    """
+    path = pathlib.Path(path)
+    content = read_json(path, _REMEDY)
+    entries = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise UserError(path, "json", "no list of detections", _REMEDY)
+    image_ids = _image_ids(path, content, source) if isinstance(content, dict) else {}
+    sizes = dict(zip(source.image_ids.tolist(), source.sizes.tolist(), strict=True))
+    results = []
+    for index, entry in enumerate(entries):
+        where = f"[{index}]"
+        if not isinstance(entry, dict):
+            raise UserError(path, where, "is no object", _REMEDY)
+        image = entry.get("image_id")
+        image = image_ids.get(image, image) if type(image) is int else image
+        for field, value, known in (
+            ("image_id", image, sizes),
+            ("category_id", entry.get("category_id"), source.category_ids),
+        ):
+            if type(value) is not int or value not in known:
+                problem = f"{value!r} is none of the annotations' (whole numbers)"
+                raise UserError(path, f"{where}.{field}", problem, "give detections of this split")
+        result = {"image_id": image, "category_id": entry["category_id"]}
+        result["bbox"] = _numbers(path, f"{where}.bbox", entry.get("bbox"), 4)
+        (result["score"],) = _numbers(path, f"{where}.score", [entry.get("score")], 1)
+        if with_masks:
+            result["segmentation"] = masks.validated(entry.get("segmentation"), *sizes[image])
+            if result["segmentation"] is None:
+                raise UserError(path, f"{where}.segmentation", "no mask of its image", _REMEDY)
+        results.append(result)
+    return results
+
+
+def _image_ids(path, content, source):
+    """Return the split's ids of the images in a file of `predict`, by the file's ids."""
+    names = {
+        pathlib.PurePosixPath(image["file_name"]).name: image["id"]
+        for image in source.coco["images"]
+    }
+    try:
+        found = {i["id"]: names.get(pathlib.Path(i["file_name"]).name) for i in content["images"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(path, "images", f"not as predict writes them: {error}", _REMEDY) from error
+    return found
+
+
+def _numbers(path, place, values, count):
+    if (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    ):
+        return [float(value) for value in values]
+    raise UserError(path, place, f"{str(values)[:60]}", f"give {count} finite number(s)")
