@@ -9,6 +9,7 @@ import cv2
 import jax
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from helpers import randomised, run_commands, tiny_options
 from rounding import EPSILON, FACTOR, nudged
@@ -17,7 +18,7 @@ import crnas_jax
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.predict import predictions_to_coco
+from crnas_jax.evaluation.predict import predictions_to_coco, read_image
 from crnas_jax.export.detector import load_detector, save_detector
 from crnas_jax.models.build import Detector
 from crnas_jax.models.heads.box_head import CASCADE_STAGES
@@ -130,6 +131,64 @@ def test_files_are_turned_as_their_exif_tag_says(predictor, nudged_predictors, t
     from_file, from_array = predictor.predict([tmp_path / "turned.png", turned])
     assert (from_file.height, from_file.width) == (70, 40)
     _assert_same(from_file, from_array, turned, nudged_predictors)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pillow_images_are_read_as_their_files_are(tmp_path, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    pixels = RNG.integers(0, 255, (40, 70, 3)).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    from_file = read_image(tmp_path / "a.png")
+    shown = PIL.ImageOps.exif_transpose(PIL.Image.open(tmp_path / "a.png"))
+    np.testing.assert_array_equal(from_file, np.asarray(shown))
+    np.testing.assert_array_equal(from_file, read_image(PIL.Image.open(tmp_path / "a.png")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_keep_their_upper_eight(tmp_path, suffix):
+    grey = RNG.integers(0, 2**16, (40, 70)).astype(np.uint16)
+    PIL.Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    expected = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, 2)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
+    np.testing.assert_array_equal(read_image(PIL.Image.open(tmp_path / f"a.{suffix}")), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pillow_images_without_a_known_scale_are_refused(dtype):
+    with pytest.raises(UserError, match="which has no known scale; convert it to 8 bits"):
+        read_image(PIL.Image.fromarray(np.ones((4, 5), dtype)))
+
+
+def test_a_pillow_image_that_is_cut_off_is_refused(tmp_path):
+    PIL.Image.fromarray(RNG.integers(0, 255, (40, 70, 3)).astype(np.uint8)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    with (
+        PIL.Image.open(tmp_path / "a.jpg") as image,
+        pytest.raises(UserError, match="a Pillow image that does not load"),
+    ):
+        read_image(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"score": 50}, "score: 50"), ({"score": float("nan")}, "score: nan"),
+     ({"score": "0.5"}, "score: '0.5'"), ({"batch_size": 0}, "batch_size: 0")],
+)  # fmt: skip
+def test_arguments_out_of_bounds_are_refused(predictor, arguments, message):
+    with pytest.raises(UserError, match=f"predict: {message}"):
+        predictor.predict([], **arguments)
+
+
+def test_scores_that_are_not_finite_are_an_error(predictor):
+    """Finite weights can overflow: no detections would look like an empty photograph."""
+    overflowing = copy.copy(predictor)
+    huge = jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), predictor.variables["params"]["fpn"])
+    params = {**predictor.variables["params"], "fpn": huge}
+    overflowing.variables = {**predictor.variables, "params": params}
+    with pytest.raises(UserError, match="detector: scores: not finite"):
+        overflowing.predict([np.full((40, 60, 3), 200, np.uint8)])
 
 
 def test_no_images_give_an_empty_list(predictor):

@@ -162,6 +162,24 @@ def test_other_weights_at_the_same_path_repeat_what_starts_from_them(procedure, 
         assert procedure.run("init_from.baseline='folder'", redo=True)[0] == done
 
 
+def test_a_latency_that_nothing_has_is_found_before_any_training(tmp_path, monkeypatch):
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    measured = []
+
+    def milliseconds(_, arch):
+        measured.append(arch.depths)
+        return 10.0 + arch.depths[0]
+
+    monkeypatch.setattr(crnas_search.LatencyMeter, "milliseconds", milliseconds)
+    with pytest.raises(UserError) as caught:
+        procedure.run("search.max_latency=5.0")
+    message = str(caught.value)
+    assert "no allocation of 8 blocks has at most 5 milliseconds" in message
+    assert "the least: 11 milliseconds (1, " in message
+    assert procedure.done == []
+    assert len(set(measured)) > 1
+
+
 def test_every_step_of_the_procedure_has_a_key(procedure):
     begun = {
         str(p.parent.relative_to(procedure.folder)) for p in procedure.folder.rglob("key.json")

@@ -1,0 +1,48 @@
+"""Searches in which every candidate scores 0: the first is no better than the others."""
+
+import types
+
+import pytest
+
+from configs import quickstart
+from crnas_jax.errors import UserError
+from crnas_jax.experiments.crnas_search import search_allocation, search_dilations
+from crnas_jax.experiments.run import open_run
+
+
+class Scores:
+    """Scores of one value for every code, but for one code."""
+
+    def __init__(self, value, other):
+        self.value, self.other = value, other
+
+    def score(self, codes):
+        return [self.other if code == (1, 1, 2, 4) else self.value for code in codes]
+
+    def effort(self):
+        return {"evaluated": 3, "image_passes": 9}
+
+
+@pytest.fixture
+def supernet(tmp_path):
+    config = quickstart.get_config()
+    config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
+    run = open_run(config, tmp_path, dry=True)
+    supernet = types.SimpleNamespace(run=run, detector=None, depths=(1, 1, 1, 1))
+    supernet.stage_scores = lambda: Scores(0.0, 0.0)
+    supernet.operation_scores = lambda partial: Scores(0.0, 0.0)
+    return supernet
+
+
+@pytest.mark.parametrize("search", [search_allocation, search_dilations])
+def test_it_stops_or_says_so(supernet, search, capsys):
+    with pytest.raises(UserError, match=r"search.all_zero: every candidate of the \w+ search has"):
+        search(supernet)
+    supernet.run.config.search.all_zero = "continue"
+    assert search(supernet)["score"] == 0
+    assert "WARNING: every candidate of the" in capsys.readouterr().out
+
+
+def test_one_score_above_zero_is_enough(supernet):
+    supernet.stage_scores = lambda: Scores(0.0, 0.001)
+    assert search_allocation(supernet)["arch"]["depths"] == [1, 1, 2, 4]
