@@ -1,6 +1,7 @@
 """The whole procedure on a tiny synthetic set, as a user launches it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ TINY = [
     "--config.search.batch_size=8",
     "--config.search.calibration_images=8",
     "--config.bootstrap=10",
+    "--config.search.all_zero=continue",
 ]
 
 
@@ -92,6 +94,26 @@ def test_the_same_command_repeats_nothing(workdir):
     changed = {path.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert changed == {"result.json"}
     assert run.stdout.count("step") == 1  # the plan's
+
+
+def test_another_strategy_scores_nothing_again(workdir, tmp_path):
+    """What the search finds may differ; no subnet is scored twice, no supernet trained again."""
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    shutil.copy(workdir.with_name("baseline.json"), tmp_path)
+    (journal,) = folder.glob("journal.jsonl")
+    before = journal.read_text()
+    flags = ["--config.search.beam=2", "--config.bootstrap=20", "--redo"]
+    (run,) = run_commands([_command("search_operations", folder, *flags)])
+    assert run["status"] == 0, run["stderr"]
+    assert "repeats     operation_search: search.beam 3 -> 2" in run["stdout"]
+    assert "operation_supernet: finished before" in run["stdout"]
+    assert ": step" not in run["stdout"]
+    after = journal.read_text()
+    assert after.startswith(before)
+    codes = [json.loads(line) for line in after.splitlines()]
+    codes = [(row["search"], tuple(row["code"]), row["batches"]) for row in codes]
+    assert len(codes) == len(set(codes))
 
 
 def test_a_race_over_two_budgets_within_limits(tmp_path):

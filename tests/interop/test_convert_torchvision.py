@@ -69,6 +69,7 @@ def converted(tmp_path_factory):
             f"--model={model}",
             f"--weights={tmp / weights}",
             f"--output={tmp / output}",
+            *["--epsilon=1e-5"] * model.startswith("mask"),
         ]
         for model, weights, output in cases.values()
     ]
