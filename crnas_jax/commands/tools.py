@@ -31,6 +31,8 @@ def _predict_flags(values, _):
 
 
 def _predict(values):
+    from tqdm import tqdm
+
     import crnas_jax
     from crnas_jax.data import images
     from crnas_jax.evaluation.predict import list_images, predictions_to_coco
@@ -44,7 +46,8 @@ def _predict(values):
     for file in files:  # before the detector is loaded and compiled
         images.check(file, values.max_pixels)
     detector = crnas_jax.load_detector(values.detector)
-    predictions = detector.predict(files, values.score, values.batch_size, values.max_pixels)
+    shown = tqdm(files, unit="image", disable=None)  # on a terminal alone
+    predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
     result = predictions_to_coco(
         [str(file) for file in files], predictions, detector.category_ids, detector.class_names
     )

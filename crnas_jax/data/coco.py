@@ -15,6 +15,7 @@ from crnas_jax.data.orientation import AUTO, SHOWN, Orientations
 from crnas_jax.data.paths import image_path, leads_out
 from crnas_jax.data.source import objects_record
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import read_regular
 
 # COCO's metrics do not count objects of this area or more, in square pixels.
 _MAX_AREA = 1e10
@@ -82,7 +83,7 @@ class CocoSource:
     def _load(self):
         """Return the content of the annotation file and its digest."""
         try:
-            content = self._file.read_bytes()
+            content = read_regular(self._file)
             return json.loads(content), hashlib.sha256(content).hexdigest()
         except OSError as error:
             raise self._fault("file", error.strerror or "unreadable") from error

@@ -1,5 +1,6 @@
 """Find the file that an image's entry names, inside the folder of images."""
 
+import os
 import pathlib
 import re
 import unicodedata
@@ -27,9 +28,10 @@ def image_path(folder: pathlib.Path, name: str) -> pathlib.Path:
       name: name that does not lead out (`leads_out`).
     """
     path = folder / name
-    if path.exists():
+    if os.path.exists(path):  # pathlib raises an error for a name that is too long
         return path
     slashes = name.replace("\\", "/")
     others = [slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
     others += [urllib.parse.unquote(slashes), slashes.removeprefix(f"{folder.name}/")]
-    return next((folder / o for o in others if not leads_out(o) and (folder / o).exists()), path)
+    paths = (folder / other for other in others if not leads_out(other))
+    return next(filter(os.path.exists, paths), path)

@@ -12,6 +12,7 @@ from crnas_jax.data.coco import CocoSource, category_entries
 from crnas_jax.data.images import MAX_PIXELS, SUFFIXES
 from crnas_jax.data.orientation import AUTO
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import read_regular
 
 CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -158,7 +159,7 @@ def voc_annotations(
 
 def _read(path, digest):
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         problem = error.strerror or "unreadable"
         raise UserError(path, "file", problem, "restore it, or give another split") from error
@@ -188,7 +189,8 @@ def _stem(folder, line):
     Lists of one class have a second column: 1 where it is there, 0 where it is difficult, or -1.
     Names may have spaces, so the whole line is one where there is such a file.
     """
-    return line if (folder / f"{line}.xml").exists() else re.sub(r"\s+(-1|0|1)$", "", line)
+    is_name = os.path.lexists(folder / f"{line}.xml")
+    return line if is_name else re.sub(r"\s+(-1|0|1)$", "", line)
 
 
 def _image_name(file, folder, stem, named):

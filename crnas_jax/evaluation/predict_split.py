@@ -15,6 +15,7 @@ from crnas_jax.evaluation.voc import voc_ap
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
+from crnas_jax.runtime.progress import Progress
 
 
 def run_on_split(
@@ -44,10 +45,13 @@ def run_on_split(
     run = jax.jit(function, out_shardings=replicated(mesh))
     variables = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
+    progress = Progress("evaluation", len(plan), unit="mini-batch")
     for index, batch in enumerate(loader.batches(source, plan, to_row)):
         result = run(variables, put_batch(mesh, batch), choice_of(index))
         yield batch, jax.tree.map(np.asarray, result)
+        progress.update(index + 1)
         interruption.stop_if_requested("the evaluation starts again from its beginning")
+    progress.close()
 
 
 def predict_split(

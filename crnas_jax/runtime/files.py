@@ -1,10 +1,12 @@
 """Files that are written whole or not at all, and digests of what they hold."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -28,6 +30,20 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """Return the content of a regular file, links followed; opening a pipe would wait for ever.
+
+    Raises:
+      OSError: there is no such file, or it is something else.
+    """
+    path = pathlib.Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path.read_bytes()
 
 
 def write_json(path: pathlib.Path, value) -> None:
@@ -54,7 +70,7 @@ def read_json(path: pathlib.Path, remedy: str = "remove it; its step is then don
       UserError: the file is missing or holds no JSON; the message ends with `remedy`.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_regular(path))
     except (OSError, ValueError) as error:
         raise UserError(path, "json", str(error), remedy) from error
 

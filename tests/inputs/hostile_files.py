@@ -4,7 +4,7 @@ import os
 import struct
 
 from inputs import making
-from inputs.making import replace_image
+from inputs.making import good, replace_image
 from PIL import Image
 
 case = making.cases("hostile_files")
@@ -76,3 +76,15 @@ def bomb(folder):
 def lfs_pointer(folder):
     text = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     replace_image(folder, lambda i, p: p.write_bytes(text), "train1.jpg")
+
+
+@case("a named pipe as annotation file", refused="train.json: file: it is not a regular file")
+def json_pipe(folder):
+    good(folder)
+    (folder / "train.json").unlink()
+    os.mkfifo(folder / "train.json")
+
+
+@case("a file name of 5,000 characters", refused=".png: image: missing")
+def long_name(folder):
+    good(folder, lambda coco: coco["images"][0].update(file_name="a" * 5000 + ".png"))
