@@ -67,19 +67,31 @@ def load(name: str) -> Command:
 
 def script(name: str, *given: str) -> None:
     """Run a subcommand with the flags of the process, after those given, and end the process."""
-    prepare_process()
-    sys.exit(main([name, *given, *sys.argv[1:]]))
+    prepare_process(name)
+    _end([name, *given, *sys.argv[1:]])
 
 
 def console() -> None:
     """Run `crnas-jax`."""
-    prepare_process()
-    sys.exit(main())
+    prepare_process(*sys.argv[1:2])
+    _end(sys.argv[1:])
 
 
-def prepare_process() -> None:
-    """Set what concerns a whole process: signals, logs of libraries, the compilation cache."""
-    interruption.listen()
+def _end(arguments):
+    try:
+        sys.exit(main(arguments))
+    except KeyboardInterrupt:  # commands that resume save first, and end otherwise
+        sys.exit(128 + 2)
+
+
+def prepare_process(name: str = "") -> None:
+    """Set what concerns a whole process: signals, logs of libraries, the compilation cache.
+
+    Args:
+      name: the subcommand; those that cannot go on later end at once when asked to stop.
+    """
+    if name in COMMANDS and load(name).resumes:
+        interruption.listen()
     # Orbax has its say about every save and load; what matters is in our errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
     use_compilation_cache()

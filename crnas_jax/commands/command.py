@@ -25,6 +25,7 @@ class Command:
       run: function of the parsed flags.
       required: flags that must be given.
       has_config: whether it takes fields of a config.
+      resumes: whether it saves and ends when asked to stop, and goes on when called again.
     """
 
     summary: str
@@ -33,6 +34,7 @@ class Command:
     run: Callable[[flags.FlagValues], None]
     required: tuple[str, ...] = ()
     has_config: bool = False
+    resumes: bool = False
 
 
 def experiment(
@@ -105,7 +107,7 @@ def experiment(
             if "work" in locals():
                 work.workdir.release()
 
-    return Command(summary, example, define_all, run, (), has_config=True)
+    return Command(summary, example, define_all, run, (), has_config=True, resumes=True)
 
 
 def define_json(values: flags.FlagValues) -> None:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from crnas_jax import cli  # noqa: E402
 from crnas_jax.data.synthetic import SyntheticSource  # noqa: E402
 from crnas_jax.data.transforms import DetectionRows, ImageSize  # noqa: E402
+from crnas_jax.runtime import interruption  # noqa: E402
 from crnas_jax.search.journal import Journal  # noqa: E402
 from crnas_jax.search.scores import best  # noqa: E402
 from crnas_jax.search.supernet.custom import CustomModel, affordable, code_to_choice  # noqa: E402
@@ -179,5 +180,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Search a detector of your own.")
     parser.add_argument("--workdir", required=True, help="folder; the same command goes on there")
     cli.prepare_process()
+    interruption.listen()
     code, ap, num_codes = search(pathlib.Path(parser.parse_args().workdir))
     print(f"the best of {num_codes} codes: {code}, AP {ap:.3f}")
