@@ -19,6 +19,8 @@ from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import replacing
 
 _DIGEST = ".sha256"
+# What TensorStore says where the operating system refuses to write.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Checkpoints:
@@ -157,8 +159,8 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
         raise UserError(folder, "variables", "something else is there", "name another folder")
     fresh = folder.with_name(folder.name + ".new")
     with _writing(folder, "variables"):
-        for rest in folder.parent.glob(f"{fresh.name}*"):
-            shutil.rmtree(rest)
+        for rest in (fresh, *folder.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
+            shutil.rmtree(rest, ignore_errors=True)
         with StandardCheckpointer() as checkpointer:
             checkpointer.save(fresh, jax.device_get(variables))
         content = _content(fresh)
@@ -265,6 +267,9 @@ def _writing(folder, what):
         with _quiet():
             yield
     except Exception as error:
+        told_by_disk = isinstance(error, OSError) or _OS_ERROR.search(str(error))
+        if not told_by_disk and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
         raise UserError(
             folder,
             what,
@@ -287,7 +292,7 @@ def _quiet():
 
 
 def _first_line(error):
-    number = re.search(r"os_error_code='(\d+)'", str(error))
+    number = _OS_ERROR.search(str(error))
     if number:  # what TensorStore says is some lines long
         return os.strerror(int(number[1]))
     lines = str(error).strip().splitlines()

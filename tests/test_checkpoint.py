@@ -139,9 +139,10 @@ def test_a_save_that_fails_ends_in_one_line_and_the_rerun_finishes(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         np.testing.assert_array_equal(checkpoints.restore_latest(state)["a"], state["a"])
         assert checkpoints.steps() == [1, 2]
+    (tmp_path / "variables.newest").mkdir()  # somebody's own
     save_variables(tmp_path / "variables", {"b": state["a"]})
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"checkpoints", "variables", "variables.sha256"}
+    assert names == {"checkpoints", "variables", "variables.sha256", "variables.newest"}
 
 
 READ = """

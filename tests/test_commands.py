@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from helpers import ENVIRONMENT, ROOT
+from inputs import workdirs
 
 from crnas_jax import cli
 
@@ -56,6 +57,7 @@ def test_every_script_is_a_command():
         (["predict"], "--detector: missing; --help has an example"),
         (["flops", "--arhc=resnet50"], "Unknown command line flag 'arhc'"),
         (["flops"], "--arch: missing; give --arch, --config or --workdir"),
+        (["flops", QUICKSTART, "--size=100x100"], "--size: given beside a config, which says it"),
         (["run", QUICKSTART, "--config.sede=1", "--workdir=w"], "'sede' Did you mean \"seed\""),
         (["run", QUICKSTART, "--config.devices=64", "--workdir=w"], "quickstart.py: devices: 64"),
         (["run", QUICKSTART, "--config.widths=(1,2)", "--config.widths=(1,2,3)", "--workdir=w"],
@@ -99,6 +101,14 @@ def test_the_plan_and_the_costs_of_a_config_and_of_a_folder_agree(capsys, tmp_pa
     baseline, searched = map(json.loads, output.splitlines())
     assert {**baseline, "arch": row["arch"]} == row
     assert searched["flops"] == pytest.approx(row["flops"], rel=0.02)
+
+
+def test_with_json_nothing_but_the_result_is_printed(capsys, tmp_path):
+    flags = workdirs.finished(tmp_path)
+    status, output, errors = _run(capsys, "train-detector", *flags, "--json")
+    assert status == 0
+    assert json.loads(output) == {"folder": str(tmp_path / "run" / "baseline")}
+    assert "baseline: finished before" in errors
 
 
 @pytest.mark.skipif(

@@ -1,10 +1,12 @@
 """What a subcommand is, and what those that work in a folder share."""
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -51,7 +53,8 @@ def experiment(
     Args:
       summary: see `Command`.
       example: see `Command`.
-      action: function of (run, flags).
+      action: function of (run, flags) that returns the result, and its text for people; None for
+        nothing to print.
       require: function of (config, flags) that refuses configs without what the command needs,
         before anything is read or written.
       goals: function of (config, flags) to the steps of `settings.step_keys` that the command
@@ -84,8 +87,10 @@ def experiment(
 
         if not values.workdir:
             raise UserError("command line", "--workdir", "missing", "name a folder")
-        place = config_place(values)
-        try:
+        output = sys.stdout
+        # With --json nothing but the result goes to the standard output.
+        progress = sys.stderr if values.json else sys.stdout
+        with config_errors(values), contextlib.redirect_stdout(progress):
             work = open_run(
                 values.config,
                 values.workdir,
@@ -93,19 +98,18 @@ def experiment(
                 is_dry(values),
                 values.redo,
             )
-            wanted = goals(values.config, values)
-            print(plan(work, wanted), file=sys.stderr if values.json else sys.stdout, flush=True)
-            if not is_dry(values):
-                keys.require_no_repeats(work, wanted)
-                work.record()
-            action(work, values)
-        except UserError as error:
-            if error.where != "config":
-                raise
-            raise UserError(place, error.field, error.problem, error.remedy) from error
-        finally:
-            if "work" in locals():
+            try:
+                wanted = goals(values.config, values)
+                print(plan(work, wanted), flush=True)
+                if not is_dry(values):
+                    keys.require_no_repeats(work, wanted)
+                    work.record()
+                answer = action(work, values)
+            finally:
                 work.workdir.release()
+        if answer is not None:
+            result, text = answer
+            print(json.dumps(result) if values.json else text, flush=True, file=output)
 
     return Command(summary, example, define_all, run, (), has_config=True, resumes=True)
 
@@ -127,6 +131,18 @@ def define_config(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         config_flags.DEFINE_config_dict("config", stored, text, values, sys_argv=argv)
     else:
         config_flags.DEFINE_config_file("config", None, text, values, sys_argv=argv)
+
+
+@contextlib.contextmanager
+def config_errors(values: flags.FlagValues) -> Iterator[None]:
+    """Name the file that the config comes from in errors about it."""
+    place = config_place(values)
+    try:
+        yield
+    except UserError as error:
+        if error.where != "config":
+            raise
+        raise UserError(place, error.field, error.problem, error.remedy) from error
 
 
 def config_place(values: flags.FlagValues) -> str:

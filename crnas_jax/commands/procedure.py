@@ -1,7 +1,5 @@
 """The procedure as commands: the whole of it, and each of its steps."""
 
-import json
-
 from absl import flags
 
 from crnas_jax.analysis import report
@@ -18,11 +16,6 @@ from crnas_jax.settings.run import (
 _LEVELS = ("stage", "operation")
 
 
-def _print(values, result, text):
-    """Print a result for people, or with `--json` whole."""
-    print(json.dumps(result) if values.json else text, flush=True)
-
-
 def _plan(run, values):
     """Do nothing: the plan is printed before the action of every command."""
 
@@ -30,7 +23,7 @@ def _plan(run, values):
 def _run(run, values):
     result = crnas.run_crnas(run)
     files = f"all files are in {run.path}; the numbers in {run.path / 'result.json'}"
-    _print(values, result, f"{report.table(result)}\n{files}")
+    return result, f"{report.table(result)}\n{files}"
 
 
 def _level(values):
@@ -38,9 +31,8 @@ def _level(values):
 
 
 def _train_supernet(run, values):
-    supernet = crnas.train_supernet(run, values.level)
-    folder = run.path / supernet.network
-    _print(values, {"folder": str(folder)}, f"the supernet is in {folder}")
+    folder = run.path / crnas.train_supernet(run, values.level).network
+    return {"folder": str(folder)}, f"the supernet is in {folder}"
 
 
 def _search_flags(values):
@@ -56,11 +48,10 @@ def _search_flags(values):
 def _search(run, values):
     if values.dry_run:
         cost = search_cost.search_cost(run, values.level)
-        _print(values, cost, report.cost(cost))
-        return
+        return cost, report.cost(cost)
     search = crnas.search_stage if values.level == "stage" else crnas.search_operations
     result = search(run)
-    _print(values, result, report.search(values.level, result))
+    return result, report.search(values.level, result)
 
 
 def _network_flag(values):
@@ -78,12 +69,12 @@ def _train_detector(run, values):
     crnas.train_network(run, network)
     folder = run.path / network
     text = f"the detector is in {folder}: crnas-jax predict --detector={folder} --images=..."
-    _print(values, {"folder": str(folder)}, text)
+    return {"folder": str(folder)}, text
 
 
 def _evaluate(run, values):
     result = crnas.evaluate(run, _network(run.config, values))
-    _print(values, result, report.metrics(result))
+    return result, report.metrics(result)
 
 
 def _pretrain_flags(values):
@@ -93,7 +84,7 @@ def _pretrain_flags(values):
 def _pretrain(run, values):
     result = crnas.pretrain(run, values.network)
     text = f"{values.network}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}"
-    _print(values, result, f"{text}; weights in {run.path / values.network / 'pretrain'}")
+    return result, f"{text}; weights in {run.path / values.network / 'pretrain'}"
 
 
 _RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"

@@ -22,8 +22,7 @@ def _ranking_flags(values):
 def _ranking(run, values):
     result = ranking_study(run, values.subnets, values.seeds, values.repeats)
     text = report.agreement(result["agreement"])
-    file = run.path / "ranking" / "result.json"
-    print(json.dumps(result) if values.json else f"{text}\nthe numbers are in {file}")
+    return result, f"{text}\nthe numbers are in {run.path / 'ranking' / 'result.json'}"
 
 
 def _strategy_flags(values):
@@ -35,8 +34,7 @@ def _strategy_flags(values):
 
 def _strategies(run, values):
     result = strategy_study(run, values.seeds, values.levels)
-    text = json.dumps(result) if values.json else report.strategies(result)
-    print(text)
+    return result, report.strategies(result)
 
 
 def _scores_flags(values, _):

@@ -11,12 +11,14 @@ from absl import flags
 from crnas_jax.arch import zoo
 from crnas_jax.arch.cost.detectors import DETECTORS, NECKS, detector_parts, total
 from crnas_jax.arch.cost.layers import CONVENTIONS
-from crnas_jax.commands.command import Command, config_place, define_config, define_json
+from crnas_jax.commands.command import Command, config_errors, define_config, define_json
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import write_json
 
 
 def _predict_flags(values, _):
+    from crnas_jax.data.images import MAX_PIXELS
+
     text = "Folder with detector.json and variables/."
     flags.DEFINE_string("detector", None, text, flag_values=values)
     text = "An image or a folder; may be repeated."
@@ -27,7 +29,7 @@ def _predict_flags(values, _):
     text = "Largest number of images in a call."
     flags.DEFINE_integer("batch_size", 8, text, 1, flag_values=values)
     text = "Pixels of the largest image that is decoded."
-    flags.DEFINE_integer("max_pixels", 100_000_000, text, 1, flag_values=values)
+    flags.DEFINE_integer("max_pixels", MAX_PIXELS, text, 1, flag_values=values)
 
 
 def _predict(values):
@@ -147,8 +149,12 @@ def _flops_of_run(values):
     from crnas_jax.settings import data as data_settings
     from crnas_jax.settings import models as model_settings
 
-    config, place = values.config, config_place(values)
-    try:
+    for name in ("detector", "neck", "size", "rois", "mask_rois", "num_classes", "lowest_level"):
+        if values[name].present:
+            problem = "given beside a config, which says it"
+            raise UserError("command line", f"--{name}", problem, "leave it out, or set the field")
+    with config_errors(values):
+        config = values.config
         networks = {"baseline": model_settings.baseline(config)}
         if values.arch:
             networks = {values.arch: zoo.find(values.arch)}
@@ -159,14 +165,12 @@ def _flops_of_run(values):
         canvas = data_settings.image_size(config).canvas(portrait=False)
         for name, network in networks.items():
             num_classes = len(source.class_names)
-            parts = model_settings.cost_by_part(config, network, canvas, num_classes)
+            parts = model_settings.cost_by_part(
+                config, network, canvas, num_classes, values.convention
+            )
             head = {"arch": name, "detector": model_settings.detector_kind(config)}
             head |= {"neck": model_settings.neck_options(config).kind, "size": canvas}
-            yield {**head, "convention": "macs"}, parts
-    except UserError as error:
-        if error.where != "config":
-            raise
-        raise UserError(place, error.field, error.problem, error.remedy) from error
+            yield {**head, "convention": values.convention}, parts
 
 
 def _convert_flags(values, _):

@@ -95,7 +95,9 @@ def cap_notes(source: DetectionSource, max_objects: int, what: str) -> list[str]
     beyond = [count - max_objects for count in counts.values() if count > max_objects]
     if not beyond:
         return []
-    return [f"{len(beyond)} images have more than {max_objects} {what}: {sum(beyond)} beyond it"]
+    return [
+        f"{len(beyond)} images have more than {max_objects} objects, {sum(beyond)} too many: {what}"
+    ]
 
 
 def _is_ignored(source, annotation):
@@ -124,8 +126,12 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
     size_of = dict(zip(source.image_ids.tolist(), source.sizes.tolist(), strict=True))
     boxes = np.array([entry["bbox"] for entry in annotations], float).reshape(-1, 4)
     sizes = np.array([size_of[entry["image_id"]] for entry in annotations]).reshape(-1, 2)
-    if (boxes < _NORMALISED).all():
-        yield "WARNING: all boxes are below 1.5 pixels; they look like fractions of the image"
+    num_normalised = (boxes < _NORMALISED).all(1).sum()
+    if num_normalised > _NEARLY_ALL * len(boxes):
+        yield (
+            f"WARNING: {num_normalised} of {len(boxes)} boxes are below 1.5 pixels; they look like "
+            "fractions of the image"
+        )
     elif _looks_like_corners(boxes, sizes):
         yield (
             "WARNING: boxes look like [x0, y0, x1, y1], and are read as [x, y, width, height]: "
@@ -163,4 +169,4 @@ def _looks_like_corners(boxes, sizes):
     x0, y0, x1, y1 = boxes.T
     fits = (x1 > x0) & (y1 > y0) & (x1 <= width + 1) & (y1 <= height + 1)
     reaches_out = (x0 + x1 > width + 1) | (y0 + y1 > height + 1)
-    return fits.all() and reaches_out.mean() > _SOME
+    return fits.mean() > _NEARLY_ALL and (fits & reaches_out).mean() > _SOME

@@ -206,8 +206,9 @@ def _open(file: BinaryIO) -> PIL.Image.Image:
 
 
 def _orientation(image):
-    value = image.getexif().get(_EXIF_ORIENTATION)
-    return value if value in range(1, 9) else 1
+    """Return the EXIF orientation of a Pillow image; XMP has one too, which viewers pass over."""
+    tags = getattr(image, "tag_v2", None)  # a TIFF's own
+    return _tag(image.info.get("exif", b"") if tags is None else tags)
 
 
 def _png_orientation(file):
@@ -216,11 +217,18 @@ def _png_orientation(file):
     for kind, start, length in _png_chunks(file):
         if kind == b"eXIf" and length < 2**20:
             file.seek(start)
-            exif = PIL.Image.Exif()
-            exif.load(file.read(length))
-            value = exif.get(_EXIF_ORIENTATION)
-            orientation = value if value in range(1, 9) else 1
+            orientation = _tag(file.read(length))
     return orientation
+
+
+def _tag(exif):
+    """Return the orientation in the bytes of EXIF, or in tags; 1 where there is none."""
+    if isinstance(exif, bytes):
+        tags = PIL.Image.Exif()
+        tags.load(exif)
+        exif = tags
+    value = exif.get(_EXIF_ORIENTATION)
+    return value if value in range(1, 9) else 1
 
 
 def _png_chunks(file) -> Iterator[tuple[bytes, int, int]]:
@@ -247,8 +255,15 @@ def _jpeg_is_whole(file):
     while marker != 0xDA:
         file.seek(position)
         head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF:
+        if len(head) < 4:
             return False
+        if head[0] != 0xFF:  # decoders pass over what stands between two segments
+            file.seek(position)
+            distance = file.read().find(b"\xff")
+            if distance < 0:
+                return False
+            position += distance
+            continue
         marker = head[1]
         # Fill bytes, and markers without a length, are one and two bytes long.
         if marker == 0xFF:

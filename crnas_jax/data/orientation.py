@@ -73,10 +73,12 @@ class Orientations:
         if not self.turned:
             return []
         num_told = sum(map(len, self.told.values()))
-        reason = "told by the size of" if self.setting == AUTO else "data.exif, but for the size of"
+        reason = f"told by the size of {num_told}"
+        if self.setting != AUTO:
+            reason = f"data.exif decides, but for {num_told} whose size tells"
         return [
             f"{len(self.turned)} photographs have an EXIF orientation: boxes belong to them as "
-            f"{self.choice} ({reason} {num_told})"
+            f"{self.choice} ({reason})"
         ]
 
 

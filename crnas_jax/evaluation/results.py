@@ -1,5 +1,7 @@
 """Read detections from files in COCO's result format."""
 
+import collections
+import itertools
 import math
 import os
 import pathlib
@@ -32,7 +34,7 @@ def read_results(
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise UserError(path, "json", "no list of detections", _REMEDY)
-    image_ids = _image_ids(path, content, source) if isinstance(content, dict) else {}
+    image_ids = _image_ids(path, content, source) if isinstance(content, dict) else None
     sizes = dict(zip(source.image_ids.tolist(), source.sizes.tolist(), strict=True))
     results = []
     for index, entry in enumerate(entries):
@@ -40,7 +42,8 @@ def read_results(
         if not isinstance(entry, dict):
             raise UserError(path, where, "is no object", _REMEDY)
         image = entry.get("image_id")
-        image = image_ids.get(image, image) if type(image) is int else image
+        if image_ids is not None and type(image) is int:
+            image = image_ids.get(image)
         for field, value, known in (
             ("image_id", image, sizes),
             ("category_id", entry.get("category_id"), source.category_ids),
@@ -60,16 +63,32 @@ def read_results(
 
 
 def _image_ids(path, content, source):
-    """Return the split's ids of the images in a file of `predict`, by the file's ids."""
-    names = {
-        pathlib.PurePosixPath(image["file_name"]).name: image["id"]
-        for image in source.coco["images"]
-    }
+    """Return the split's ids of the images in a file of `predict`, by the file's ids.
+
+    Their paths begin elsewhere: the image with the longest common end is meant.
+    """
+    by_name = collections.defaultdict(list)
+    for image in source.coco["images"]:
+        parts = pathlib.PurePosixPath(image["file_name"]).parts
+        by_name[parts[-1]].append((parts, image["id"]))
+    found = {}
     try:
-        found = {i["id"]: names.get(pathlib.Path(i["file_name"]).name) for i in content["images"]}
-    except (KeyError, TypeError) as error:
+        for image in content["images"]:
+            parts = pathlib.Path(image["file_name"]).parts
+            ends = [(_common_end(parts, p), i) for p, i in by_name[parts[-1]]]
+            longest = [i for length, i in ends if length == max(ends)[0]]
+            if len(longest) > 1:
+                problem = f"{image['file_name']} may be each of the images {longest[:5]}"
+                raise UserError(path, "images", problem, "give image_id in COCO's result format")
+            found[image["id"]] = longest[0] if longest else None
+    except (KeyError, TypeError, IndexError) as error:
         raise UserError(path, "images", f"not as predict writes them: {error}", _REMEDY) from error
     return found
+
+
+def _common_end(parts, others):
+    pairs = zip(reversed(parts), reversed(others), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _numbers(path, place, values, count):

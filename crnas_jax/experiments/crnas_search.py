@@ -63,7 +63,7 @@ class TrainedSupernet:
           repeat: from 1 on, score anew with other images for the statistics and other mini-batches.
           name: name of the search in the journal.
         """
-        scorer = self._scorer(search_settings.search_options(self.run.config).bn, repeat)
+        scorer = self._scorer(search_settings.search_options(self.run.config).bn, repeat, (1,))
         return SupernetScores(
             scorer, _repeat_name(name, repeat), lambda depths, _: self.spec.choice(depths)
         )
@@ -91,7 +91,7 @@ class TrainedSupernet:
             return f"operation search, block {len(codes[0])} of {space.num_blocks}"
 
         return SupernetScores(
-            self._scorer(bn, repeat),
+            self._scorer(bn, repeat, space.dilations),
             _repeat_name(name, repeat),
             choice_of,
             label if partial else None,
@@ -103,10 +103,10 @@ class TrainedSupernet:
         leaves = (leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(self.variables)))
         return digest(*leaves)
 
-    def _scorer(self, bn, repeat):
+    def _scorer(self, bn, repeat, dilations):
         run = self.run
-        key = key_of(run, SCORES, {"weights": self._weights_digest}).digest
-        journal = Journal(journal_file(run), key)
+        inputs = {"weights": self._weights_digest, "bn": bn, "dilations": str(dilations)}
+        journal = Journal(journal_file(run), key_of(run, SCORES, inputs).digest)
         return SubnetScorer(
             self.detector,
             self.variables,
@@ -190,7 +190,7 @@ def require_reachable(run: Run, detector: Detector) -> None:
 
 def _require_any_score(run, ranked, level):
     """Stop a search in which every candidate scored 0, or say so."""
-    if any(score > 0 for ranking in ranked for _, score in ranking):
+    if all(any(score > 0 for _, score in ranking) for ranking in ranked):
         return
     error = UserError(
         "config",

@@ -83,13 +83,11 @@ def _notes(run, arch):
     yield from run.notes
     if run.sources:
         options = data_settings.data_options(config)
-        room = (
-            "objects, the room of a training batch (data.max_objects); each step draws among them"
-        )
+        room = "each step draws as many as a batch has room for (data.max_objects)"
         yield from _of("train", cap_notes(run.sources["train"], options.max_objects, room))
         max_detections = model_settings.detector_options(config, 1).box.max_detections
         for split in run.sources.keys() - {"train"}:
-            room = "objects, and a detector returns no more detections"
+            room = "a detector returns no more detections than that"
             yield from _of(split, cap_notes(run.sources[split], max_detections, room))
 
 

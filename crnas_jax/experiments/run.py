@@ -108,7 +108,9 @@ def open_run(
             require_weights(start, f"config.init_from.{network}")
     options, workdir = run_settings.run_options(config), Workdir(path, redo)
     run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
-    if not dry:
+    if dry:
+        workdir.require_same_data(run.data_digests)
+    else:
         workdir.claim(config.to_dict(), run.data_digests)
         try:
             Journal(journal_file(run), "")  # refuses a damaged one now

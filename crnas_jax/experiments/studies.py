@@ -13,8 +13,9 @@ from crnas_jax.experiments import crnas, steps
 from crnas_jax.experiments.keys import key_of
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.export.weights import weights_digest
-from crnas_jax.runtime.files import write_json
-from crnas_jax.runtime.workdir import FORMAT
+from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.step_key import StepKey
+from crnas_jax.runtime.workdir import FORMAT, repeats_error
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.build import STRATEGIES, strategy
 from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
@@ -101,9 +102,13 @@ def trained_scores(run: Run, seed: int) -> TrainedScores:
         run.options.num_devices,
     )
     start = run_settings.init_from(run.config)["baseline"]
-    inputs = {"init_from": weights_digest(start)} if start else {}
-    key = key_of(run, TRAINED_SCORES, inputs).digest
-    folder = run.path / "ranking" / key
+    is_pretrained = "baseline" in run_settings.pretrained_networks(run.config)
+    inputs = {"pretrained": str(is_pretrained)}
+    if start:
+        inputs["init_from"] = weights_digest(start)
+    step_key = key_of(run, TRAINED_SCORES, inputs)
+    key, folder = step_key.digest, run.path / "ranking" / step_key.digest
+    _require_no_repeats(run, folder, step_key)
     return TrainedScores(
         f"trained, seed {seed}",
         functools.partial(_jobs_of, run, folder, seed),
@@ -112,6 +117,17 @@ def trained_scores(run: Run, seed: int) -> TrainedScores:
         Journal(journal_file(run), key),
         folder,
     )
+
+
+def _require_no_repeats(run, folder, key):
+    """Ask before networks are trained again that were trained with other fields."""
+    others = [path for path in folder.parent.glob("*/key.json") if path.parent != folder]
+    if not folder.exists():
+        if others and not run.workdir.redo:
+            latest = max(others, key=lambda path: path.stat().st_mtime)
+            changes = key.changes(StepKey.from_json(read_json(latest)))
+            raise repeats_error(run.path, f"the study's trainings ({', '.join(changes)})")
+        write_json(folder / "key.json", {"format": FORMAT, **key.to_json()})
 
 
 def _jobs_of(run: Run, folder: pathlib.Path, seed: int, code: Code) -> list[TrainingJob]:

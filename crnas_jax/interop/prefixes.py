@@ -11,6 +11,7 @@ import numpy as np
 from crnas_jax.errors import UserError
 
 _COMPILED = "_orig_mod."
+_AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter
 _REMEDY = "name one with --prefix"
 
 
@@ -36,7 +37,7 @@ def strip(
         raise UserError("weights", _COMPILED, "a tensor comes with and without it", "remove one")
     first = names[0]
     candidates = {name.removesuffix(first) for name in plain if name.endswith(first)}
-    found = sorted(p for p in candidates if all(p + name in plain for name in names))
+    found = every = sorted(p for p in candidates if all(p + name in plain for name in names))
     if prefix is not None:
         prefix = prefix.replace(_COMPILED, "")
         fitting = [p for p in found if p.rstrip(".") == prefix.rstrip(".")]
@@ -50,6 +51,11 @@ def strip(
     if not found:
         return plain, "", []
     (prefix,) = found
-    outside = sorted(name for name in plain if not name.startswith(prefix))
-    inside = {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
-    return inside, prefix, outside
+    # Without a prefix of its own, a network is what no other one's prefix stands before.
+    others = tuple(p for p in every if len(p) > len(prefix))
+    inside = {
+        name.removeprefix(prefix): value
+        for name, value in plain.items()
+        if name.startswith(prefix) and not name.startswith(others) and name != _AVERAGED
+    }
+    return inside, prefix, sorted(plain.keys() - {prefix + name for name in inside})

@@ -81,6 +81,8 @@ def cut(variables: PyTree, spec: SupernetSpec, arch: Arch) -> PyTree:
     operations = None
     if arch.family != spec.family:
         raise _no_path(f"it is of family {spec.family}, this network of {arch.family}")
+    if spec.widths != arch.widths:
+        raise _no_path(f"its widths are {list(spec.widths)}, this network's {list(arch.widths)}")
     if len(spec.dilations) > 1:
         if not set(arch.dilations) <= set(spec.dilations):
             wanted = sorted(set(arch.dilations))

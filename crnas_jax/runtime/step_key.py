@@ -53,7 +53,9 @@ class StepKey:
             if json.dumps(old.fields.get(name)) != json.dumps(self.fields.get(name))
         ]
         changes += [
-            f"data {name}" for name, value in self.data.items() if old.data.get(name) != value
+            f"data {name}"
+            for name in sorted(self.data.keys() | old.data.keys())
+            if old.data.get(name) != self.data.get(name)
         ]
         names = sorted(self.inputs.keys() | old.inputs.keys())
         return changes + [

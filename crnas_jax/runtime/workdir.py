@@ -48,7 +48,10 @@ class Workdir:
         """
         self._take_lock()
         try:
-            self._require_same_data(config, data)
+            self.require_same_data(data)
+            if not (self.path / "config.json").exists():
+                content = {"format": FORMAT, "config": config, "data": data}
+                write_json(self.path / "config.json", content)
         except UserError:
             self.release()
             raise
@@ -74,12 +77,12 @@ class Workdir:
                 "wait for it, or choose another --workdir",
             ) from error
 
-    def _require_same_data(self, config, data):
+    def require_same_data(self, data: Mapping[str, Mapping[str, str]]) -> None:
+        """Raise UserError if the folder belongs to other data or has another format."""
         file = self.path / "config.json"
         if not file.exists():
             if (self.path / "journal.jsonl").exists() or any(self.path.glob("*/result.json")):
                 raise UserError(file, "file", "missing beside results", _ANOTHER)
-            write_json(file, {"format": FORMAT, "config": config, "data": data})
             return
         stored = read_config(self.path)["data"]
         for split, parts in data.items():
@@ -133,10 +136,10 @@ class Workdir:
         if stored is not None and stored.digest != key.digest:
             if not (self.redo or aside.exists()):
                 raise repeats_error(self.path, f"{step} ({', '.join(key.changes(stored))})")
-            _move(self.path / step, self._aside(step, stored))
+            _move(self.path / step, self._aside(step, stored), key_first=False)
             print(f"{step}: set aside as {self._aside(step, stored)}", flush=True)
         if aside.exists():
-            _move(aside, self.path / step)
+            _move(aside, self.path / step, key_first=True)
             print(f"{step}: taken back from {aside}", flush=True)
         result = self.finished(step, key)
         if result is not None and step not in self._told:
@@ -162,6 +165,7 @@ class Workdir:
             return result
         interruption.stop_if_requested(f"{name} is not begun")
         if self.stored_key(name) is None:
+            self._require_nothing_in(name)
             write_json(self.path / name / "key.json", {"format": FORMAT, **key.to_json()})
         spent_file = self.path / name / "spent.json"
         spent = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
@@ -177,6 +181,14 @@ class Workdir:
         write_json(self.path / name / "result.json", result)
         spent_file.unlink(missing_ok=True)
         return result
+
+    def _require_nothing_in(self, step):
+        """Refuse to work on what another key may have left."""
+        for name in ("result.json", "checkpoints", "variables"):
+            path = self.path / step / name
+            if path.exists():
+                file = path.with_name("key.json")
+                raise UserError(file, "file", f"missing beside {name}", "move the folder away")
 
     def _aside(self, step, key):
         return self.path / _SET_ASIDE / f"{step.replace('/', '-')}-{key.digest[:8]}"
@@ -213,14 +225,18 @@ def repeats_error(path: pathlib.Path, steps: str) -> UserError:
     )
 
 
-def _move(source, target):
+def _move(source, target, key_first):
     """Move the content of a step's folder, but not of the steps in it, which have their own keys.
 
-    The key goes last: a folder whose move was cut short still belongs to its step.
+    A kill in between leaves files in both; the key is then in the step's folder, so that `resume`
+    finds both parts whatever key it is asked for.
     """
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir(), key=lambda path: path.name == "key.json"):
-        if not (path / "key.json").exists():
+    paths = sorted(source.iterdir(), key=lambda path: (path.name == "key.json") != key_first)
+    for path in paths:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif not (path / "key.json").exists():
             path.rename(target / path.name)
     with contextlib.suppress(OSError):  # a step in it stays
         source.rmdir()

@@ -208,9 +208,13 @@ def detector_cost(
 
 
 def cost_by_part(
-    config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
+    config: ConfigDict,
+    arch: Arch,
+    canvas: tuple[int, int],
+    num_classes: int,
+    convention: str = "macs",
 ) -> dict[str, Cost]:
-    """Count the parts of a detector, see `detector_cost`."""
+    """Count the parts of a detector, see `detector_cost`; `convention` as in `detector_parts`."""
     options = detector_options(config, num_classes)
     mask = options.mask or MaskHeadOptions()
     return detector_parts(
@@ -221,6 +225,7 @@ def cost_by_part(
         num_classes,
         num_rois=options.rpn.post_nms[1],
         num_mask_rois=options.box.max_detections,
+        convention=convention,
         pyramid_channels=options.pyramid_channels,
         head_channels=options.box.head_channels,
         roi_pool_size=options.box.pool_size,

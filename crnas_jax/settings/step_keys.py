@@ -23,7 +23,7 @@ _OPERATIONS = (
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
 )
 _SCORES = (
-    *("search.batch_size", "search.batches", "search.bn"),
+    *("search.batch_size", "search.batches"),
     *("search.calibration_images", "search.samples"),
 )
 _STRATEGY = (
@@ -48,8 +48,9 @@ class Reads:
     steps: tuple[str, ...] = ()
 
 
-# Scores of subnets, in whichever search: the journal's key, beside the digest of the weights.
-SCORES = Reads(("seed", *_DETECTOR, *_IMAGES, *_SCORES, "supernet.dilations"), ("train", "val"))
+# Scores of subnets, in whichever search: the journal's key, beside the digest of the weights, the
+# statistics that they are scored with, and what the entries of a code mean.
+SCORES = Reads(("seed", *_DETECTOR, *_IMAGES, *_SCORES), ("train", "val"))
 # Scores of networks that a study trains.
 TRAINED_SCORES = Reads(
     (
@@ -84,7 +85,7 @@ def _pretraining(network):
 
 
 def _search(level, *fields):
-    shared = ("seed", *_DETECTOR, *_NETWORK, *_IMAGES, *_SCORES, *_STRATEGY)
+    shared = ("seed", *_DETECTOR, *_NETWORK, *_IMAGES, *_SCORES, "search.bn", *_STRATEGY)
     return Reads((*shared, *fields), ("train", "val"), (f"{level}_supernet",))
 
 

@@ -1,6 +1,7 @@
 """The record of a training: progress for users, JSON lines and TensorBoard for tools."""
 
 import json
+import os
 import pathlib
 import time
 
@@ -26,14 +27,11 @@ class RunLog:
           num_steps: steps in all.
           batch_size: images in a global batch.
         """
-        # Imports PyTorch where that is installed, seconds that only training should pay.
-        from tensorboardX import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._batch_size = name, batch_size
         _drop_after(folder / "metrics.jsonl", start)
         self._jsonl = (folder / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(folder), purge_step=start + 1)
+        self._events = _Events(folder, start + 1)
         self._progress = Progress(name, num_steps, start)
         self._last = (start, time.monotonic())
 
@@ -45,9 +43,7 @@ class RunLog:
         row = {"step": step, **values, "images_per_second": round(rate, 2)}
         self._jsonl.write(json.dumps({"run": self._name, **row}) + "\n")
         self._jsonl.flush()
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, value, step)
+        self._events.add(step, {name: value for name, value in row.items() if name != "step"})
         self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
     def __enter__(self) -> "RunLog":
@@ -57,6 +53,40 @@ class RunLog:
         self._progress.close()
         self._jsonl.close()
         self._events.close()
+
+
+class _Events:
+    """TensorBoard events, written at once.
+
+    tensorboardX's own writer has a thread: on a full disk that dies, and the training would wait
+    for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        """Begin a file; TensorBoard leaves out earlier events from `purge_step` on."""
+        # Imports PyTorch where that is installed, seconds that only training should pay.
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._scalar = Event, summary.scalar
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+        self._writer = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step."""
+        for name, value in values.items():
+            self._write(step=step, summary=self._scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._writer.close()
+
+    def _write(self, **fields):
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def _drop_after(path, last_step):

@@ -6,8 +6,10 @@ import pytest
 
 from configs import quickstart
 from crnas_jax.errors import UserError
+from crnas_jax.experiments import crnas_search
 from crnas_jax.experiments.crnas_search import search_allocation, search_dilations
 from crnas_jax.experiments.run import open_run
+from crnas_jax.settings.models import operation_supernet
 
 
 class Scores:
@@ -41,6 +43,25 @@ def test_it_stops_or_says_so(supernet, search, capsys):
     supernet.run.config.search.all_zero = "continue"
     assert search(supernet)["score"] == 0
     assert "WARNING: every candidate of the" in capsys.readouterr().out
+
+
+def test_codes_with_other_statistics_or_dilations_have_other_scores(tmp_path, monkeypatch):
+    """Greedy's last codes are full ones, scored with the mini-batch's statistics."""
+    journals = []
+    monkeypatch.setattr(crnas_search, "SubnetScorer", lambda *args: journals.append(args[5]))
+    monkeypatch.setattr(crnas_search, "SupernetScores", lambda *args: None)
+    monkeypatch.setattr(crnas_search.TrainedSupernet, "_weights_digest", "weights")
+    monkeypatch.setattr(crnas_search.TrainedSupernet, "variables", {})
+    for dilations in ((1, 2), (1, 3)):
+        config = quickstart.get_config()
+        config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
+        config.supernet.dilations = dilations
+        run = open_run(config, tmp_path, dry=True)
+        spec = operation_supernet(config, (1, 1, 1, 1))
+        supernet = crnas_search.TrainedSupernet(run, "", types.SimpleNamespace(spec=spec))
+        for partial in (True, False):
+            supernet.operation_scores(partial)
+    assert len({journal.key for journal in journals}) == 4
 
 
 def test_one_score_above_zero_is_enough(supernet):

@@ -191,3 +191,32 @@ def without_masks(folder):
     polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     all_splits(good(folder), annotations(segmentation=polygon))
     return [*_files(folder, _perfect(folder)), "--masks"]
+
+
+def _same_names(folder, *names):
+    """Write two images of one name in two folders; return the paths that predict writes."""
+    good(folder)
+    coco = read(folder, "test")
+    for image, name in zip(coco["images"], ("a/1.png", "b/1.png"), strict=True):
+        image["file_name"] = name
+    write(folder, "test", coco)
+    rows = [{**row, "image_id": row["image_id"] + 7} for row in _perfect(folder)]
+    images = [{"id": 8 + i, "file_name": name} for i, name in enumerate(names)]
+    return _files(folder, {"images": images, "annotations": rows})
+
+
+@case("the same, with one name in two folders", happens="told apart", says="boxes: AP 100.0,")
+def same_names(folder):
+    return _same_names(folder, "photos/a/1.png", "photos/b/1.png")
+
+
+@case(
+    "the same, without the folders", refused="images: photos/1.png may be each of the images [1, 2]"
+)
+def ambiguous_names(folder):
+    return _same_names(folder, "photos/1.png", "photos/2.png")
+
+
+@case("the same, with an id that its images lack", refused="[1].image_id: None is none of the")
+def missing_image(folder):
+    return _same_names(folder, "photos/a/1.png")

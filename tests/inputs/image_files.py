@@ -439,3 +439,15 @@ def linked_folder(folder):
     good(folder)
     (folder / "images").rename(folder / "store")
     (folder / "images").symlink_to(folder / "store")
+
+
+@case(
+    "JPEG with bytes between its segments", happens="passed over, as decoders do", check=boxes_fit
+)
+def padded_jpeg(folder):
+    def save(image, path):
+        image.save(path, quality=95)
+        content = path.read_bytes()
+        path.write_bytes(content[:20] + b"\0\0\0" + content[20:])
+
+    replace_image(folder, save, "train1.jpg")

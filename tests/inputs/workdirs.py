@@ -22,7 +22,7 @@ def _flags(folder, *more):
     return ["--config=configs/bccd.py", *paths, "--network=baseline", *more]
 
 
-def _finished(folder, step="baseline", **fields):
+def finished(folder, step="baseline", **fields):
     """Write a data set and a folder in which a step is finished; return the command's flags."""
     good(folder / "data")
     config = bccd.get_config()
@@ -40,7 +40,7 @@ def _finished(folder, step="baseline", **fields):
     says="baseline: finished before",
 )
 def again(folder):
-    return _finished(folder)
+    return finished(folder)
 
 
 @case(
@@ -49,7 +49,7 @@ def again(folder):
     says="baseline: finished before",
 )
 def without_config(folder):
-    _finished(folder)
+    finished(folder)
     return [f"--workdir={folder / 'run'}", "--network=baseline"]
 
 
@@ -60,7 +60,7 @@ def without_config(folder):
     report="https://github.com/ray-project/ray/issues/28082",
 )
 def moved(folder):
-    _finished(folder)
+    finished(folder)
     (folder / "run").rename(folder / "run ä")
     (folder / "data").rename(folder / "elsewhere")
     data = f"--config.data.folder={folder / 'elsewhere'}"
@@ -73,7 +73,7 @@ def moved(folder):
     report="https://github.com/huggingface/transformers/issues/18070",
 )
 def other_recipe(folder):
-    return [*_finished(folder), "--config.detector_train.epochs=30"]
+    return [*finished(folder), "--config.detector_train.epochs=30"]
 
 
 @case(
@@ -82,7 +82,7 @@ def other_recipe(folder):
     says="baseline: finished before",
 )
 def other_field(folder):
-    return [*_finished(folder), "--config.search.beam=2", "--config.stage_train.epochs=3"]
+    return [*finished(folder), "--config.search.beam=2", "--config.stage_train.epochs=3"]
 
 
 @case(
@@ -93,14 +93,14 @@ def other_field(folder):
 def other_start(folder):
     start = folder / "weights"
     save_variables(start, STARTED)
-    flags = _finished(folder, **{"init_from.baseline": str(start)})
+    flags = finished(folder, **{"init_from.baseline": str(start)})
     save_variables(start, {**STARTED, "params": {"backbone": {"a": np.ones(2)}}})
     return [*flags, f"--config.init_from.baseline={start}"]
 
 
 @case("annotations that changed", refused="data.train: its annotations are not those that")
 def other_annotations(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     coco = read(folder / "data")
     coco["annotations"][0]["bbox"] = [5, 5, 10, 10]
     write(folder / "data", "train", coco)
@@ -111,7 +111,7 @@ def other_annotations(folder):
     "images that changed", refused="data.val: its images are not those that this folder was begun"
 )
 def other_images(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     image = folder / "data" / "images" / "val1.png"
     image.write_bytes(image.read_bytes() + b"\0")
     return flags
@@ -123,7 +123,7 @@ def other_images(folder):
     report="https://github.com/meta-pytorch/torchtune/issues/481",
 )
 def in_use(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     held = Workdir(folder / "run")
     held.claim({}, {})
     _HELD.append(held)
@@ -132,28 +132,28 @@ def in_use(folder):
 
 @case("a folder of an earlier version", refused="config.json: format: 2, this version works in")
 def earlier_version(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     (folder / "run" / "config.json").write_text('{"format": 2, "hash": "x", "config": {}}')
     return flags
 
 
 @case("results whose config is gone", refused="config.json: file: missing beside results")
 def no_config(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     (folder / "run" / "config.json").unlink()
     return flags
 
 
 @case("a damaged result", refused="baseline/result.json: json: ")
 def damaged_result(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     (folder / "run" / "baseline" / "result.json").write_text("{")
     return flags
 
 
 @case("a damaged line in the journal", refused="journal.jsonl: line 1: no score")
 def damaged_journal(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     (folder / "run" / "journal.jsonl").write_text('{"format": 2}\n{}\n')
     return flags
 
@@ -182,7 +182,7 @@ def no_folder(folder):
     report="https://github.com/marin-community/levanter/pull/991",
 )
 def no_checkpoint_loads(folder):
-    flags = _finished(folder)
+    flags = finished(folder)
     (folder / "run" / "baseline" / "result.json").unlink()
     (folder / "run" / "baseline" / "checkpoints" / "7").mkdir(parents=True)
     return flags

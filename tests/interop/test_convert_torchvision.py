@@ -158,6 +158,7 @@ PREFIXES = {
     "lightning": ["model."],
     "an average": ["ema_model.module."],
     "weights and their average": ["model.", "model_ema.module."],
+    "an average beside the plain names": ["", "model_ema.module."],
 }
 
 
@@ -173,10 +174,13 @@ def test_prefixes_are_taken_off_where_one_network_is_there(resnet18, case):
     if len(prefixes) == 1:
         _, variables, _ = torchvision.convert(state, "resnet18")
     else:
-        with pytest.raises(UserError, match=r"comes 2 times, under the prefixes \['model.', 'mo"):
+        with pytest.raises(
+            UserError, match=r"comes 2 times, under the prefixes \['(model.)?', 'mo"
+        ):
             torchvision.convert(state, "resnet18")
         with pytest.raises(UserError, match="no prefix of this network; there are"):
             torchvision.convert(state, "resnet18", prefix="modle")
+        torchvision.convert(state, "resnet18", prefix=prefixes[0])
         _, variables, _ = torchvision.convert(state, "resnet18", prefix="model_ema.module")
     kernel = variables["params"]["backbone"]["stage1"]["block1"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, resnet18["layer1.0.conv1.weight"].transpose(2, 3, 1, 0))

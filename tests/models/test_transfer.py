@@ -93,6 +93,7 @@ def test_a_network_starts_from_its_path_in_a_supernet(sharing):
         (Arch("resnet_basic", (1, 2, 2, 1), widths=WIDTHS), r"depths\[2\] 2 is not on the grid"),
         (Arch("resnet_basic", (1, 2, 1, 1), (3, 1, 1, 1, 1), WIDTHS), r"dilations are \[1, 2\]"),
         (Arch("resnet_bottleneck", (1, 2, 1, 1)), "family resnet_basic"),
+        (Arch("resnet_basic", (1, 2, 1, 1)), r"its widths are \[8, 8, 16, 16\], this network's"),
     ],
 )
 def test_a_network_without_a_path_in_the_supernet_is_refused(arch, message):

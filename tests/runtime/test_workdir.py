@@ -1,6 +1,8 @@
 """A working folder belongs to one data set and one process; steps go by what they read."""
 
+import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -147,18 +149,45 @@ def test_what_was_begun_with_another_key_is_set_aside_and_taken_back(tmp_path):
     assert calls == [0, 1]
 
 
-@pytest.mark.parametrize("moved", ["weights", "result.json"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_move_that_was_cut_short_is_finished(tmp_path, moved, seed):
-    """A kill while setting aside leaves the key in its place."""
-    calls = []
-    _run(Workdir(tmp_path), 0, calls)
-    aside = tmp_path / "set_aside" / f"net-{_key(0).digest[:8]}"
-    aside.mkdir(parents=True)
-    (tmp_path / "net" / moved).rename(aside / moved)
-    assert _run(Workdir(tmp_path, redo=True), seed, calls) == seed
-    assert (tmp_path / "net" / "weights").read_text() == str(seed)
-    assert calls == [0] + [1] * seed
+class Killed(BaseException):
+    pass
+
+
+def _kill_at(monkeypatch, number):
+    """Kill at the given rename of a file, from 1 on; renames of temporary files do not count."""
+    rename, count = pathlib.Path.rename, itertools.count(1)
+
+    def kill_or_rename(path, target):
+        if path.suffix != ".tmp" and next(count) == number:
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", kill_or_rename)
+
+
+@pytest.mark.parametrize("later", [0, 1, 2])
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_kill_while_folders_are_exchanged_mixes_nothing(tmp_path, monkeypatch, number, later):
+    """Three files go aside, three come back; whatever is asked for then is its own."""
+    calls, redo = [], Workdir(tmp_path, redo=True)
+    for seed in (0, 1):
+        _run(redo, seed, calls)
+    with monkeypatch.context() as patch:
+        _kill_at(patch, number)
+        with pytest.raises(Killed):
+            _run(redo, 0, calls)
+    for seed in (later, 0, 1):
+        assert _run(Workdir(tmp_path, redo=True), seed, calls) == seed
+        assert (tmp_path / "net" / "weights").read_text() == str(seed)
+    assert calls == [0, 1] + [2] * (later == 2)
+
+
+def test_results_without_a_key_are_refused(tmp_path):
+    workdir = Workdir(tmp_path)
+    _run(workdir, 0, [])
+    (tmp_path / "net" / "key.json").unlink()
+    with pytest.raises(UserError, match=r"net/key.json: file: missing beside result.json"):
+        _run(workdir, 0, [])
 
 
 def test_changes_of_a_key_are_named(tmp_path):

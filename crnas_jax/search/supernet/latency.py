@@ -12,7 +12,7 @@ import numpy as np
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch
-from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.files import digest, read_json, write_json
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
 _REPEATS = 9
@@ -29,7 +29,7 @@ class LatencyMeter:
     Attributes:
       detector: such a supernet's detector; which weights it shares does not matter.
       canvas: (height, width) in pixels.
-      file: file that holds the measurements by device.
+      file: file that holds the measurements, by device, detector and canvas.
     """
 
     detector: Detector
@@ -38,7 +38,8 @@ class LatencyMeter:
 
     def milliseconds(self, arch: Arch) -> float:
         """Return the median of several runs after a warm-up; a network is measured once."""
-        key = f"{jax.devices()[0].device_kind}: {arch.to_json()}"
+        around = digest(repr(self.detector.options), self.detector.precision, repr(self.canvas))
+        key = f"{jax.devices()[0].device_kind}, {around}: {arch.to_json()}"
         if key not in self._measured:
             spec = self.detector.spec
             operations = [spec.dilations.index(dilation) for dilation in arch.dilations]

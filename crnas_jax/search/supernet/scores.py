@@ -25,6 +25,8 @@ class SupernetScores:
     name: str
     choice_of: Callable[[Code, int], PyTree]
     label: Callable[[Sequence[Code]], str] | None = None
+    # By code the most mini-batches asked for: the journal may hold scores of other strategies too.
+    _asked: dict[Code, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_batches(self) -> int:
@@ -56,11 +58,15 @@ class SupernetScores:
         self.scorer.clear(self.name)
 
     def effort(self) -> dict[str, int]:
-        """Return `evaluated` and `image_passes`, see `Journal.effort`."""
-        return self.scorer.journal.effort(self.name)
+        """Return `evaluated` and `image_passes` of this search, see `Journal.effort`."""
+        passes = sum(map(self.num_images, self._asked.values()))
+        return {"evaluated": len(self._asked), "image_passes": passes}
 
     def _score(self, codes, num_batches=None, keep_matches=False):
         label = self.label(codes) if self.label else self.name
+        for code in map(tuple, codes):
+            asked = self._asked.get(code, 0)
+            self._asked[code] = max(asked, num_batches or self.num_batches)
         scores = self.scorer.score(
             self.name, codes, self.choice_of, label, num_batches, keep_matches
         )
