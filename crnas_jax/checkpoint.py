@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import pathlib
@@ -280,11 +281,14 @@ def _writing(folder, what):
 
 @contextlib.contextmanager
 def _quiet():
-    """Silence what Orbax logs and warns: our errors say what matters, in one line."""
+    """Silence what Orbax logs, warns and prints: our errors say what matters, in one line.
+
+    The tracebacks of its threads are hundreds of lines when a disk is full.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -295,5 +299,7 @@ def _first_line(error):
     number = _OS_ERROR.search(str(error))
     if number:  # what TensorStore says is some lines long
         return os.strerror(int(number[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

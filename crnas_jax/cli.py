@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
+from crnas_jax import __version__
 from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
 
-_STOPPED = 128 + 15  # the shell's status of a process that SIGTERM ended
+_MISTAKE, _STOPPED = 2, 128 + 15  # the latter is the shell's for a process that SIGTERM ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Subcommands by the module of `commands` that holds them.
 _MODULES = {
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "--helpfull", "help"):
         print(_overview())
+        return 0
+    if name == "--version":
+        print(__version__)
         return 0
     try:
         return _run(name, load(name), arguments)
@@ -79,9 +83,14 @@ def console() -> None:
 
 def _end(arguments):
     try:
-        sys.exit(main(arguments))
+        status = main(arguments)
     except KeyboardInterrupt:  # commands that resume save first, and end otherwise
-        sys.exit(128 + 2)
+        status = 128 + 2
+    if status == _MISTAKE:  # threads of libraries would go on about a disk that is full
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def prepare_process(name: str = "") -> None:
@@ -94,6 +103,8 @@ def prepare_process(name: str = "") -> None:
         interruption.listen()
     # Orbax has its say about every save and load; what matters is in our errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # JAX goes on without its cache where the disk is full.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     use_compilation_cache()
 
 
@@ -129,7 +140,7 @@ def _run(name, command, arguments):
 
 def _fail(error):
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return _MISTAKE
 
 
 def _parsed(command, arguments):
@@ -145,7 +156,8 @@ def _parsed(command, arguments):
     except Exception as error:  # a config is a program: it can raise anything
         raise _mistake(error, command) from error
     if len(rest) > 1:
-        raise UserError("command line", rest[1], "is no flag", "give --flag=value")
+        remedy = "give --flag=value, once for each value"
+        raise UserError("command line", rest[1], "is no flag", remedy)
     for name in command.required:
         if values[name].value in (None, "", []):
             raise UserError("command line", f"--{name}", "missing", "--help has an example")
@@ -210,7 +222,7 @@ def _mistake(error, command):
             return UserError(where, field, f"{old!r} is now {RENAMED[old]!r}", "use the new name")
     remedy = "--help shows all flags"
     if command.has_config:
-        remedy = f"configs/base.py has all fields of a config, {remedy}"
+        remedy = f"{config_root() / 'configs' / 'base.py'} has all fields of a config, {remedy}"
     return UserError(where, field, text or type(error).__name__, remedy)
 
 
@@ -238,7 +250,7 @@ def _help(name, command):
     for flag_name in values:
         flag = values[flag_name]
         shown = f"--{flag.name}" if flag.boolean else f"--{flag.name}=..."
-        about = " ".join(flag.help.split())
+        about = re.sub(r"^<[^>]*>: |;\s+repeat this option.*$", "", " ".join(flag.help.split()))
         if flag.name in command.required:
             about += " Required."
         elif flag.default not in (None, False, ""):

@@ -145,6 +145,36 @@ def test_a_save_that_fails_ends_in_one_line_and_the_rerun_finishes(tmp_path):
     assert names == {"checkpoints", "variables", "variables.sha256", "variables.newest"}
 
 
+FULL = """
+import resource, sys
+import jax.numpy as jnp
+from crnas_jax import cli
+from crnas_jax.checkpoint import Checkpoints
+from crnas_jax.commands.command import Command
+
+folder, limit = sys.argv[1:]
+sys.argv[1:] = []
+
+def run(values):
+    with Checkpoints(folder) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+        checkpoints.save(2, {"a": jnp.arange(1e5), "b": jnp.ones(9)})
+
+cli.load = lambda name: Command("", "", lambda values, arguments: None, run)
+cli.script("fill")
+"""
+
+
+@pytest.mark.parametrize("limit", [200, 8192])
+def test_a_process_on_a_full_disk_ends_with_one_line(tmp_path, limit):
+    """Whichever file does not fit, and whatever the threads of Orbax say about it."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "checkpoints"), str(limit)]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert "checkpoint of step 2: cannot be written: File too large; make room" in line
+
+
 READ = """
 import pathlib, sys
 import numpy as np

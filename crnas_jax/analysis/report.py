@@ -23,6 +23,10 @@ def table(result: dict) -> str:
         f"difference in AP {100 * difference:+.1f}, 95 % interval over test images "
         f"[{100 * low:+.1f}, {100 * high:+.1f}]: {verdict}"
     )
+    if max(result[network]["AP"] or 0 for network in _NETWORKS) < 0.01:
+        lines.append(
+            "WARNING: neither network has learned to detect: train longer (detector_train)"
+        )
     return "\n".join(lines)
 
 
@@ -48,10 +52,12 @@ def _found(level, row):
 
 def cost(result: dict) -> str:
     """Return what a search would cost (`search_cost`) as text."""
+    hours = result["device_hours"]
+    time = f"{hours:.1f} device hours" if hours >= 0.1 else f"{3600 * hours:.0f} device seconds"
     return (
         f"{result['evaluations']} evaluations, at most {result['image_passes']} image passes of "
-        f"{1000 * result['seconds_per_image_pass']:.1f} ms: {result['device_hours']:.2g} device "
-        f"hours on {result['devices']} devices"
+        f"{1000 * result['seconds_per_image_pass']:.1f} ms: {time} on {result['devices']} "
+        "device(s); training the supernet, compiling and reading images come on top"
     )
 
 

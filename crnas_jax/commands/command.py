@@ -142,7 +142,10 @@ def config_errors(values: flags.FlagValues) -> Iterator[None]:
     except UserError as error:
         if error.where != "config":
             raise
-        raise UserError(place, error.field, error.problem, error.remedy) from error
+        where, field = place, error.field
+        if field.partition("[")[0] in values["config"].override_values:
+            where, field = "command line", f"--config.{field}"
+        raise UserError(where, field, error.problem, error.remedy) from error
 
 
 def config_place(values: flags.FlagValues) -> str:
@@ -151,6 +154,9 @@ def config_place(values: flags.FlagValues) -> str:
     Raises:
       UserError: there is none.
     """
+    if values.config is None and values.workdir and not pathlib.Path(values.workdir).exists():
+        problem = "there is no such folder to go on in"
+        raise UserError(values.workdir, "--workdir", problem, "give --config to begin one")
     if values.config is None:
         raise UserError(
             "command line", "--config", "missing", "give one of configs/, or a --workdir with one"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import re
+import sys
 
 from absl import flags
 
@@ -74,7 +75,10 @@ def _ap(values):
 
     annotations = pathlib.Path(values.annotations)
     source = CocoSource(annotations.parent, annotations, with_masks=values.masks)
-    results = read_results(values.detections, source, values.masks)
+    results, num_left_out = read_results(values.detections, source, values.masks)
+    if num_left_out:
+        where = f"images that are not in {annotations}"
+        print(f"{num_left_out} detections on {where} are left out", file=sys.stderr)
     metrics = split_metrics(source, results, values.masks)
     print(json.dumps(metrics) if values.json else report.metrics(metrics))
 

@@ -33,10 +33,11 @@ def require_consistent(sources: Mapping[str, DetectionSource]) -> list[str]:
         )
         if classes != others:
             category = min(dict(classes.items() ^ others.items()))
-            problem = (
-                f"other categories than train: {category} is {classes.get(category)!r} here and "
-                f"{others.get(category)!r} there"
+            here, there = (
+                repr(names[category]) if category in names else "missing"
+                for names in (classes, others)
             )
+            problem = f"other categories than train: {category} is {here} here and {there} there"
             raise UserError("data", split, problem, "give all splits the same")
         annotations = source.coco["annotations"]
         if all(_is_ignored(source, entry) for entry in annotations):
@@ -137,6 +138,9 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
             "WARNING: boxes look like [x0, y0, x1, y1], and are read as [x, y, width, height]: "
             "many reach out of their image"
         )
+    areas = np.array([entry.get("area", np.nan) for entry in annotations], float)
+    if (areas < 1).sum() > _NEARLY_ALL * len(areas) and num_normalised < _SOME * len(boxes):
+        yield "WARNING: areas are below one pixel, unlike their boxes: AP by size would go by them"
     num_crowds = sum(bool(entry.get("iscrowd")) for entry in annotations)
     if num_crowds > _NEARLY_ALL * len(annotations):
         yield (

@@ -19,6 +19,8 @@ from crnas_jax.runtime.files import read_regular
 
 # COCO's metrics do not count objects of this area or more, in square pixels.
 _MAX_AREA = 1e10
+# Share of boxes out of their image above which the numbers may mean something else.
+_MANY = 0.2
 
 
 class CocoSource:
@@ -88,7 +90,8 @@ class CocoSource:
         except OSError as error:
             raise self._fault("file", error.strerror or "unreadable") from error
         except (ValueError, RecursionError) as error:
-            raise self._fault("json", str(error)) from error
+            problem = "the file is empty" if not content.strip() else str(error)
+            raise self._fault("json", problem) from error
 
     def _fault(self, field, problem, remedy="give a COCO annotation file"):
         return UserError(self._file, field, problem, remedy)
@@ -110,7 +113,8 @@ class CocoSource:
     def _integer(self, where, entry, field, minimum=-(2**63)):
         value = entry.get(field)
         if type(value) is not int or not minimum <= value < 2**63:
-            problem = "missing" if value is None else f"{str(value)[:40]!r} is not valid"
+            as_text = " as text" if isinstance(value, str) else ""
+            problem = "missing" if value is None else f"{repr(value)[:40]}{as_text} is not valid"
             kind = "whole number " + ("below 2**63" if minimum < 0 else f"of at least {minimum}")
             raise self._fault(f"{where}.{field}", problem, f"give a {kind}")
         return value
@@ -271,9 +275,10 @@ class CocoSource:
                 "in training and in evaluation (data.strict=True refuses them)"
             )
         if self.num_clipped_boxes:
+            is_much = self.num_clipped_boxes > _MANY * len(self.coco["annotations"])
             notes.append(
-                f"{self.num_clipped_boxes} boxes reach out of their image; training uses the part "
-                "inside"
+                f"{'WARNING: ' * is_much}{self.num_clipped_boxes} boxes reach out of their image; "
+                "training uses the part inside"
             )
         if self._num_16_bits:
             notes.append(

@@ -143,7 +143,7 @@ def is_image(path: pathlib.Path) -> bool:
 
 def unreadable(path, problem: str = "") -> UserError:
     """Make the error for a file that cannot be read as an image."""
-    path, remedy = pathlib.Path(path), "restore the file or remove its entry"
+    path, remedy = pathlib.Path(path), "restore it, or leave it out"
     if not problem and not os.path.lexists(path):
         problem, remedy = "missing", f"{remedy}; it is looked for in {path.parent}"
     elif not problem and path.is_file():

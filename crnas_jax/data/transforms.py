@@ -32,7 +32,10 @@ class ImageSize:
         check_counts(self, "min_size", "max_size", "multiple")
         if self.max_size < self.min_size:
             raise UserError(
-                "ImageSize", "max_size", "less than min_size", "give the longer side's bound"
+                "ImageSize",
+                "max_size",
+                f"{self.max_size} is less than min_size, {self.min_size}",
+                "give the longer side's bound",
             )
 
     def canvas(self, portrait: bool) -> tuple[int, int]:

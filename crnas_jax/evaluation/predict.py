@@ -48,7 +48,13 @@ class Prediction:
     mask_cells: np.ndarray | None = None
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the mask of one detection, bool [height, width]."""
+        """Return the mask of one detection, bool [height, width].
+
+        Raises:
+          UserError: the detector has no masks.
+        """
+        if self.mask_cells is None:
+            raise UserError("prediction", "mask", "the detector has none", "train a mask_rcnn")
         pasted = masks.paste(self.mask_cells[index], self.boxes[index], self.height, self.width)
         return pasted >= 0.5
 

@@ -16,18 +16,23 @@ _REMEDY = "give a list of {image_id, category_id, bbox, score}, COCO's result fo
 
 def read_results(
     path: str | os.PathLike, source: DetectionSource, with_masks: bool = False
-) -> list[dict]:
+) -> tuple[list[dict], int]:
     """Read detections on the images of a split.
 
     Args:
       path: json file: a list in COCO's result format, or an object that holds it as `annotations`,
-        as `predict` writes it. In the latter, images are found by file name.
+        as `predict` writes it. In the latter, images are found by file name, and images of other
+        splits are left out.
       source: the split.
       with_masks: whether each has a `segmentation` too.
 
+    Returns:
+      The detections in COCO's result format, and how many were left out.
+
     Raises:
-      UserError: the file cannot be read, an entry lacks a field, names an image or category that
-        the split does not have, or has numbers that are not finite.
+      UserError: the file cannot be read, no image of it belongs to the split, an entry lacks a
+        field, names an image or category that the split does not have, or has numbers that are
+        not finite.
     """
     path = pathlib.Path(path)
     content = read_json(path, _REMEDY)
@@ -36,14 +41,20 @@ def read_results(
         raise UserError(path, "json", "no list of detections", _REMEDY)
     image_ids = _image_ids(path, content, source) if isinstance(content, dict) else None
     sizes = dict(zip(source.image_ids.tolist(), source.sizes.tolist(), strict=True))
-    results = []
+    results, num_left_out = [], 0
     for index, entry in enumerate(entries):
         where = f"[{index}]"
         if not isinstance(entry, dict):
             raise UserError(path, where, "is no object", _REMEDY)
         image = entry.get("image_id")
-        if image_ids is not None and type(image) is int:
-            image = image_ids.get(image)
+        if image_ids is not None and image in image_ids:
+            image = image_ids[image]
+            if image is None:
+                num_left_out += 1
+                continue
+        elif image_ids is not None:
+            problem = f"{image!r} is no image of the file"
+            raise UserError(path, f"{where}.image_id", problem, _REMEDY)
         for field, value, known in (
             ("image_id", image, sizes),
             ("category_id", entry.get("category_id"), source.category_ids),
@@ -59,7 +70,7 @@ def read_results(
             if result["segmentation"] is None:
                 raise UserError(path, f"{where}.segmentation", "no mask of its image", _REMEDY)
         results.append(result)
-    return results
+    return results, num_left_out
 
 
 def _image_ids(path, content, source):
@@ -81,6 +92,9 @@ def _image_ids(path, content, source):
                 problem = f"{image['file_name']} may be each of the images {longest[:5]}"
                 raise UserError(path, "images", problem, "give image_id in COCO's result format")
             found[image["id"]] = longest[0] if longest else None
+        if found and not any(image is not None for image in found.values()):
+            problem = f"none of its images, such as {image['file_name']}, is in the annotations"
+            raise UserError(path, "images", problem, "give detections of this split")
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(path, "images", f"not as predict writes them: {error}", _REMEDY) from error
     return found

@@ -28,11 +28,14 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
         side = data_settings.classification_data_options(config).size
         cost, network = backbone_cost(arch, (side, side)), "backbone of a classifier"
     size = f"{cost.flops / 1e9:.2f} G multiply-adds, {cost.params / 1e6:.2f} M parameters"
-    sizes = ", ".join(f"{split} {len(source)}" for split, source in run.sources.items())
+    sizes = ", ".join(
+        f"{split} {len(source)} images with {len(source.coco['annotations'])} objects"
+        for split, source in run.sources.items()
+    )
     devices = jax.devices()[: run.options.num_devices]
     lines = []
     if run.sources:
-        lines.append(f"data        {sizes} images; {run.num_classes} classes")
+        lines.append(f"data        {sizes}; {run.num_classes} classes")
     lines.append(f"baseline    {config.baseline} {arch.depths}, {network}: {size}")
     if "val" in run.sources:
         lines += _search_lines(run, arch)

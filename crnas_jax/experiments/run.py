@@ -112,6 +112,7 @@ def open_run(
         workdir.require_same_data(run.data_digests)
     else:
         workdir.claim(config.to_dict(), run.data_digests)
+        workdir.consent(config.to_dict())
         try:
             Journal(journal_file(run), "")  # refuses a damaged one now
         except UserError:

@@ -78,9 +78,9 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
             raise ValueError("precision or categories do not fit")
         shapes = detector.shapes
     except OSError as error:
-        raise UserError(
-            file, "file", error.strerror or "unreadable", "give the folder of a trained detector"
-        ) from error
+        inside = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION}"))
+        remedy = f"give {inside[0]}" if inside else "give the folder of a trained detector"
+        raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
     except Exception as error:  # fields of wrong types can fail anywhere in the network
         raise UserError(
             file, "fields", f"{type(error).__name__}: {error}", "export the detector again"

@@ -53,6 +53,8 @@ def write_json(path: pathlib.Path, value) -> None:
       UserError: the file cannot be written.
     """
     content = json.dumps(value, indent=1, allow_nan=False).encode()
+    if path.exists() and not path.is_file():  # replacing a device would remove it
+        raise UserError(path, "file", "it is there, and is no regular file", "name another one")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

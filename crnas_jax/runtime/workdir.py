@@ -95,11 +95,19 @@ class Workdir:
                         "restore them, or choose another --workdir",
                     )
 
+    def consent(self, config: dict) -> None:
+        """Set `redo` where it was given for this config before: a stopped run goes on."""
+        content = read_config(self.path)
+        if content.get("redo") and json.dumps(content["config"]) == json.dumps(config):
+            self.redo = True
+
     def record(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
         """Write the config that the folder is worked on with; the data of further splits too."""
         file = self.path / "config.json"
         content = read_json(file, _ANOTHER)
         new = {"format": FORMAT, "config": config, "data": {**content["data"], **data}}
+        if self.redo:
+            new["redo"] = True
         if json.dumps(new) != json.dumps(content):
             write_json(file, new)
 

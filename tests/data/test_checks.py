@@ -14,7 +14,7 @@ def test_splits_that_share_an_image_are_refused():
     sources["test"] = SyntheticSource(2, 32, seed=1)
     require_consistent(sources)
     sources["test"].category_ids = [1, 2, 4]
-    with pytest.raises(UserError, match="other categories than train: 3 is None here"):
+    with pytest.raises(UserError, match="other categories than train: 3 is missing here"):
         require_consistent(sources)
     sources["test"] = SyntheticSource(2, 32, seed=1)
     sources["test"].coco["annotations"] = []

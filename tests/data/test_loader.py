@@ -122,7 +122,7 @@ def test_synthetic_images_are_deterministic_by_index():
         ((-2, -1), "ImageSize: min_size: -2; "),
         ((64, 0), "ImageSize: max_size: 0; "),
         ((64, 64, 0), "ImageSize: multiple: 0; "),
-        ((64, 63), "ImageSize: max_size: less than min_size; "),
+        ((64, 63), "ImageSize: max_size: 63 is less than min_size, 64; "),
     ],
 )
 def test_impossible_image_sizes_are_refused(sizes, message):

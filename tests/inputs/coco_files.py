@@ -35,7 +35,7 @@ def labels_by_id(folder):
 
 @case(
     "image_id as text in annotations",
-    refused="train.json: annotations[0].image_id: '1' is not valid; give a whole number",
+    refused="train.json: annotations[0].image_id: '1' as text is not valid; give a whole number",
     report="https://github.com/dbolya/yolact/issues/156",
 )
 def string_image_ids(folder):
@@ -44,7 +44,7 @@ def string_image_ids(folder):
 
 @case(
     "ids that are file names",
-    refused="train.json: images[0].id: 'train1' is not valid; give a whole number",
+    refused="train.json: images[0].id: 'train1' as text is not valid; give a whole number",
     report="https://github.com/MiXaiLL76/faster_coco_eval/issues/58",
 )
 def name_image_ids(folder):
@@ -59,7 +59,7 @@ def name_image_ids(folder):
 
 @case(
     "ids as floats, as pandas writes them",
-    refused="train.json: annotations[0].image_id: '1.0' is not valid",
+    refused="train.json: annotations[0].image_id: 1.0 is not valid",
     report="https://github.com/cocodataset/cocoapi/issues/330",
 )
 def float_ids(folder):

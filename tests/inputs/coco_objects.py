@@ -335,3 +335,21 @@ def too_many_objects(folder):
         ]
 
     all_splits(good(folder), change)
+
+
+@case(
+    "areas as fractions of the image", happens="the plan warns", says="WARNING: areas are below one"
+)
+def fractional_areas(folder):
+    all_splits(good(folder), annotations(area=0.05))
+
+
+@case("an empty annotation file", refused="train.json: json: the file is empty")
+def empty_file(folder):
+    good(folder)
+    (folder / "train.json").write_text("")
+
+
+@case("most boxes out of their image", happens="the plan warns", says="WARNING: 2 boxes reach out")
+def centres(folder):
+    all_splits(good(folder), annotations(bbox=[45, 30, 20, 3]))

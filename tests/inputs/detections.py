@@ -217,6 +217,25 @@ def ambiguous_names(folder):
     return _same_names(folder, "photos/1.png", "photos/2.png")
 
 
-@case("the same, with an id that its images lack", refused="[1].image_id: None is none of the")
+@case(
+    "the same, with an id that its images lack", refused="[1].image_id: 9 is no image of the file"
+)
 def missing_image(folder):
     return _same_names(folder, "photos/a/1.png")
+
+
+@case(
+    "detections on the images of all splits", happens="those of others are left out", is_noted=True
+)
+def all_images(folder):
+    good(folder)
+    images = [{"id": i, "file_name": f"photos/{n}.png"} for i, n in ((1, "test1"), (2, "val1"))]
+    rows = [{"image_id": i, "category_id": 5, "bbox": BOX, "score": 0.9} for i in (1, 2)]
+    return _files(folder, {"images": images, "annotations": rows})
+
+
+@case("detections of another split", refused="images: none of its images, such as photos/val1.png,")
+def other_split(folder):
+    good(folder)
+    images = [{"id": 1, "file_name": "photos/val1.png"}]
+    return _files(folder, {"images": images, "annotations": []})

@@ -44,6 +44,7 @@ class Case:
       flags: flags of the command.
       command: the command; `plan` reads config and data.
       report: public report of somebody who met it.
+      is_noted: whether a line of the standard error says what is left out.
       is_late: whether it is refused after work began, with files of that beside what was there.
       test: the test that holds it, where that is another one.
     """
@@ -57,6 +58,7 @@ class Case:
     flags: tuple[str, ...] = ()
     command: str = "plan"
     report: str = ""
+    is_noted: bool = False
     is_late: bool = False
     test: str = ""
 

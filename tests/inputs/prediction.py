@@ -204,3 +204,20 @@ def pointer(folder):
 @case("a score in percent", refused="flag --score=50: 50.0 is not a number in the range [0.0, 1.0]")
 def percent(folder):
     return _flags(folder, "--score=50")
+
+
+@case("a device as --output", refused="null: file: it is there, and is no regular file")
+def device(folder):
+    flags = _flags(folder, "--output=/dev/null")
+    (folder / "photos" / "a.png").unlink()
+    return flags
+
+
+@case(
+    "a run's folder as --detector", refused="detector.json: file: No such file or directory; give "
+)
+def run_folder(folder):
+    flags = _flags(folder)
+    (folder / "run").mkdir()
+    (folder / "detector").rename(folder / "run" / "searched")
+    return [*flags, f"--detector={folder / 'run'}"]

@@ -201,3 +201,15 @@ def test_changes_of_a_key_are_named(tmp_path):
     ]
     assert not new.is_known
     assert old.is_known
+
+
+def test_consent_to_repeat_holds_for_its_config(tmp_path):
+    """A run with --redo that was stopped goes on without it, another config asks again."""
+    given = Workdir(tmp_path, redo=True)
+    given.claim({"seed": 0}, DATA)
+    given.record({"seed": 1}, DATA)
+    given.release()
+    for seed, redo in ((1, True), (0, False)):
+        workdir = Workdir(tmp_path)
+        workdir.consent({"seed": seed})
+        assert workdir.redo == redo
