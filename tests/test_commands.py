@@ -59,7 +59,10 @@ def test_every_script_is_a_command():
         (["flops"], "--arch: missing; give --arch, --config or --workdir"),
         (["flops", QUICKSTART, "--size=100x100"], "--size: given beside a config, which says it"),
         (["run", QUICKSTART, "--config.sede=1", "--workdir=w"], "'sede' Did you mean \"seed\""),
-        (["run", QUICKSTART, "--config.devices=64", "--workdir=w"], "command line: --config.devices: 64 asked for"),
+        (
+            ["run", QUICKSTART, "--config.devices=64", "--workdir=w"],
+            "command line: --config.devices: 64 asked for",
+        ),
         (["run", QUICKSTART, "--config.widths=(1,2)", "--config.widths=(1,2,3)", "--workdir=w"],
          "--config.widths: (1, 2, 3); give 4 entries"),
         (["run", "--workdir=nowhere"], "nowhere: --workdir: there is no such folder to go on in"),
