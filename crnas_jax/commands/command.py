@@ -43,7 +43,7 @@ def experiment(
     summary: str,
     example: str,
     action: Callable,
-    require: Callable[[ConfigDict], None] | Callable[..., None],
+    require: Callable[[ConfigDict, flags.FlagValues], None],
     goals: Callable[[ConfigDict, flags.FlagValues], Sequence[str]],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     is_dry: Callable[[flags.FlagValues], bool] = lambda values: False,

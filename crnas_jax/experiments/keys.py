@@ -3,12 +3,10 @@
 from collections.abc import Iterable
 
 from crnas_jax.experiments.run import Run
-from crnas_jax.export.weights import weights_digest
 from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.step_key import StepKey
 from crnas_jax.runtime.workdir import repeats_error
 from crnas_jax.settings import run as run_settings
-from crnas_jax.settings.run import NETWORKS
 from crnas_jax.settings.step_keys import READS, Reads, fields
 
 _SEARCHES = ("stage_search", "operation_search")
@@ -21,9 +19,8 @@ def step_key(run: Run, step: str) -> StepKey:
     found: a repeated search that finds the same one repeats nothing after it.
     """
     inputs = {name: _handed_over(run, name) for name in _earlier_steps(run, step)}
-    start = _init_from(run, step)
-    if start:
-        inputs["init_from"] = weights_digest(start)
+    if _starts_from_others(run, step):
+        inputs["init_from"] = run.init_digests[step.partition("/")[0]]
     return key_of(run, READS[step], inputs)
 
 
@@ -76,13 +73,11 @@ def _earlier_steps(run, step):
     return earlier
 
 
-def _init_from(run, step):
-    """Return the folder that a training starts from; pre-training comes before detection."""
+def _starts_from_others(run, step):
+    """Tell whether a training starts from `init_from`; pre-training comes before detection."""
     network, _, part = step.partition("/")
     is_pretrained = network in run_settings.pretrained_networks(run.config)
-    if network not in NETWORKS or part == "test" or (is_pretrained and not part):
-        return ""
-    return run_settings.init_from(run.config)[network]
+    return network in run.init_digests and part != "test" and (part or not is_pretrained)
 
 
 def _handed_over(run, step):

@@ -12,7 +12,7 @@ from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.matching import GroundTruth
-from crnas_jax.export.weights import require_weights
+from crnas_jax.export.weights import require_weights, weights_digest
 from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.workdir import Workdir
 from crnas_jax.search.journal import Journal
@@ -64,6 +64,12 @@ class Run:
             f"pretrain/{split}": {"annotations": source.digest}
             for split, source in self.classification_sources.items()
         }
+
+    @functools.cached_property
+    def init_digests(self) -> dict[str, str]:
+        """Digests of the weights that networks start from, by network; those that name some."""
+        starts = run_settings.init_from(self.config).items()
+        return {network: weights_digest(start) for network, start in starts if start}
 
     def record(self) -> None:
         """Write the config into the working folder, for who goes on there without a config."""

@@ -12,7 +12,6 @@ from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas, steps
 from crnas_jax.experiments.keys import key_of
 from crnas_jax.experiments.run import Run, journal_file
-from crnas_jax.export.weights import weights_digest
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.step_key import StepKey
 from crnas_jax.runtime.workdir import FORMAT, repeats_error
@@ -101,11 +100,10 @@ def trained_scores(run: Run, seed: int) -> TrainedScores:
         run.options.seed,
         run.options.num_devices,
     )
-    start = run_settings.init_from(run.config)["baseline"]
     is_pretrained = "baseline" in run_settings.pretrained_networks(run.config)
     inputs = {"pretrained": str(is_pretrained)}
-    if start:
-        inputs["init_from"] = weights_digest(start)
+    if "baseline" in run.init_digests:
+        inputs["init_from"] = run.init_digests["baseline"]
     step_key = key_of(run, TRAINED_SCORES, inputs)
     key, folder = step_key.digest, run.path / "ranking" / step_key.digest
     _require_no_repeats(run, folder, step_key)

@@ -8,6 +8,7 @@ from configs import quickstart
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas, crnas_search, keys, steps
+from crnas_jax.experiments import run as run_module
 from crnas_jax.experiments.run import open_run
 from crnas_jax.models.build import Model
 from crnas_jax.settings.step_keys import READS
@@ -157,8 +158,8 @@ def test_changed_data_are_refused(procedure):
 def test_other_weights_at_the_same_path_repeat_what_starts_from_them(procedure, monkeypatch):
     """A path alone says nothing about what lies there."""
     for digest, done in (("one", ["baseline"]), ("one", []), ("two", ["baseline"])):
-        monkeypatch.setattr(keys, "weights_digest", lambda _, digest=digest: digest)
-        monkeypatch.setattr("crnas_jax.experiments.run.require_weights", lambda *_: None)
+        monkeypatch.setattr(run_module, "weights_digest", lambda _, digest=digest: digest)
+        monkeypatch.setattr(run_module, "require_weights", lambda *_: None)
         assert procedure.run("init_from.baseline='folder'", redo=True)[0] == done
 
 
