@@ -23,6 +23,10 @@ from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.check import check
 
 
+# Files whose check takes long enough to say so.
+_MANY_FILES = 5000
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A config at work in a folder.
@@ -102,6 +106,9 @@ def open_run(
     sources = detection_sources(
         data_settings.data_options(config), model_settings.has_masks(config)
     )
+    num_files = sum(len(source.image_files) for source in sources.values())
+    if num_files > _MANY_FILES:
+        print(f"checking {num_files} image files", flush=True)
     notes = require_consistent(sources)
     pretrain_sources = {}
     if run_settings.pretrained_networks(config):
