@@ -22,7 +22,6 @@ from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.check import check
 
-
 # Files whose check takes long enough to say so.
 _MANY_FILES = 5000
 
