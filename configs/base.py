@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.data.strict = False  # refuse boxes without size or out of their image; else left out
     # Boxes on photographs with an EXIF rotation: "auto" (their sizes tell), "stored" or "shown".
     config.data.exif = "auto"
-    config.data.max_pixels = 100_000_000  # of the largest image that is decoded
+    config.data.max_pixels = 100_000_000  # pixels of the largest image
     config.data.synthetic = ConfigDict({"size": 128, "train": 512, "val": 64, "test": 128})
     config.data.min_size = 800  # shorter side after resizing, pixels
     config.data.max_size = 1333  # bound of the longer side, pixels

@@ -198,10 +198,7 @@ def _mistake(error, command):
         return error
     text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
     text = " ".join(text.partition("Other fields present")[0].split())
-    if text[:1] == text[-1:] and text[:1] in (
-        "'",
-        '"',
-    ):  # a KeyError's message is quoted as a whole
+    if re.fullmatch(r"(['\"]).*\1", text):  # a KeyError's message is quoted as a whole
         text = text[1:-1]
     text = text[:300]
     frames = [

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 
 from crnas_jax.errors import UserError
 
+# Flags of a typical run, for examples.
+RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 

@@ -3,7 +3,7 @@
 from absl import flags
 
 from crnas_jax.analysis import report
-from crnas_jax.commands.command import experiment
+from crnas_jax.commands.command import RUN, experiment
 from crnas_jax.experiments import crnas, search_cost
 from crnas_jax.settings.run import (
     COMPARED,
@@ -87,18 +87,17 @@ def _pretrain(run, values):
     return result, f"{text}; weights in {run.path / values.network / 'pretrain'}"
 
 
-_RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
 COMMANDS = {
     "run": experiment(
         "Run the whole procedure: images and a budget in, a reallocated detector out.",
-        _RUN,
+        RUN,
         _run,
         lambda config, _: require_search(config),
         lambda *_: [f"{network}/test" for network in COMPARED],
     ),
     "plan": experiment(
         "Check config and data, print the plan and what it says about both; write nothing.",
-        _RUN,
+        RUN,
         _plan,
         lambda *_: None,
         lambda *_: [f"{network}/test" for network in COMPARED],
@@ -106,7 +105,7 @@ COMMANDS = {
     ),
     "train-supernet": experiment(
         "Train the supernet of allocations, or of dilations (--level=operation).",
-        f"{_RUN} --level=stage",
+        f"{RUN} --level=stage",
         _train_supernet,
         lambda config, values: require_detection(config, f"{values.level}_supernet"),
         lambda _, values: [f"{values.level}_supernet"],
@@ -114,7 +113,7 @@ COMMANDS = {
     ),
     "search": experiment(
         "Search the allocation, or the dilations (--level=operation), in its supernet.",
-        f"{_RUN} --level=stage --dry_run",
+        f"{RUN} --level=stage --dry_run",
         _search,
         lambda config, _: require_search(config),
         lambda _, values: [f"{values.level}_search"],
@@ -123,7 +122,7 @@ COMMANDS = {
     ),
     "train-detector": experiment(
         "Train the searched network or the baseline, both under one recipe.",
-        f"{_RUN} --network=baseline",
+        f"{RUN} --network=baseline",
         _train_detector,
         lambda config, values: require_detection(config, _network(config, values)),
         lambda config, values: [_network(config, values)],
@@ -131,7 +130,7 @@ COMMANDS = {
     ),
     "evaluate": experiment(
         "Evaluate the searched network or the baseline on the test split.",
-        f"{_RUN} --network=baseline",
+        f"{RUN} --network=baseline",
         _evaluate,
         lambda config, values: require_detection(config, _network(config, values)),
         lambda config, values: [f"{_network(config, values)}/test"],

@@ -5,7 +5,7 @@ import json
 from absl import flags
 
 from crnas_jax.analysis import plots, ranking, report
-from crnas_jax.commands.command import Command, define_json, experiment
+from crnas_jax.commands.command import RUN, Command, define_json, experiment
 from crnas_jax.experiments.studies import LEVELS, ranking_study, strategy_study
 from crnas_jax.settings.run import require_search
 
@@ -58,11 +58,10 @@ def _scores(values):
     print(json.dumps(result) if values.json else report.agreement(result))
 
 
-_RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
 COMMANDS = {
     "ranking-study": experiment(
         "Compare the supernet's scores of subnets with the AP of subnets trained alone.",
-        f"{_RUN} --subnets=12 --seeds=2",
+        f"{RUN} --subnets=12 --seeds=2",
         _ranking,
         lambda config, _: require_search(config),
         lambda *_: ["stage_supernet"],
@@ -70,7 +69,7 @@ COMMANDS = {
     ),
     "compare-strategies": experiment(
         "Compare the search strategies on one config's supernets.",
-        f"{_RUN} --seeds=3",
+        f"{RUN} --seeds=3",
         _strategies,
         lambda config, _: require_search(config),
         lambda _, values: [f"{level}_supernet" for level in values.levels],

@@ -63,7 +63,7 @@ def _ap_flags(values, _):
     flags.DEFINE_string("annotations", None, "COCO json with the objects.", flag_values=values)
     text = "json with detections: COCO's results, or what predict wrote."
     flags.DEFINE_string("detections", None, text, flag_values=values)
-    flags.DEFINE_bool("masks", False, "Of masks too.", flag_values=values)
+    flags.DEFINE_bool("masks", False, "Score masks too.", flag_values=values)
     define_json(values)
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
 from crnas_jax.settings.run import COMPARED
+from crnas_jax.settings.training import RECIPE_OF
 
 # Fields that change how a run is executed, not its results, wherever they stand. What the files
 # hold is in the digests of the data.
@@ -65,17 +66,11 @@ _SPEC = {
     "baseline": _NETWORK,
     "searched": _NETWORK,
 }
-_RECIPE = {
-    "stage_supernet": "stage_train",
-    "operation_supernet": "operation_train",
-    "baseline": "detector_train",
-    "searched": "detector_train",
-}
 _FROM = {"operation_supernet": ("stage_search",), "searched": ("operation_search",)}
 
 
 def _training(network):
-    fields = ("seed", *_DETECTOR, *_SPEC[network], *_ROWS, _RECIPE[network])
+    fields = ("seed", *_DETECTOR, *_SPEC[network], *_ROWS, RECIPE_OF[network])
     return Reads(fields, ("train",), _FROM.get(network, ()))
 
 
