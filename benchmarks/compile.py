@@ -20,7 +20,8 @@ from absl import app, flags
 
 from configs import base
 from crnas_jax.models.build import Detector
-from crnas_jax.settings.models import baseline, operation_supernet, stage_supernet
+from crnas_jax.settings.models import baseline
+from crnas_jax.settings.supernets import operation_supernet, stage_supernet
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
 from crnas_jax.training.step import Trainer
 

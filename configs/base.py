@@ -1,13 +1,15 @@
 """Every field of a run and what it means. Other configs start from this one and change values.
 
-The defaults are the paper's: ResNet-50 with Faster R-CNN and FPN, COCO images at 800 x 1333.
+Networks and schedules are the paper's: ResNet-50 with Faster R-CNN and FPN, COCO images at
+800 x 1333. How supernets share and draw, and what is done before a network is returned, is what
+this project found better; `configs/paper.py` sets the paper's own way.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Return the paper's settings on COCO; `data` names where your images are."""
+    """Return the settings for COCO; `data` names where your images are."""
     config = ConfigDict()
     config.seed = 0  # seed of everything drawn: weights, paths, samples, order
     config.devices = 0  # number of devices; 0 for all
@@ -17,7 +19,11 @@ def get_config() -> ConfigDict:
     config.baseline = "resnet50"
     config.budget = 0.0  # total cost in blocks; 0 for the baseline's
     config.widths = ()  # per stage, for the networks that are trained in the end; () for the zoo's
-    config.network = "searched"  # what train_detector and evaluate mean: "searched" or "baseline"
+    # What train_detector and evaluate mean: "baseline", "stage_only", "searched" or "returned".
+    config.network = "returned"
+    # Batch statistics of networks that are trained alone: "running" averages; "recalibrate" them on
+    # search.calibration_images; "auto": that where fewer than 16 images are normalised together.
+    config.trained_bn = "auto"
 
     config.data = ConfigDict()
     # "coco" (folder with images and json), "voc" (VOCdevkit), "synthetic" (no files) or "none" (for
@@ -70,21 +76,35 @@ def get_config() -> ConfigDict:
     # to `widths`: a full-width supernet, which can start from a standard network's weights.
     config.supernet.widths = ()
     config.supernet.grids = ()  # candidate depths per searched stage; () for the paper's
+    # "reachable": the depths of the grids that an allocation of a budget has; "all" (the paper's).
+    config.supernet.depths = "reachable"
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
-    # "branch": each depth owns its blocks; "prefix": a branch is the first blocks of the deepest,
-    # which ranks far better after short trainings (docs/results.md).
-    config.supernet.stage_sharing = "branch"
+    # What has a dilation of its own: each "block" (the paper's), or each "stage": few images cannot
+    # tell more codes apart.
+    config.supernet.tie = "stage"
+    # "branch": each depth owns its blocks (the paper's); "prefix": a branch is the first blocks of
+    # the deepest, which ranks far better after short trainings (docs/results.md).
+    config.supernet.stage_sharing = "prefix"
     # "own": each dilation owns its kernel; "shared": one for all.
     config.supernet.kernel_sharing = "own"
+    # Paths of training steps: "balanced" (each depth, and each dilation, equally often) or
+    # "uniform" (the paper's).
+    config.supernet.draws = "balanced"
 
-    # One recipe each; `detector_train` trains the searched network and the baseline.
+    # One recipe each; `detector_train` trains every network that is trained alone.
     config.stage_train = _recipe(epochs=25.0, lr_drops=(16 / 25, 22 / 25))
     config.operation_train = _recipe(epochs=25.0, lr_drops=(16 / 25, 22 / 25))
     config.detector_train = _recipe(epochs=13.0, lr_drops=(8 / 13, 11 / 13))
 
-    # Weights to start from: folders with `variables/`; "" for fresh ones.
+    # Weights to start from: folders with `variables/`; "" for fresh ones. "stage_supernet" stands
+    # for this run's. What `searched` names starts all networks but the baseline.
     config.init_from = ConfigDict(
-        {"stage_supernet": "", "operation_supernet": "", "baseline": "", "searched": ""}
+        {
+            "stage_supernet": "",
+            "operation_supernet": "stage_supernet",
+            "baseline": "",
+            "searched": "",
+        }
     )
     # Classification before detection, for the networks named; the paper's recipe on ImageNet.
     config.pretrain = _recipe(epochs=150.0, lr_drops=())
@@ -110,13 +130,14 @@ def get_config() -> ConfigDict:
     config.search.bn = "recalibrate"
     config.search.calibration_images = 512  # training images for "recalibrate"
     config.search.max_subnets_per_call = 0  # subnets in a compiled call; 0 for what fits the memory
-    # "exhaustive" (the paper's), "halving" (about a third of the images), "random", "evolution".
+    # "exhaustive" (the paper's), "racing" (fewer images for surely worse ones), "random" or
+    # "evolution".
     config.search.stage_strategy = "exhaustive"
     config.search.operation_strategy = "greedy"  # the paper's; or "random", "evolution"
     config.search.evaluations = 100  # subnets that "random" and "evolution" score
     config.search.population = 20  # subnets in a generation of "evolution"
     config.search.parents = 5  # subnets that the next generation is bred from
-    config.search.confidence = 0.95  # how sure "halving" must be to drop a candidate early
+    config.search.confidence = 0.95  # how sure "racing" is not to drop the best early
     config.search.samples = 200  # resamplings of the images behind a score's interval
     config.search.budgets = ()  # further budgets of the stage search, in blocks: a Pareto set
     # Limits on the networks that are trained in the end; 0 for none. They apply to the whole
@@ -125,6 +146,18 @@ def get_config() -> ConfigDict:
     config.search.max_params = 0.0
     config.search.max_latency = 0.0  # milliseconds
     config.search.all_zero = "stop"  # when every candidate scores 0; or "continue" with the first
+    # Score the operation search's last codes, and the code of ones, again as `bn` says.
+    config.search.rescore = True
+
+    # What is trained alone before a network is returned, and when it is (docs/searching.md).
+    config.refine = ConfigDict()
+    # Best allocations, beside the baseline's, that are trained with a short schedule; 0 for the
+    # paper's procedure: the found network is returned unexamined.
+    config.refine.finalists = 4
+    config.refine.operation_finalists = 2  # best codes of dilations, beside that of ones
+    config.refine.short = 1 / 3  # epochs of a finalist over those of `detector_train`
+    config.refine.seeds = 2  # trainings of the found network, its stage-only form, the baseline
+    config.refine.confidence = 0.8  # least probability of being better than the baseline
     config.bootstrap = 500  # resamplings of the images behind the interval of the difference
     return config.lock()
 

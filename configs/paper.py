@@ -58,6 +58,20 @@ def recipe(fields, schedule: str) -> None:
     fields.lr_drops = tuple(drop / epochs for drop in drops)
 
 
+def as_published(config) -> None:
+    """Set the paper's own procedure: how supernets share and draw, and nothing after the searches.
+
+    The found network is returned unexamined, and batch statistics are running averages.
+    """
+    config.supernet.update(
+        {"depths": "all", "tie": "block", "stage_sharing": "branch", "draws": "uniform"}
+    )
+    config.init_from.operation_supernet = ""
+    config.search.rescore = False
+    config.refine.finalists = 0
+    config.trained_bn = "running"
+
+
 def detection(network: str, schedule: str):
     """Return the training of one network on COCO's trainval35k (train2017), tested on minival.
 
@@ -66,6 +80,7 @@ def detection(network: str, schedule: str):
     `FOLDER/imagenet_NAME`.
     """
     config = base.get_config()
+    as_published(config)
     config.network, config.baseline = "baseline", network
     config.precision = "bfloat16"
     annotations = "annotations/instances_{}2017.json"

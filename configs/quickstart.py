@@ -28,6 +28,8 @@ def get_config(start: str = "scratch"):
     config.detector_train.epochs = 10.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
+    config.refine.finalists = 2
+    config.refine.operation_finalists = 0
     if start not in ("scratch", "pretrain"):
         raise UserError("configs/quickstart.py", "start", start, "use scratch or pretrain")
     if start == "pretrain":

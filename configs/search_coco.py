@@ -26,6 +26,7 @@ def get_config(arguments: str = ""):
     file, choices = "configs/search_coco.py", paper.networks("resnet50")
     (network,) = paper.arguments(file, arguments, choices)
     config = base.get_config()
+    paper.as_published(config)
     config.baseline = network
     config.precision = "bfloat16"
     annotations = "annotations/{}.json"

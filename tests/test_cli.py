@@ -276,7 +276,7 @@ CASES = {
     "unknown stage strategy": (
         None,
         ["--config.search.stage_strategy=greedy"],
-        "search.stage_strategy: 'greedy' is unknown; use 'exhaustive' or 'halving' or",
+        "search.stage_strategy: 'greedy' is unknown; use 'exhaustive' or 'racing' or",
     ),
     "unknown operation strategy": (
         None,

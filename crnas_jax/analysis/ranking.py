@@ -5,6 +5,7 @@ results of training each of them alone, once for each seed.
 """
 
 import csv
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def agreement(scores, results, num_samples: int = 2000, seed: int = 0) -> dict:
 
     Returns:
       `tau` (Kendall's tau-b) and `spearman`, each with a 95 % interval over resampled rows
-      (`tau_ci95`, `spearman_ci95`); `regret_top1`: largest mean result minus the mean result of the
-      row with the highest score; `rows`: number of rows. NaN where a column is constant.
+      (`tau_ci95`, `spearman_ci95`); `regret_top1` and `regret_top4`: largest mean result minus that
+      of the row with the highest score, and minus the best of the four rows with the highest
+      scores, with intervals as well; `rows`: number of rows. NaN where a column is constant.
 
     Raises:
       ValueError: the columns differ in length, or have fewer than three rows.
@@ -39,13 +41,18 @@ def agreement(scores, results, num_samples: int = 2000, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(scores), size=(num_samples, len(scores)))
     statistics = {"rows": len(scores)}
-    for name, statistic in (("tau", _tau), ("spearman", _spearman)):
+    names = {
+        "tau": _tau,
+        "spearman": _spearman,
+        "regret_top1": functools.partial(_regret, 1),
+        "regret_top4": functools.partial(_regret, 4),
+    }
+    for name, statistic in names.items():
         statistics[name] = statistic(scores, results)
         resampled = [statistic(scores[rows], results[rows]) for rows in draws]
         resampled = [value for value in resampled if np.isfinite(value)]
         low_high = np.percentile(resampled, [2.5, 97.5]) if resampled else (np.nan, np.nan)
         statistics[f"{name}_ci95"] = [float(value) for value in low_high]
-    statistics["regret_top1"] = float(results.max() - results[np.argmax(scores)])
     return statistics
 
 
@@ -168,6 +175,11 @@ def _read_rows(path, columns):
 def _row_means(values):
     values = np.asarray(values, float)
     return values if values.ndim == 1 else values.mean(1)
+
+
+def _regret(count, scores, results):
+    first = np.argsort(-scores, kind="stable")[:count]
+    return float(results.max() - results[first].max())
 
 
 def _tau(first, second):

@@ -1,33 +1,48 @@
 """The result of a run as a table for the terminal."""
 
-# Networks of a result, in the order of the rows.
-_NETWORKS = ("baseline", "searched")
+# Names of a result's networks, in the order of the rows.
+_NETWORKS = {"baseline": "baseline", "stage_only": "stage-only", "searched": "found"}
 
 
 def table(result: dict) -> str:
-    """Return a run's `result.json` as a table with its verdict."""
-    lines = [f"{'':10}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"]
-    for network in _NETWORKS:
-        row = result[network]
+    """Return a run's `result.json` as text: the verdict, then the networks on the test split."""
+    decision = result["decision"]
+    lines = [f"returned: the {_NETWORKS[decision['network']]} network; {decision['reason']}"]
+    if decision["difference"] is not None:
+        challenger = _NETWORKS[decision["challenger"]]
+        lines.append(
+            f"on val, {challenger} minus baseline: {_difference(decision, 'difference')}; "
+            "val also chose the finalists, so that this is optimistic"
+        )
+    header = (
+        f"{'on test':12}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"
+    )
+    lines.append(f"{header}  AP minus baseline, 95 %")
+    rows = {network: result[network] for network in _NETWORKS if network in result}
+    for network, row in rows.items():
         metrics = "".join(f"{100 * (row[name] or 0):8.1f}" for name in ("AP", "AP50", "AP75"))
         depths = str(row["arch"]["depths"])
-        lines.append(
-            f"{network:10}{depths:>16}{row['flops'] / 1e9:8.3f}{row['params'] / 1e6:10.3f}{metrics}"
+        line = (
+            f"{_NETWORKS[network]:12}{depths:>16}{row['flops'] / 1e9:8.3f}"
+            f"{row['params'] / 1e6:10.3f}{metrics}"
         )
-    difference, (low, high) = result["difference"]["AP"], result["difference"]["ci95"]
-    verdict = (
-        "not distinguishable" if low <= 0 <= high else ("better" if difference > 0 else "worse")
-    )
-    lines.append(f"dilations of the searched network: {result['searched']['arch']['dilations']}")
-    lines.append(
-        f"difference in AP {100 * difference:+.1f}, 95 % interval over test images "
-        f"[{100 * low:+.1f}, {100 * high:+.1f}]: {verdict}"
-    )
-    if max(result[network]["AP"] or 0 for network in _NETWORKS) < 0.01:
-        lines.append(
-            "WARNING: neither network has learned to detect: train longer (detector_train)"
-        )
+        if "difference" in row:
+            line = f"{line}  {_difference(row['difference'], 'AP')}"
+        lines.append(line)
+    num_seeds = len(result["baseline"]["seeds"])
+    over = "test images" if num_seeds == 1 else f"test images and the {num_seeds} seeds of each"
+    lines.append(f"dilations of the found network: {result['searched']['arch']['dilations']}")
+    lines.append(f"intervals are over {over}")
+    if max(row["AP"] or 0 for row in rows.values()) < 0.01:
+        lines.append("WARNING: no network has learned to detect: train longer (detector_train)")
     return "\n".join(lines)
+
+
+def _difference(row, name):
+    """Return a difference in AP with its interval, and what the interval says."""
+    value, (low, high) = row[name], row["ci95"]
+    verdict = "not distinguishable" if low <= 0 <= high else ("better" if value > 0 else "worse")
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
 
 
 def search(level: str, result: dict) -> str:

@@ -83,7 +83,7 @@ def experiment(
         define_config(values, arguments)
 
     def run(values):
-        from crnas_jax.experiments import keys
+        from crnas_jax.experiments import repeats
         from crnas_jax.experiments.plan import plan
         from crnas_jax.experiments.run import open_run
 
@@ -104,7 +104,7 @@ def experiment(
                 wanted = goals(values.config, values)
                 print(plan(work, wanted), flush=True)
                 if not is_dry(values):
-                    keys.require_no_repeats(work, wanted)
+                    repeats.require_no_repeats(work, wanted)
                     work.record()
                 answer = action(work, values)
             finally:

@@ -8,12 +8,19 @@ from crnas_jax.experiments import crnas, search_cost
 from crnas_jax.settings.run import (
     COMPARED,
     NETWORKS,
+    RETURNED,
+    compared_networks,
     require_detection,
     require_pretraining,
     require_search,
 )
 
+_EVALUATED = (*COMPARED, RETURNED)
 _LEVELS = ("stage", "operation")
+
+
+def _whole_run(config, values):
+    return [f"{network}/test" for network in compared_networks(config)]
 
 
 def _plan(run, values):
@@ -22,8 +29,9 @@ def _plan(run, values):
 
 def _run(run, values):
     result = crnas.run_crnas(run)
+    detector = f"the returned detector is in {run.path / RETURNED}"
     files = f"all files are in {run.path}; the numbers in {run.path / 'result.json'}"
-    return result, f"{report.table(result)}\n{files}"
+    return result, f"{report.table(result)}\n{detector}\n{files}"
 
 
 def _level(values):
@@ -56,7 +64,7 @@ def _search(run, values):
 
 def _network_flag(values):
     flags.DEFINE_enum(
-        "network", None, COMPARED, "Network; config.network when not given.", flag_values=values
+        "network", None, _EVALUATED, "Network; config.network when not given.", flag_values=values
     )
 
 
@@ -64,10 +72,14 @@ def _network(config, values):
     return values.network or config.network
 
 
+def _goals(config, values, part):
+    network = _network(config, values)
+    return _whole_run(config, values) if network == RETURNED else [f"{network}{part}"]
+
+
 def _train_detector(run, values):
     network = _network(run.config, values)
-    crnas.train_network(run, network)
-    folder = run.path / network
+    folder = run.path / crnas.train_network(run, network)
     text = f"the detector is in {folder}: crnas-jax predict --detector={folder} --images=..."
     return {"folder": str(folder)}, text
 
@@ -93,14 +105,14 @@ COMMANDS = {
         RUN,
         _run,
         lambda config, _: require_search(config),
-        lambda *_: [f"{network}/test" for network in COMPARED],
+        _whole_run,
     ),
     "plan": experiment(
         "Check config and data, print the plan and what it says about both; write nothing.",
         RUN,
         _plan,
         lambda *_: None,
-        lambda *_: [f"{network}/test" for network in COMPARED],
+        _whole_run,
         is_dry=lambda values: True,
     ),
     "train-supernet": experiment(
@@ -121,19 +133,19 @@ COMMANDS = {
         lambda values: values.dry_run,
     ),
     "train-detector": experiment(
-        "Train the searched network or the baseline, both under one recipe.",
+        "Train the found network, its stage-only form, the baseline, or what is returned.",
         f"{RUN} --network=baseline",
         _train_detector,
         lambda config, values: require_detection(config, _network(config, values)),
-        lambda config, values: [_network(config, values)],
+        lambda config, values: _goals(config, values, ""),
         _network_flag,
     ),
     "evaluate": experiment(
-        "Evaluate the searched network or the baseline on the test split.",
+        "Evaluate one of them on the test split.",
         f"{RUN} --network=baseline",
         _evaluate,
         lambda config, values: require_detection(config, _network(config, values)),
-        lambda config, values: [f"{_network(config, values)}/test"],
+        lambda config, values: _goals(config, values, "/test"),
         _network_flag,
     ),
     "pretrain": experiment(

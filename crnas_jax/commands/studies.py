@@ -17,10 +17,16 @@ def _ranking_flags(values):
         ("repeats", 2, "Scorings of each allocation in the supernet."),
     ):
         flags.DEFINE_integer(name, default, text, flag_values=values)
+    flags.DEFINE_string(
+        "against",
+        None,
+        "Result of another study: its allocations and their AP; nothing is trained alone again.",
+        flag_values=values,
+    )
 
 
 def _ranking(run, values):
-    result = ranking_study(run, values.subnets, values.seeds, values.repeats)
+    result = ranking_study(run, values.subnets, values.seeds, values.repeats, values.against)
     text = report.agreement(result["agreement"])
     return result, f"{text}\nthe numbers are in {run.path / 'ranking' / 'result.json'}"
 
@@ -64,7 +70,7 @@ COMMANDS = {
         f"{RUN} --subnets=12 --seeds=2",
         _ranking,
         lambda config, _: require_search(config),
-        lambda *_: ["stage_supernet"],
+        lambda _, values: ["stage_supernet", *([] if values.against else ["ranking/test"])],
         _ranking_flags,
     ),
     "compare-strategies": experiment(

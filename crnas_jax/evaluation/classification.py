@@ -34,15 +34,18 @@ def accuracy(
       choice_of: function from a mini-batch's index to the path to run on it.
       num_devices: number of devices; all when None.
     """
-
-    def hits(variables, batch, choice):
-        path = classifier.path(variables, choice)
-        logits = classifier.apply(path, batch, choice, classifier.default_bn)["logits"]
-        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
-        counted = batch["weight"] > 0
-        return jnp.stack([(best[:, :k].any(1) & counted).sum() for k in (1, 5)])
-
     to_row = ClassificationRows(crop_size, augment=False)
-    batches = run_on_split(hits, variables, source, to_row, batch_size, num_devices, choice_of)
+    batches = run_on_split(
+        _hits, classifier, variables, source, to_row, batch_size, num_devices, choice_of
+    )
     top1, top5 = np.sum([counts for _, counts in batches], axis=0) / len(source)
     return {"top1": float(top1), "top5": float(top5)}
+
+
+def _hits(classifier, variables, batch, choice):
+    """Return how many images have their label among the 1 and 5 best logits, int32 [2]."""
+    path = classifier.path(variables, choice)
+    logits = classifier.apply(path, batch, choice, classifier.default_bn)["logits"]
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
+    counted = batch["weight"] > 0
+    return jnp.stack([(best[:, :k].any(1) & counted).sum() for k in (1, 5)])

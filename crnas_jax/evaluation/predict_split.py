@@ -1,5 +1,6 @@
 """A trained network over a whole split, and the metrics of its detections."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.coco import CocoEvaluator, compact_detections, to_results
 from crnas_jax.evaluation.voc import voc_ap
-from crnas_jax.models.build import Detector
+from crnas_jax.models.build import Detector, Model
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.progress import Progress
@@ -20,6 +21,7 @@ from crnas_jax.runtime.progress import Progress
 
 def run_on_split(
     function: Callable,
+    model: Model,
     variables: PyTree,
     source: DetectionSource | ClassificationSource,
     to_row: Callable,
@@ -30,8 +32,10 @@ def run_on_split(
     """Yield every mini-batch of a split in order, and the function's result for it (NumPy).
 
     Args:
-      function: function of (variables, batch, choice); it is compiled here.
-      variables: its first argument.
+      function: function of (model, variables, batch, choice), one of a module: it is compiled once
+        for equal models, whatever their variables and the split.
+      model: its first argument.
+      variables: its second argument.
       source: the split.
       to_row: function from a record to a row of a batch (`data.loader.batches`).
       batch_size: images in a mini-batch.
@@ -42,7 +46,7 @@ def run_on_split(
       Stopped: a stop was requested.
     """
     mesh = make_mesh(batch_size, num_devices)
-    run = jax.jit(function, out_shardings=replicated(mesh))
+    run = _compiled(function, model, mesh)
     variables = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
     progress = Progress("evaluation", len(plan), unit="mini-batch")
@@ -52,6 +56,11 @@ def run_on_split(
         progress.update(index + 1)
         interruption.stop_if_requested("the evaluation starts again from its beginning")
     progress.close()
+
+
+@functools.lru_cache(maxsize=4)  # few, because compiled programs take memory
+def _compiled(function, model, mesh):
+    return jax.jit(functools.partial(function, model), out_shardings=replicated(mesh))
 
 
 def predict_split(
@@ -73,7 +82,7 @@ def predict_split(
       num_devices: number of devices; all when None.
     """
     batches = run_on_split(
-        detector.apply, variables, source, DetectionRows(size), batch_size, num_devices
+        Detector.apply, detector, variables, source, DetectionRows(size), batch_size, num_devices
     )
     return [
         result

@@ -1,52 +1,76 @@
 """CR-NAS from start to end: labelled images and a budget in, a reallocated detector out.
 
 1. Train the supernet of allocations.
-2. Search the allocation in it.
+2. Search the allocation in it; train the best ones alone, and choose.
 3. Train the supernet of dilations for that allocation.
-4. Search the dilations in it.
-5. Train the searched network and the baseline under one recipe.
-6. Evaluate both on the test split and compare them.
+4. Search the dilations in it; train the best ones alone, and choose.
+5. Train the found network, its stage-only form and the baseline with several seeds each.
+6. Decide on the validation split which of them is returned.
+7. Evaluate all three on the test split.
 """
 
 import json
 
-from crnas_jax import arch
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.average_precision import (
-    detections_from_results,
-    match_tables,
-    paired_bootstrap,
-)
-from crnas_jax.evaluation.matching import GroundTruth
-from crnas_jax.experiments import crnas_search, steps
+from crnas_jax.experiments import crnas_search, keys, last_rung, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
 from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.workdir import FORMAT
+from crnas_jax.search.refine import Decision
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
-from crnas_jax.settings.run import COMPARED, NETWORKS
+from crnas_jax.settings import supernets as supernet_settings
+from crnas_jax.settings.run import COMPARED, RETURNED
+from crnas_jax.settings.step_keys import CHOICES
+
+# A step's fields that are no metrics.
+_BOOKKEEPING = ("seconds", "format")
 
 
 def run_crnas(run: Run) -> dict:
     """Run all steps; write and return `result.json`."""
-    stage = search_stage(run)
-    operation = search_operations(run)
-    tests = {network: evaluate(run, network) for network in ("searched", "baseline")}
+    rung, decision = decide(run)
+    stage, operation = search_stage(run), search_operations(run)
     result = {
         "format": FORMAT,
         "stage_search": {name: stage[name] for name in ("arch", "score", "evaluated")},
         "operation_search": {name: operation[name] for name in ("arch", "score", "evaluated")},
-        **{network: _without_bookkeeping(tests[network]) for network in COMPARED},
-        "difference": _difference(run),
+        "finalists": {choice: _finalists(run, choice) for choice in CHOICES},
+        "decision": {
+            "network": decision.network,
+            "challenger": decision.challenger,
+            **_evidence(decision.difference),
+            "reason": decision.reason,
+        },
+        "returned": decision.network,
+        **{network: _row(rung, network) for network in rung.archs},
+        "difference": _interval(rung.difference("searched", "test")),
         "dataset": {split: len(source) for split, source in run.sources.items()},
-        "seconds": _seconds(run),
+        "seconds": _seconds(run, rung),
     }
     write_json(run.path / "result.json", result)
     return result
+
+
+def decide(run: Run) -> tuple[LastRung, Decision]:
+    """Train the last rung and decide, after everything before it; `returned` is written.
+
+    Returns:
+      The rung, in which all networks are trained, and the decision on `val`.
+    """
+    choose_network(run)
+    archs = keys.compared(run)
+    for network in archs:
+        train_network(run, network)
+    rung = LastRung(run, archs)
+    decision = rung.decide()
+    last_rung.publish(run, decision.network)
+    return rung, decision
 
 
 def train_supernet(run: Run, level: str) -> TrainedSupernet:
@@ -56,6 +80,8 @@ def train_supernet(run: Run, level: str) -> TrainedSupernet:
     spec = _supernet(run, network)
     if level == "stage":
         crnas_search.require_reachable(run, steps.detector(run, spec))
+    elif run_settings.starts_from_stage_supernet(run.config):
+        train_supernet(run, "stage")
     _pretrain_first(run, network, spec)
     return TrainedSupernet(run, network, steps.train_supernet(run, network, spec))
 
@@ -74,11 +100,23 @@ def search_operations(run: Run) -> dict:
     return _search(run, "operation", crnas_search.search_dilations)
 
 
+def choose_allocation(run: Run) -> Arch:
+    """Return the allocation to go on with, after the stage search and its finalists' trainings."""
+    search_stage(run)
+    return last_rung.choose(run, "allocation")
+
+
+def choose_network(run: Run) -> Arch:
+    """Return the found network, after the operation search and its finalists' trainings."""
+    search_operations(run)
+    return last_rung.choose(run, "network")
+
+
 def _search(run, level, search):
     run_settings.require_search(run.config)
     step = f"{level}_search"
     if level == "operation":
-        search_stage(run)  # the allocation is a part of the key
+        choose_allocation(run)  # a part of the key
     key = step_key(run, step)
     finished = run.workdir.resume(step, key)
     if finished is not None:  # nor is the supernet trained for it
@@ -91,44 +129,53 @@ def _search(run, level, search):
     return run.workdir.step(step, key, lambda: search(supernet))
 
 
-def train_network(run: Run, network: str):
-    """Train `baseline` or `searched` on detection, after the searches it comes from.
+def train_network(run: Run, network: str) -> str:
+    """Train a compared network, or the returned one, with the run's seed, after what it comes from.
 
     Returns:
-      Its `Detector`; the weights are in `<workdir>/<network>/variables`.
+      Its folder in the working folder, which another network's may be.
     """
+    if network == RETURNED:
+        decide(run)
+        return RETURNED
     run_settings.require_detection(run.config, network)
-    architecture = _search_architecture(run, network)
-    _pretrain_first(run, network, architecture)
-    return steps.train_network(run, network, architecture)
+    architecture = _architecture(run, network)
+    owner = keys.owner(run, network)
+    _pretrain_first(run, owner, architecture)
+    steps.train_network(run, owner, architecture)
+    return owner
 
 
 def evaluate(run: Run, network: str) -> dict:
-    """Evaluate `baseline` or `searched` on the test split, after it is trained."""
-    return steps.evaluate(run, network, train_network(run, network))
+    """Evaluate a compared network, or the returned one, on the test split, after it is trained."""
+    if network == RETURNED:
+        network = decide(run)[1].network
+    owner = train_network(run, network)
+    return steps.evaluate(run, owner, steps.detector(run, _architecture(run, network)), "test")
 
 
 def pretrain(run: Run, network: str) -> dict:
-    """Train one of `NETWORKS` on classification, after the searches it comes from."""
+    """Train a network on classification, after the searches it comes from."""
     run_settings.require_pretraining(run.config, network)
-    spec_of = _search_architecture if network in COMPARED else _supernet
+    spec_of = _architecture if network in COMPARED else _supernet
     return steps.pretrain(run, network, spec_of(run, network))
 
 
 def _supernet(run, network) -> SupernetSpec:
-    """Return what a supernet holds; for the operation supernet search the allocation if need be."""
+    """Return what a supernet holds; for the operation supernet choose the allocation if need be."""
     if network == "stage_supernet":
-        return model_settings.stage_supernet(run.config)
-    depths = tuple(search_stage(run)["arch"]["depths"])
-    return model_settings.operation_supernet(run.config, depths)
+        return supernet_settings.stage_supernet(run.config)
+    return supernet_settings.operation_supernet(run.config, choose_allocation(run).depths)
 
 
-def _search_architecture(run, network) -> Arch:
+def _architecture(run, network) -> Arch:
     """Return the architecture of a compared network; search it if need be."""
     if network == "baseline":
         return model_settings.baseline(run.config)
+    if network == "stage_only":
+        return choose_allocation(run)
     if network == "searched":
-        return arch.read(json.dumps(search_operations(run)["arch"]))
+        return choose_network(run)
     raise UserError("command line", "network", f"{network!r} is unknown", f"use one of {COMPARED}")
 
 
@@ -139,27 +186,64 @@ def _pretrain_first(run, network, spec):
         steps.pretrain(run, network, spec)
 
 
-def _difference(run):
-    """Compare the detections of both networks on the test split."""
-    test, options = run.sources["test"], run.options
-    ground_truth, tables = GroundTruth.from_source(test), []
-    for network in COMPARED:
-        results = read_json(steps.detections_file(run, network))
-        detections = detections_from_results(results, test.category_ids, test.image_ids)
-        tables += match_tables(ground_truth, detections, test.image_ids)
-    value, interval = paired_bootstrap(*tables, options.bootstrap, options.seed)
-    return {"AP": value, "ci95": list(interval)}
+def _finalists(run, choice):
+    """List the candidates of a choice that were trained alone, with both of their scores."""
+    return [
+        {"arch": json.loads(arch.to_json()), "supernet_score": score, "AP": ap}
+        for arch, score, ap in keys.finalist_scores(run, choice)
+        if ap is not None
+    ]
 
 
-def _seconds(run):
-    names = ["stage_search", "operation_search", *NETWORKS]
-    names += [f"{name}/pretrain" for name in run_settings.pretrained_networks(run.config)]
-    names += [f"{network}/test" for network in COMPARED]
+def _row(rung, network):
+    """Return the metrics of a network on the test split: means over seeds, and each seed's."""
+    rows = [
+        {name: value for name, value in row.items() if name not in _BOOKKEEPING}
+        for row in rung.metrics(network, "test")
+    ]
+    seeds = [
+        {"seed": rung.run.options.seed + index}
+        | {name: value for name, value in row.items() if isinstance(value, float | None)}
+        for index, row in enumerate(rows)
+    ]
+    difference = {}
+    if network != "baseline":
+        difference = {"difference": _interval(rung.difference(network, "test"))}
+    return {**last_rung.mean_metrics(rows), **difference, "seeds": seeds}
+
+
+def _interval(difference):
+    return {"AP": difference.value, "ci95": list(difference.interval)}
+
+
+def _evidence(difference):
+    """Return a difference on `val` with its probability; all None where nothing was compared."""
+    if difference is None:
+        return dict.fromkeys(("probability", "difference", "ci95"))
+    return {
+        "probability": difference.probability,
+        "difference": difference.value,
+        "ci95": list(difference.interval),
+    }
+
+
+def _seconds(run, rung):
+    """Return the seconds of every step that the result comes from, and their sum."""
+    names = [
+        name
+        for level in ("stage", "operation")
+        for name in (f"{level}_supernet/pretrain", f"{level}_supernet", f"{level}_search")
+    ]
+    for choice in CHOICES:
+        for arch, _, ap in keys.finalist_scores(run, choice):
+            step = keys.network_step(keys.FINALISTS, arch)
+            names += [step, f"{step}/val"] if ap is not None else []
+    for network in rung.names:
+        names.append(f"{network}/pretrain")
+        for seed in range(rung.num_seeds):
+            step = keys.seed_step(network, seed)
+            names += [step, f"{step}/val", f"{step}/test"]
     results = {name: run.workdir.finished(name, step_key(run, name)) for name in names}
     # A finished search needs its supernet no more: its folder may be gone.
-    seconds = {name: result["seconds"] if result else 0.0 for name, result in results.items()}
+    seconds = {name: result["seconds"] for name, result in results.items() if result}
     return {**seconds, "total": round(sum(seconds.values()), 1)}
-
-
-def _without_bookkeeping(fields):
-    return {name: value for name, value in fields.items() if name not in ("seconds", "format")}

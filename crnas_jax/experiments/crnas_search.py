@@ -10,21 +10,23 @@ from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
 from crnas_jax.experiments.keys import key_of
+from crnas_jax.experiments.limits import limits
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.experiments.steps import load_trained
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.files import digest
 from crnas_jax.search.journal import Journal
+from crnas_jax.search.scores import best
 from crnas_jax.search.strategies.greedy import complete
-from crnas_jax.search.supernet.latency import LatencyMeter
 from crnas_jax.search.supernet.scorer import SubnetScorer
 from crnas_jax.search.supernet.scores import SupernetScores
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.step_keys import SCORES
-from crnas_jax.spaces.constrained import Limit, limited
+from crnas_jax.settings.supernets import operation_space
+from crnas_jax.spaces.constrained import limited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TrainedSupernet:
           repeat: from 1 on, score anew with other images for the statistics and other mini-batches.
           name: name of the search in the journal.
         """
-        scorer = self._scorer(search_settings.search_options(self.run.config).bn, repeat, (1,))
+        scorer = self._scorer(search_settings.search_options(self.run.config).bn, repeat, "(1,)")
         return SupernetScores(
             scorer, _repeat_name(name, repeat), lambda depths, _: self.spec.choice(depths)
         )
@@ -79,19 +81,20 @@ class TrainedSupernet:
           name: see `stage_scores`.
         """
         config, depths = self.run.config, self.depths
-        space = search_settings.operation_space(config, depths)
+        space = operation_space(config, depths)
         # A completion lives for one mini-batch, so statistics are the mini-batch's.
         bn = "batch" if partial else search_settings.search_options(config).bn
         seed = self.run.options.seed + repeat
 
         def choice_of(code, batch):
-            return self.spec.choice(depths, complete(space, code, seed, batch))
+            full = complete(space, code, seed, batch)
+            return self.spec.choice(depths, space.operations_of(full))
 
         def label(codes):
             return f"operation search, block {len(codes[0])} of {space.num_blocks}"
 
         return SupernetScores(
-            self._scorer(bn, repeat, space.dilations),
+            self._scorer(bn, repeat, f"{space.dilations} {space.tie}"),
             _repeat_name(name, repeat),
             choice_of,
             label if partial else None,
@@ -105,7 +108,7 @@ class TrainedSupernet:
 
     def _scorer(self, bn, repeat, dilations):
         run = self.run
-        inputs = {"weights": self._weights_digest, "bn": bn, "dilations": str(dilations)}
+        inputs = {"weights": self._weights_digest, "bn": bn, "dilations": dilations}
         journal = Journal(journal_file(run), key_of(run, SCORES, inputs).digest)
         return SubnetScorer(
             self.detector,
@@ -123,13 +126,12 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
 
     Returns:
       {"arch", "score", "flops", "params", "evaluated", "image_passes"} for the run's budget, at the
-      widths that are trained in the end; with several budgets also `pareto`: for each `budget` the
-      same fields for its best network, and whether another row is better in score or FLOPs and no
-      worse in the other (`dominated`).
+      widths that are trained in the end, and `ranking`, codes and scores, best first; with several
+      budgets also `pareto`: for each `budget` the same fields for its best network, and whether
+      another row is better in score or FLOPs and no worse in the other (`dominated`).
     """
     run = supernet.run
-    limits = _limits(run, supernet.detector)
-    spaces = search_settings.limited_stages(run.config, limits)
+    spaces = search_settings.limited_stages(run.config, limits(run, supernet.detector))
     scores = supernet.stage_scores()
     strategy = search_settings.search_strategy(run.config, "stage")
     ranked = strategy.run(list(spaces.values()), scores)
@@ -138,10 +140,10 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
     def arch_of(depths):
         return model_settings.found_arch(run.config, depths)
 
-    best = [_describe(run, *ranking[0], arch_of) for ranking in ranked]
-    result = {**best[0], **scores.effort()}
+    found = [_describe(run, *ranking[0], arch_of) for ranking in ranked]
+    result = {**found[0], **scores.effort(), "ranking": _ranking(ranked[0])}
     if len(spaces) > 1:
-        rows = [{"budget": amount, **row} for amount, row in zip(spaces, best, strict=True)]
+        rows = [{"budget": amount, **row} for amount, row in zip(spaces, found, strict=True)]
         rows = sorted(rows, key=lambda row: row["budget"])
         result["pareto"] = [{**row, "dominated": _is_dominated(row, rows)} for row in rows]
     return result
@@ -150,17 +152,30 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
 def search_dilations(supernet: TrainedSupernet) -> dict:
     """Search the operation code of the supernet's allocation; fields as `search_allocation`."""
     run, depths = supernet.run, supernet.depths
-    space = search_settings.operation_space(run.config, depths)
+    space = operation_space(run.config, depths)
 
     def arch_of(code):
         return model_settings.found_arch(run.config, depths, space.dilations_of(code))
 
-    limits = _limits(run, supernet.detector)
     strategy = search_settings.search_strategy(run.config, "operation")
     scores = supernet.operation_scores(strategy.scores_partial_codes)
-    (ranking,) = strategy.run([limited(space, limits, arch_of)], scores)
+    within = limited(space, limits(run, supernet.detector), arch_of)
+    (ranking,) = strategy.run([within], scores)
+    effort = scores.effort()
+    if search_settings.search_options(run.config).rescore:
+        codes = [code for code, _ in ranking[: search_settings.strategy_options(run.config).beam]]
+        codes = list(dict.fromkeys([*codes, *([space.ones] if space.ones else [])]))
+        if strategy.scores_partial_codes:
+            # Their scores are of the mini-batches' statistics and of the completions of the time.
+            scores = supernet.operation_scores(partial=False, name="operation, last codes")
+            effort = {name: count + effort[name] for name, count in scores.effort().items()}
+        ranking = best(codes, scores.score(codes))
     _require_any_score(run, [ranking], "operation")
-    return {**_describe(run, *ranking[0], arch_of), **scores.effort()}
+    return {**_describe(run, *ranking[0], arch_of), **effort, "ranking": _ranking(ranking)}
+
+
+def _ranking(ranked):
+    return [{"code": list(code), "score": score} for code, score in ranked]
 
 
 def _describe(run: Run, code, score: float, arch_of: Callable) -> dict:
@@ -185,7 +200,7 @@ def require_reachable(run: Run, detector: Detector) -> None:
       detector: the stage supernet.
     """
     if search_settings.search_options(run.config).max_latency:
-        search_settings.limited_stages(run.config, _limits(run, detector))
+        search_settings.limited_stages(run.config, limits(run, detector))
 
 
 def _require_any_score(run, ranked, level):
@@ -201,22 +216,6 @@ def _require_any_score(run, ranked, level):
     if search_settings.search_options(run.config).all_zero == "stop":
         raise error
     print(f"WARNING: {error.problem}; the first is taken", flush=True)
-
-
-def _limits(run, detector) -> list[Limit]:
-    """Return the config's limits on the networks that are trained in the end."""
-    limits = search_settings.limits(run.config, run.num_classes)
-    bound = search_settings.search_options(run.config).max_latency
-    if bound:
-        arch = model_settings.baseline(run.config)
-        spec = dataclasses.replace(
-            detector.spec, widths=arch.widths, stage_sharing="prefix", kernel_sharing="shared"
-        )
-        detector = dataclasses.replace(detector, spec=spec)
-        canvas = data_settings.image_size(run.config).canvas(portrait=False)
-        meter = LatencyMeter(detector, canvas, run.path / "search" / "latency.json")
-        limits.append(Limit(bound, "milliseconds", meter.milliseconds))
-    return limits
 
 
 def _repeat_name(name, repeat):

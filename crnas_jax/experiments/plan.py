@@ -6,13 +6,17 @@ import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data.checks import cap_notes
-from crnas_jax.experiments.keys import repeats
+from crnas_jax.experiments import costs
+from crnas_jax.experiments.repeats import repeats
 from crnas_jax.experiments.run import Run
+from crnas_jax.export.detector import DESCRIPTION
+from crnas_jax.export.weights import SUPERNET, weights_folder
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
+from crnas_jax.settings import supernets as supernet_settings
 
 
 def plan(run: Run, goals: Iterable[str] = ()) -> str:
@@ -49,23 +53,26 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
 
 def _search_lines(run, arch):
     options = search_settings.search_options(run.config)
-    spaces = search_settings.stage_spaces(run.config).items()
+    spaces = supernet_settings.stage_spaces(run.config).items()
     sizes = " and ".join(f"{b:g} blocks: {space.count()} allocations" for b, space in spaces)
     strategy = search_settings.search_strategy(run.config, "operation")
-    space = search_settings.operation_space(run.config, arch.depths)
-    kind = "partial operation codes" if strategy.scores_partial_codes else "operation codes"
-    codes = f"{strategy.max_evaluations(space)} {kind}"
-    yield f"budget      {sizes}, {options.stage_strategy}; then {codes}, {strategy.name}"
+    space = supernet_settings.operation_space(run.config, arch.depths)
+    yield (
+        f"budget      {sizes}, {options.stage_strategy}; then {space.count()} codes of dilations, "
+        f"{strategy.name}"
+    )
     limits = ("max_flops", "max_params", "max_latency")
     bounds = [
         f"search.{name} {getattr(options, name):g}" for name in limits if getattr(options, name)
     ]
     if bounds:
         yield f"limits      {', '.join(bounds)}"
-    yield (
-        "steps       stage supernet, stage search, operation supernet, operation search, "
-        "searched network, baseline, test"
-    )
+    parts = costs.costs(run)
+    for number, part in enumerate(parts):
+        yield f"{'' if number else 'steps':12}{part.text:55}{part.trainings:7.2f}"
+    total = f"in trainings of the baseline, at most {sum(part.trainings for part in parts):.1f}"
+    yield f"{'':12}{total}"
+    yield f"blocks      {costs.block_steps(run)[0]}"
 
 
 def _notes(run, arch):
@@ -81,8 +88,11 @@ def _notes(run, arch):
                 f"{', '.join(fresh)}"
             )
     budget = run.options.budget
-    if budget and budget != search_settings.stage_cost(arch):
+    if budget and budget != supernet_settings.stage_cost(arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
+    if "val" in run.sources:
+        yield from filter(None, (costs.block_steps(run)[1], costs.pretraining(run)))
+        yield from _starts_note(config)
     yield from run.notes
     if run.sources:
         options = data_settings.data_options(config)
@@ -92,6 +102,31 @@ def _notes(run, arch):
         for split in run.sources.keys() - {"train"}:
             room = "a detector returns no more detections than that"
             yield from _of(split, cap_notes(run.sources[split], max_detections, room))
+
+
+def _starts_note(config):
+    """Warn where finalists and the baseline do not start alike."""
+    starts = run_settings.init_from(config)
+    kinds = {name: _start_kind(starts[name]) for name in ("baseline", "searched")}
+    pretrained = run_settings.pretrained_networks(config)
+    for name in kinds:
+        if name in pretrained:
+            kinds[name] = f"{kinds[name]}, then classification"
+    if run_settings.refine_options(config).finalists and len(set(kinds.values())) > 1:
+        yield (
+            f"the baseline starts from {kinds['baseline']}, all other networks from "
+            f"{kinds['searched']}: their difference will be that of the starts too (init_from, "
+            "pretrain.networks)"
+        )
+
+
+def _start_kind(start):
+    if not start:
+        return "random weights"
+    folder = weights_folder(start).parent
+    if (folder / SUPERNET).exists():
+        return "a supernet's weights"
+    return "a detector's weights" if (folder / DESCRIPTION).exists() else "a backbone's weights"
 
 
 def _of(split, notes):

@@ -8,15 +8,13 @@ import numpy as np
 
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows
-from crnas_jax.evaluation.matching import GroundTruth
-from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.keys import chosen
 from crnas_jax.experiments.run import Run
 from crnas_jax.parallel.mesh import make_mesh, put_batch
-from crnas_jax.search.strategies import successive_halving
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
-from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
+from crnas_jax.settings import supernets as supernet_settings
 
 # Subnets that are timed.
 _NUM_TIMED = 6
@@ -27,7 +25,7 @@ def search_cost(run: Run, level: str) -> dict:
 
     The device's work is timed; reading images, matching and intervals go on beside it, and with
     small networks on a CPU may take as long. Latency limits are not considered. The dilations of
-    the searched allocation count if the stage search is finished, else those of the baseline.
+    the chosen allocation count if there is one yet, else those of the baseline.
 
     Args:
       run: the run.
@@ -44,59 +42,45 @@ def search_cost(run: Run, level: str) -> dict:
     plan, num_batches = options.score_plan(run.sources["val"])
     num_images = len(plan.first_indices(num_batches))
     if level == "stage":
-        spec = model_settings.stage_supernet(config)
+        spec = supernet_settings.stage_supernet(config)
         limits = search_settings.limits(config, run.num_classes)
         spaces = list(search_settings.limited_stages(config, limits).values())
     else:
         depths = _depths(run)
-        spec = model_settings.operation_supernet(config, depths)
-        spaces = [search_settings.operation_space(config, depths)]
-    num_evaluations = [strategy.max_evaluations(space) for space in spaces]
-    min_batches = successive_halving.min_batches(_SplitCounts(options, run.sources["val"]))
-    num_passes = strategy.max_passes(num_evaluations, num_batches, min_batches)
+        spec = supernet_settings.operation_supernet(config, depths)
+        spaces = [supernet_settings.operation_space(config, depths)]
+    num_evaluations = sum(map(strategy.max_evaluations, spaces))
+    if level == "operation" and search_settings.search_options(config).rescore:
+        num_evaluations += search_settings.strategy_options(config).beam + 1
     rng = np.random.default_rng(0)
     codes = [spaces[0].sample(rng) for _ in range(10 * _NUM_TIMED)]
     codes = list(dict.fromkeys(codes))[:_NUM_TIMED]
     choices = [
-        spec.choice(code) if level == "stage" else spec.choice(depths, code) for code in codes
+        spec.choice(code)
+        if level == "stage"
+        else spec.choice(depths, spaces[0].operations_of(code))
+        for code in codes
     ]
     detector = model_settings.detector(config, spec, run.num_classes)
     seconds, statistics = _measure(detector, options, run.sources["val"], plan, choices)
-    total = num_passes * seconds
+    total = num_evaluations * num_batches * seconds
     if options.bn == "recalibrate":
         calibration_batches = options.calibration_plan(run.sources["train"])[1]
-        total += sum(num_evaluations) * calibration_batches * statistics
+        total += num_evaluations * calibration_batches * statistics
     num_devices = run.options.num_devices or len(jax.devices())
     return {
-        "evaluations": sum(num_evaluations),
-        "image_passes": round(num_passes * num_images / num_batches),
+        "evaluations": num_evaluations,
+        "image_passes": num_evaluations * num_images,
         "seconds_per_image_pass": seconds / options.batch_size,
         "device_hours": total * num_devices / 3600,
         "devices": num_devices,
     }
 
 
-class _SplitCounts:
-    """Images and objects in the first mini-batches, as `PartialScores` counts them."""
-
-    def __init__(self, options: ScoreOptions, source):
-        self._plan, self.num_batches = options.score_plan(source)
-        self._ground_truth, self._image_ids = GroundTruth.from_source(source), source.image_ids
-
-    def num_images(self, num_batches):
-        return len(self._plan.first_indices(num_batches))
-
-    def num_objects(self, num_batches):
-        image_ids = self._image_ids[self._plan.first_indices(num_batches)]
-        return self._ground_truth.num_counted_in(image_ids)[..., 0].sum()
-
-
 def _depths(run):
-    """Return the searched allocation if this run has found it, else the baseline's."""
-    finished = run.workdir.finished("stage_search", step_key(run, "stage_search"))
-    if finished is not None:
-        return tuple(finished["arch"]["depths"])
-    return model_settings.baseline(run.config).depths
+    """Return the chosen allocation if this run has one, else the baseline's."""
+    arch = chosen(run, "allocation") or model_settings.baseline(run.config)
+    return arch.depths
 
 
 def _measure(detector, options, source, plan, choices):

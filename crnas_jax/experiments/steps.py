@@ -3,9 +3,12 @@
 A finished step is not repeated. A step never starts another one: `crnas` puts them in order.
 """
 
+import dataclasses
+import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 from jaxtyping import PyTree
@@ -13,15 +16,16 @@ from jaxtyping import PyTree
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.coco import category_entries
+from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
-from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.keys import init_name, step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime.files import write_json
+from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
@@ -29,19 +33,18 @@ from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import training as training_settings
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.loop import train
-from crnas_jax.training.step import sample_choice
 
 
-def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
+def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
     """Train a network on classification; return {"top1", "top5", "seconds"}.
 
     Args:
       run: the run.
-      network: one of `NETWORKS`.
+      step: name of the step that trains it on detection.
       spec: its backbone.
     """
-    run_settings.require_pretraining(run.config, network)
-    job = _pretraining_job(run, network, spec)
+    run_settings.require_pretraining(run.config, init_name(run, step))
+    job = _pretraining_job(run, step, spec)
 
     def work():
         variables = _fit(run, job)
@@ -52,7 +55,7 @@ def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
             run.classification_sources["val"],
             data_settings.classification_data_options(run.config).size,
             search_settings.score_options(run.config, "running").batch_size,
-            lambda index: sample_choice(job.model, run.options.seed, index),
+            functools.partial(job.model.sample, run.options.seed),
             run.options.num_devices,
         )
         print(f"{job.name}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}", flush=True)
@@ -63,69 +66,107 @@ def pretrain(run: Run, network: str, spec: Arch | SupernetSpec) -> dict:
 
 def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     """Train a supernet on detection; return its detector, the weights are in its folder."""
+    start = _start(run, network)
+    if network == "operation_supernet" and run_settings.starts_from_stage_supernet(run.config):
+        start = run.path / "stage_supernet"
+    job = detection_job(run, network, network, spec, start)
 
-    def save(job, variables):
-        save_weights(run.path / job.name, job.model, variables)
+    def work():
+        save_weights(run.path / job.name, job.model, _fit(run, job))
+        return {}
 
-    return _train_detector(run, network, spec, save)
+    run.workdir.step(network, step_key(run, network), work)
+    return job.model
 
 
-def train_network(run: Run, network: str, arch: Arch) -> Detector:
+def train_network(
+    run: Run, step: str, arch: Arch, seed_index: int = 0, short: bool = False
+) -> Detector:
     """Train a stand-alone network on detection; return its detector, the weights are in its folder.
 
     The folder is what `load_detector` reads.
-    """
 
-    def save(job, variables):
+    Args:
+      run: the run.
+      step: name of the step, and of its folder.
+      arch: its backbone.
+      seed_index: number of the seed, 0 for the run's.
+      short: whether it is trained with the short schedule of finalists.
+    """
+    # Finalists are not trained on classification first: that would cost more than they do.
+    starts = run_settings.init_from(run.config)
+    start = starts[init_name(run, step)] if short else _start(run, step)
+    job = detection_job(run, step, "baseline", arch, start)
+    epochs = job.options.epochs * (run_settings.refine_options(run.config).short if short else 1)
+    options = dataclasses.replace(job.options, epochs=epochs, seed=job.options.seed + seed_index)
+    job = dataclasses.replace(job, options=options)
+
+    def work():
+        variables = _with_statistics(run, job, _fit(run, job))
         categories = category_entries(job.source.category_ids, job.source.class_names)
         size = data_settings.image_size(run.config)
         save_detector(run.path / job.name, job.model, variables, size, categories)
+        return {}
 
-    return _train_detector(run, network, arch, save)
+    run.workdir.step(step, step_key(run, step), work)
+    return job.model
 
 
-def evaluate(run: Run, network: str, detector: Detector) -> dict:
-    """Return the test metrics of a trained network; its detections go to `detections.json`."""
-    test = run.sources["test"]
+def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
+    """Return a trained network's metrics on a split; its detections go to `detections.json`.
+
+    Args:
+      run: the run.
+      step: name of the step that trained it.
+      detector: its detector.
+      split: `val` or `test`.
+    """
+    source = run.sources[split]
     size = data_settings.image_size(run.config)
 
     def work():
         detections = predict_split(
             detector,
-            load_trained(run, network, detector),
-            test,
+            load_trained(run, step, detector),
+            source,
             size,
             search_settings.score_options(run.config, "running").batch_size,
             run.options.num_devices,
         )
-        write_json(detections_file(run, network), detections)
+        write_json(detections_file(run, step, split), detections)
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
         return {
             "arch": json.loads(detector.spec.to_json()),
             "flops": cost.flops,
             "params": cost.params,
-            **split_metrics(test, detections, detector.options.mask is not None),
+            **split_metrics(source, detections, detector.options.mask is not None),
         }
 
-    step = f"{network}/test"
-    return run.workdir.step(step, step_key(run, step), work)
+    name = f"{step}/{split}"
+    return run.workdir.step(name, step_key(run, name), work)
 
 
-def detections_file(run: Run, network: str) -> pathlib.Path:
-    """Return the path of a network's detections on the test split."""
-    return run.path / network / "test" / "detections.json"
+def detections(run: Run, step: str, detector: Detector, split: str) -> list[dict]:
+    """Return a trained network's detections on a split, in COCO's result format."""
+    evaluate(run, step, detector, split)
+    return read_json(detections_file(run, step, split))
 
 
-def load_trained(run: Run, network: str, model: Model) -> PyTree:
+def detections_file(run: Run, step: str, split: str) -> pathlib.Path:
+    """Return the path of a trained network's detections on a split."""
+    return run.path / step / split / "detections.json"
+
+
+def load_trained(run: Run, step: str, model: Model) -> PyTree:
     """Load the weights that a finished training wrote."""
-    return load_variables(run.path / network / VARIABLES, model.shapes)
+    return load_variables(run.path / step / VARIABLES, model.shapes)
 
 
 def detection_job(
     run: Run, name: str, network: str, spec: Arch | SupernetSpec, init_from: str | pathlib.Path
 ) -> TrainingJob:
-    """Describe a training on detection with the recipe of one of `NETWORKS`."""
+    """Describe a training on detection with the recipe of one of `training.RECIPE_OF`."""
     recipe = training_settings.RECIPE_OF[network]
     return TrainingJob(
         name,
@@ -137,48 +178,50 @@ def detection_job(
     )
 
 
-def classification_job(
-    run: Run, name: str, spec: Arch | SupernetSpec, init_from: str | pathlib.Path
-) -> TrainingJob:
-    """Describe a training on classification."""
-    source = run.classification_sources["train"]
-    return TrainingJob(
-        name,
-        model_settings.classifier(run.config, spec, len(source.class_names)),
-        source,
-        data_settings.classification_rows(run.config),
-        training_settings.train_options(run.config, "pretrain"),
-        init_from,
-    )
-
-
 def detector(run: Run, spec: Arch | SupernetSpec) -> Detector:
     """Return the detector with a backbone, untrained."""
     return model_settings.detector(run.config, spec, run.num_classes)
 
 
-def _pretraining_job(run, network, spec):
-    start = run_settings.init_from(run.config)[network]
-    return classification_job(run, f"{network}/pretrain", spec, start)
+def _pretraining_job(run, step, spec):
+    source = run.classification_sources["train"]
+    return TrainingJob(
+        f"{step}/pretrain",
+        model_settings.classifier(run.config, spec, len(source.class_names)),
+        source,
+        data_settings.classification_rows(run.config),
+        training_settings.train_options(run.config, "pretrain"),
+        run_settings.init_from(run.config)[init_name(run, step)],
+    )
 
 
-def _train_detector(run, network, spec, save):
-    run_settings.require_detection(run.config, network)
-    start = run_settings.init_from(run.config)[network]
-    if network in run_settings.pretrained_networks(run.config):
-        start = run.path / network / "pretrain"
-    job = detection_job(run, network, network, spec, start)
+def _start(run, step):
+    """Return the folder that a training on detection starts from."""
+    network = init_name(run, step)
+    if network not in run_settings.pretrained_networks(run.config):
+        return run_settings.init_from(run.config)[network]
+    return run.path / re.sub(r"/seed\d+$", "", step) / "pretrain"
 
-    def work():
-        shapes = jax.tree.leaves(job.model.shapes["params"])
-        num_parameters = sum(math.prod(leaf.shape) for leaf in shapes)
-        print(f"{network}: {num_parameters / 1e6:.2f} M parameters", flush=True)
-        save(job, _fit(run, job))
-        return {}
 
-    run.workdir.step(network, step_key(run, network), work)
-    return job.model
+def _with_statistics(run, job, variables):
+    """Return trained variables with the statistics that the config asks for."""
+    if not training_settings.recalibrates(run.config):
+        return variables
+    options = search_settings.score_options(run.config, "recalibrate")
+    return recalibrate(
+        job.model,
+        variables,
+        job.source,
+        options.size,
+        options.batch_size,
+        options.calibration_images,
+        job.options.seed,
+        options.num_devices,
+    )
 
 
 def _fit(run, job):
+    shapes = jax.tree.leaves(job.model.shapes["params"])
+    num_parameters = sum(math.prod(leaf.shape) for leaf in shapes)
+    print(f"{job.name}: {num_parameters / 1e6:.2f} M parameters", flush=True)
     return train(job, run.path / job.name, initialiser(job.model, job.init_from))

@@ -1,7 +1,6 @@
 """Studies of the searches themselves: does the supernet rank well, which strategy finds most?"""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -9,28 +8,31 @@ import numpy as np
 
 from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import crnas, steps
-from crnas_jax.experiments.keys import key_of
+from crnas_jax.experiments import crnas, keys, steps
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime.files import read_json, write_json
-from crnas_jax.runtime.step_key import StepKey
-from crnas_jax.runtime.workdir import FORMAT, repeats_error
+from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.build import STRATEGIES, strategy
-from crnas_jax.search.trained import TrainedScoreOptions, TrainedScores
+from crnas_jax.search.trained import TrainedScores
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
-from crnas_jax.settings.step_keys import TRAINED_SCORES
+from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.spaces.space import Code, Space
-from crnas_jax.training.job import TrainingJob
 
 LEVELS = tuple(STRATEGIES)
 # Stream of the random sample of codes, beside those of the strategies.
 _SAMPLE = 5
 
 
-def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int = 2) -> dict:
+def ranking_study(
+    run: Run,
+    num_subnets: int,
+    num_seeds: int,
+    num_repeats: int = 2,
+    against: str | pathlib.Path | None = None,
+) -> dict:
     """Compare how the supernet ranks subnets with how training them alone does.
 
     A sample of allocations of the budget is scored in the stage supernet and trained alone, each
@@ -42,6 +44,8 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
       num_seeds: trainings of each.
       num_repeats: scorings of each in the supernet; with other calibration images, if statistics
         are recalibrated.
+      against: result of another study, with the allocations and the AP of their trainings; nothing
+        is trained alone again.
 
     Returns:
       `rows` (code, `score` of each scoring, test `AP` of each training) and the statistics of
@@ -51,9 +55,12 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
     if num_subnets < 3 or num_seeds < 1 or num_repeats < 1:
         problem = f"{num_subnets} subnets, {num_seeds} seeds, {num_repeats} repeats"
         raise UserError("command line", "study", problem, "use at least 3, 1 and 1")
-    budget = search_settings.budget(run.config)
-    space = search_settings.stage_spaces(run.config)[budget]
-    codes = sample_codes(space, num_subnets, run.options.seed)
+    budget = supernet_settings.budget(run.config)
+    space = supernet_settings.stage_spaces(run.config)[budget]
+    if against is None:
+        codes, reached = sample_codes(space, num_subnets, run.options.seed), None
+    else:
+        codes, reached = _recorded(against, space)
     if len(codes) < 3:
         problem = f"{len(codes)} allocations cost {budget:g} blocks"
         raise UserError("config", "supernet.grids", problem, "a ranking needs three or more")
@@ -61,8 +68,10 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
     scores = [
         supernet.stage_scores(repeat, "ranking").score(codes) for repeat in range(num_repeats)
     ]
-    reached = [trained_scores(run, seed).score(codes) for seed in range(num_seeds)]
-    scores, reached = np.transpose(scores).tolist(), np.transpose(reached).tolist()
+    if reached is None:
+        alone = [trained_scores(run, seed).score(codes) for seed in range(num_seeds)]
+        reached = np.transpose(alone).tolist()
+    scores = np.transpose(scores).tolist()
     first = [row[0] for row in scores]
     result = {
         "format": FORMAT,
@@ -90,58 +99,48 @@ def ranking_study(run: Run, num_subnets: int, num_seeds: int, num_repeats: int =
     return result
 
 
-def trained_scores(run: Run, seed: int) -> TrainedScores:
-    """Return the scores of allocations trained alone with a seed, on the test split."""
-    scoring = search_settings.score_options(run.config, "running")
-    options = TrainedScoreOptions(
-        scoring.batch_size,
-        scoring.size,
-        scoring.bootstrap_samples,
-        run.options.seed,
-        run.options.num_devices,
-    )
-    is_pretrained = "baseline" in run_settings.pretrained_networks(run.config)
-    inputs = {"pretrained": str(is_pretrained)}
-    if "baseline" in run.init_digests:
-        inputs["init_from"] = run.init_digests["baseline"]
-    step_key = key_of(run, TRAINED_SCORES, inputs)
-    key, folder = step_key.digest, run.path / "ranking" / step_key.digest
-    _require_no_repeats(run, folder, step_key)
+def trained_scores(run: Run, seed_index: int) -> TrainedScores:
+    """Return the scores of allocations trained alone as the baseline is, on the test split.
+
+    Args:
+      run: the run.
+      seed_index: number of the seed, 0 for the run's.
+    """
+
+    def detections_of(code):
+        arch = model_settings.found_arch(run.config, code)
+        network = keys.network_step(keys.RANKING, arch)
+        step = keys.seed_step(network, seed_index)
+        if "baseline" in run_settings.pretrained_networks(run.config):
+            steps.pretrain(run, network, arch)
+        detector = steps.train_network(run, step, arch, seed_index)
+        return steps.detections(run, step, detector, "test")
+
     return TrainedScores(
-        f"trained, seed {seed}",
-        functools.partial(_jobs_of, run, folder, seed),
+        f"trained, seed {seed_index}",
+        detections_of,
         run.sources["test"],
-        options,
-        Journal(journal_file(run), key),
-        folder,
+        Journal(journal_file(run), keys.scores_key(run, keys.RANKING, "test")),
+        search_settings.score_options(run.config, "running").bootstrap_samples,
+        run.options.seed,
     )
 
 
-def _require_no_repeats(run, folder, key):
-    """Ask before networks are trained again that were trained with other fields."""
-    others = [path for path in folder.parent.glob("*/key.json") if path.parent != folder]
-    if not folder.exists():
-        if others and not run.workdir.redo:
-            latest = max(others, key=lambda path: path.stat().st_mtime)
-            changes = key.changes(StepKey.from_json(read_json(latest)))
-            raise repeats_error(run.path, f"the study's trainings ({', '.join(changes)})")
-        write_json(folder / "key.json", {"format": FORMAT, **key.to_json()})
-
-
-def _jobs_of(run: Run, folder: pathlib.Path, seed: int, code: Code) -> list[TrainingJob]:
-    """List the trainings of an allocation, which starts and is trained as the baseline is."""
-    arch = model_settings.found_arch(run.config, code)
-    name = "-".join(map(str, code)) + f"-seed{seed}"
-    start, jobs = run_settings.init_from(run.config)["baseline"], []
-    if "baseline" in run_settings.pretrained_networks(run.config):
-        jobs.append(steps.classification_job(run, f"{name}/pretrain", arch, start))
-        start = folder / name / "pretrain"
-    jobs.append(steps.detection_job(run, name, "baseline", arch, start))
-    return [_with_seed(job, seed) for job in jobs]
-
-
-def _with_seed(job, seed):
-    return dataclasses.replace(job, options=dataclasses.replace(job.options, seed=seed))
+def _recorded(file, space):
+    """Read the allocations of a study and the AP of their trainings."""
+    content = read_json(file, "give the result of a ranking study")
+    try:
+        rows = {tuple(row["code"]): [float(ap) for ap in row["AP"]] for row in content["rows"]}
+    except (KeyError, TypeError, ValueError) as error:
+        remedy = "give the result of a ranking study"
+        raise UserError(file, "rows", f"{type(error).__name__}: {error}", remedy) from error
+    strangers = set(rows) - set(space.enumerate())
+    if strangers:
+        problem = f"{min(strangers)} is no {space.noun} on the grids"
+        raise UserError(file, "rows", problem, "give the config of that study")
+    if len({len(aps) for aps in rows.values()}) > 1:
+        raise UserError(file, "rows", "not as many trainings of each", "complete that study")
+    return list(rows), list(rows.values())
 
 
 def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> dict:
@@ -176,18 +175,18 @@ def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> 
 
 def compare_stage_strategies(config, supernet, seed: int) -> dict:
     """Run every stage strategy once; `supernet` gives `stage_scores(repeat, name)`."""
-    space = search_settings.stage_spaces(config)[search_settings.budget(config)]
+    space = supernet_settings.stage_spaces(config)[supernet_settings.budget(config)]
 
     def search(name, **options):
         scores = supernet.stage_scores(seed, f"stage, {name}")
         return _search(config, "stage", name, seed, space, scores, **options)
 
-    exhaustive, race = search("exhaustive"), search("halving")
+    exhaustive, race = search("exhaustive"), search("racing")
     values = dict(exhaustive["ranked"])
     num_images = exhaustive["image_passes"] // len(values)
-    # As many subnets as have halving's image passes.
+    # As many subnets as have the race's image passes.
     evaluations = max(race["image_passes"] // num_images, 1)
-    rows = {"exhaustive": exhaustive, "halving": race}
+    rows = {"exhaustive": exhaustive, "racing": race}
     for name in ("random", "evolution"):
         rows[name] = search(name, evaluations=evaluations)
     result = {}
@@ -205,7 +204,7 @@ def compare_stage_strategies(config, supernet, seed: int) -> dict:
 
 def compare_operation_strategies(config, supernet, seed: int) -> dict:
     """Run every operation strategy once; `supernet` gives `operation_scores` and `depths`."""
-    space = search_settings.operation_space(config, supernet.depths)
+    space = supernet_settings.operation_space(config, supernet.depths)
     strategy_options = search_settings.strategy_options(config)
     evaluations = strategy("greedy", "operation", strategy_options).max_evaluations(space)
     full = supernet.operation_scores(False, seed, "operation, full codes")

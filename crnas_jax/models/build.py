@@ -14,7 +14,7 @@ from crnas_jax.arch.staged import Arch
 from crnas_jax.models.backbones.build import Network, build
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
-from crnas_jax.models.layers import BN_BATCH, BN_RUNNING, BN_TRAIN
+from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
 from crnas_jax.models.rcnn import RCNN, DetectorOptions
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import SupernetSpec
@@ -103,6 +103,16 @@ class Model:
         )
         return losses, updated["batch_stats"]
 
+    def statistics(self, variables: PyTree, batch, choice) -> PyTree:
+        """Return this mini-batch's statistics at every normalisation layer that is not frozen.
+
+        They are a tree like `batch_stats`; frozen layers have theirs as stored.
+        """
+        _, updated = self.module.apply(
+            variables, batch, choice, BN_COLLECT, method="features", mutable=["batch_stats"]
+        )
+        return updated["batch_stats"]
+
     def apply(self, variables: PyTree, batch, choice, bn: str = "running") -> dict[str, Array]:
         """Return the detections of a detector (`box_head.postprocess`) or a classifier's logits.
 
@@ -126,9 +136,9 @@ class Model:
 
         return jax.tree_util.tree_map_with_path(is_trainable, gradient)
 
-    def sample(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-        """Draw a path of a supernet; None for a stand-alone network."""
-        return self.backbone.sample(rng)
+    def sample(self, seed: int, step: int) -> dict[str, np.ndarray] | None:
+        """Draw the path of a supernet's training step; None for a stand-alone network."""
+        return self.backbone.sample(seed, step)
 
     def rows(self, tree: PyTree, choice) -> PyTree:
         """Find the rows of the banks in `tree` for a path; `WHOLE` for leaves that are no banks."""

@@ -21,6 +21,9 @@ def fill(
     the same branch, place and dilation; rows that the source shares between branches or dilations
     go into all of them.
 
+    A block of which nothing was filled starts as its shortcut: the scale of its last batch
+    normalisation becomes 0, where it has a shortcut and that scale is trained.
+
     Args:
       model: model that is filled.
       variables: its {"params", "batch_stats"}.
@@ -44,7 +47,8 @@ def fill(
     }
     if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in given.values()):
         raise UserError("initial weights", "values", "not all finite", "give other weights")
-    filled, missing = [], {}
+    # By name: the leaf, and whether each of its rows is missing; a leaf that is no bank has one.
+    filled, missing = {}, {}
     for path, leaf in _leaves(jax.device_get(variables)):
         parts, leaf = _parts(path), np.array(leaf)
         keys = model.backbone.bank_keys(parts[2:]) if parts[1] == "backbone" else None
@@ -52,17 +56,16 @@ def fill(
             missing[parts] = _fill_rows(keys, parts, leaf, given, source_spec)
         else:
             fits = parts in given and given[parts].shape == leaf.shape
-            missing[parts] = (0 if fits else 1, 1)
+            missing[parts] = {(): not fits}
             leaf = given[parts].astype(leaf.dtype) if fits else leaf
-        filled.append(leaf)
-    kernels = [
-        counts for parts, counts in missing.items() if "backbone" in parts and "kernel" in parts
-    ]
-    if all(num_missing == num_rows for num_missing, num_rows in kernels):
+        filled[parts] = leaf
+    kernels = [rows for parts, rows in missing.items() if "backbone" in parts and "kernel" in parts]
+    if all(all(rows.values()) for rows in kernels):
         raise UserError(
             "initial weights", "backbone", "nothing in it fits this network", "check the checkpoint"
         )
-    return jax.tree.unflatten(jax.tree.structure(variables), filled), _unfilled(missing)
+    _start_as_identities(model, filled, missing)
+    return jax.tree.unflatten(jax.tree.structure(variables), filled.values()), _unfilled(missing)
 
 
 def cut(variables: PyTree, spec: SupernetSpec, arch: Arch) -> PyTree:
@@ -117,29 +120,60 @@ def _parts(path):
 
 
 def _fill_rows(keys, parts, bank, given, source_spec):
-    """Fill the rows of a bank in place; return (rows not filled, rows)."""
+    """Fill the rows of a bank in place; return for each key whether its row is missing."""
     collection, backbone, stage_name, _, module, *rest = parts
     source_rows = {}
     if source_spec is not None and parts in given:
         source_keys = bank_keys(source_spec, *bank_place(parts[2:]))
         source_rows = dict(zip(source_keys, given[parts], strict=True))
-    num_missing = 0
+    missing = {}
     for row, (branch, place, dilation) in enumerate(keys):
         block = given.get((collection, backbone, stage_name, f"block{place + 1}", module, *rest))
         for key in ((branch, place, dilation), (branch, place, None)):
             for exact_or_shared in (key, (None, *key[1:])):
                 block = source_rows.get(exact_or_shared) if block is None else block
-        if block is not None and block.shape == bank.shape[1:]:
+        fits = block is not None and block.shape == bank.shape[1:]
+        missing[branch, place, dilation] = not fits
+        if fits:
             bank[row] = block
-        else:
-            num_missing += 1
-    return num_missing, len(bank)
+    return missing
+
+
+def _start_as_identities(model, leaves, missing):
+    """Set the last scale of every block of which nothing was filled to 0, in place.
+
+    A random block would undo what the filled ones know, and so favour the depths that the source
+    has. A block without a shortcut would pass nothing on, and a frozen scale would stay 0.
+    """
+    arch = model.backbone.arch
+
+    def block(parts, key):
+        # Without the dilation: where a single dilation is missing, the block is not random.
+        return (*parts[1:4], *key[:2])
+
+    used = {
+        block(parts, key)
+        for parts, rows in missing.items()
+        for key, is_missing in rows.items()
+        if not is_missing
+    }
+    for parts, rows in missing.items():
+        path = parts[2:]
+        if parts[1] != "backbone" or bank_place(path) is None:
+            continue
+        shape = arch.block(bank_place(path)[0], first=path[1] in ("first", "block1"))
+        is_last_scale = path[2:] == (f"bn{shape.convolutions[-1].name}", "scale")
+        has_shortcut = shape.has_identity or shape.projection is not None
+        if is_last_scale and has_shortcut and not model.freeze.freezes_parameter(arch, path):
+            is_random = [block(parts, key) not in used for key in rows]
+            np.atleast_2d(leaves[parts])[is_random] = 0
 
 
 def _unfilled(missing):
     """List the topmost names below which nothing was filled, then the partly filled banks."""
     empty, partial = {}, {}
-    for parts, (num_missing, num_rows) in missing.items():
+    for parts, rows in missing.items():
+        num_missing, num_rows = sum(rows.values()), len(rows)
         for depth in range(2, len(parts) + 1):
             name = parts[1:depth]
             empty[name] = empty.get(name, True) and num_missing == num_rows

@@ -4,14 +4,14 @@ from ml_collections import ConfigDict
 
 from crnas_jax.settings.data import classification_data_options, data_options, image_size
 from crnas_jax.settings.fields import refuse_old_names
-from crnas_jax.settings.models import baseline, classifier, detector, stage_supernet
-from crnas_jax.settings.run import init_from, pretrained_networks, run_options
-from crnas_jax.settings.search import (
+from crnas_jax.settings.models import baseline, classifier, detector
+from crnas_jax.settings.run import init_from, pretrained_networks, refine_options, run_options
+from crnas_jax.settings.search import score_options, search_options, search_strategy
+from crnas_jax.settings.supernets import (
     operation_space,
-    score_options,
-    search_options,
-    search_strategy,
     stage_spaces,
+    stage_supernet,
+    supernet_options,
 )
 from crnas_jax.settings.training import (
     RECIPES,
@@ -39,7 +39,9 @@ def check(config: ConfigDict) -> None:
     require_even_batches(config, "search", scoring.batch_size)
     for level in ("stage", "operation"):
         search_strategy(config, level)
-    stage_supernet(config)
+    supernet_options(config)
+    refine_options(config)
     if options.val and options.name != "none":  # it may be searched
         stage_spaces(config)
+        stage_supernet(config)
         operation_space(config, arch.depths)

@@ -19,6 +19,8 @@ RENAMED = {
     "keep": "beam",
     "chunk": "max_subnets_per_call",
 }
+# Fields whose names are old names of others.
+_REUSED = ("refine.short",)
 
 
 def section(config: ConfigDict, place: str) -> ConfigDict:
@@ -37,7 +39,7 @@ def section(config: ConfigDict, place: str) -> ConfigDict:
 def refuse_old_names(config: ConfigDict, place: str = "") -> None:
     """Raise UserError for a field under an old name: it would have no effect."""
     for name, value in config.items():
-        if name in RENAMED:
+        if name in RENAMED and f"{place}{name}" not in _REUSED:
             problem = f"is now {RENAMED[name]!r}"
             raise UserError("config", f"{place}{name}", problem, "use the new name")
         if isinstance(value, ConfigDict):

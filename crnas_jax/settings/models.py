@@ -1,4 +1,4 @@
-"""Options of the networks: the baseline, supernets, detectors, classifiers, and their cost."""
+"""Options of the networks: the baseline, detectors, classifiers, and their cost."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ from crnas_jax.arch.cost.detectors import DETECTORS as COUNTED_DETECTORS
 from crnas_jax.arch.cost.detectors import detector_parts, total
 from crnas_jax.arch.cost.layers import Cost
 from crnas_jax.arch.staged import Arch
-from crnas_jax.errors import UserError
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
@@ -19,9 +18,7 @@ from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.options import check_choice, check_counts, check_length
-from crnas_jax.settings.fields import build, read
-from crnas_jax.spaces.operations import PAPER_DILATIONS
-from crnas_jax.spaces.stages import StageSpace
+from crnas_jax.settings.fields import read
 
 # RetinaNet's cost is known, the network itself is not there yet.
 DETECTORS = tuple(name for name in COUNTED_DETECTORS if name != "retinanet")
@@ -53,33 +50,6 @@ class BaselineOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class SupernetOptions:
-    """What the supernets of a run hold.
-
-    Attributes:
-      widths: width of every stage; () for the paper's.
-      grids: candidate depths of every searched stage; () for the paper's.
-      dilations: candidate dilations of every block.
-      stage_sharing: see `SupernetSpec`.
-      kernel_sharing: see `SupernetSpec`.
-    """
-
-    widths: tuple[int, ...] = ()
-    grids: tuple[tuple[int, ...], ...] = ()
-    dilations: tuple[int, ...] = PAPER_DILATIONS
-    stage_sharing: str = "branch"
-    kernel_sharing: str = "own"
-
-    def __post_init__(self):
-        check_counts(self, "widths", "grids", "dilations")
-        for stage, grid in enumerate(self.grids):
-            if not isinstance(grid, tuple | list):
-                raise UserError(
-                    "SupernetOptions", f"grids[{stage}]", f"{grid!r}", "give depths, as (1, 2, 3)"
-                )
-
-
-@dataclasses.dataclass(frozen=True)
 class DetectorKind:
     """The kind of detector.
 
@@ -104,46 +74,6 @@ def found_arch(config: ConfigDict, depths: tuple[int, ...], dilations=()) -> Arc
     """Return the network of a code, at the widths that are trained in the end."""
     arch = baseline(config)
     return Arch(arch.family, depths, dilations, arch.widths)
-
-
-def supernet_options(config: ConfigDict) -> SupernetOptions:
-    """Read what the supernets hold."""
-    options = read(SupernetOptions, config, "supernet")
-    traits = baseline(config).traits
-    for field, length in (("widths", len(traits.widths)), ("grids", len(traits.searched_stages))):
-        value = getattr(options, field)
-        if not isinstance(value, tuple) or len(value) not in (0, length):
-            raise UserError("config", f"supernet.{field}", f"{value!r}", f"give {length} entries")
-    return options
-
-
-def stage_supernet(config: ConfigDict) -> SupernetSpec:
-    """Return the supernet with all allocations of the grids and one dilation."""
-    grids = supernet_options(config).grids
-    grids = StageSpace.for_family(baseline(config).family, grids).grids
-    return _supernet(config, grids, (1,))
-
-
-def operation_supernet(config: ConfigDict, depths: tuple[int, ...]) -> SupernetSpec:
-    """Return the supernet with one allocation and all dilations."""
-    grids = tuple((depth,) for depth in depths)
-    return _supernet(config, grids, supernet_options(config).dilations)
-
-
-def _supernet(config, grids, dilations):
-    options, arch = supernet_options(config), baseline(config)
-    divisor = arch.traits.supernet_divisor
-    widths = options.widths or tuple(width // divisor for width in arch.widths)
-    values = {
-        "family": arch.family,
-        "widths": widths,
-        "grids": grids,
-        "dilations": dilations,
-        "stage_sharing": options.stage_sharing,
-        "kernel_sharing": options.kernel_sharing,
-    }
-    names = ("stage_sharing", "kernel_sharing")
-    return build(SupernetSpec, values, {name: f"supernet.{name}" for name in names})
 
 
 def detector_kind(config: ConfigDict) -> str:

@@ -6,12 +6,20 @@ from ml_collections import ConfigDict
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_choice, check_counts, check_not_negative
+from crnas_jax.search.refine import RefineOptions
 from crnas_jax.settings.fields import read, section
 
-# The networks that a run trains.
+# The networks with a start and a training of their own in the config.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
-# The networks that are compared on the test split.
-COMPARED = ("baseline", "searched")
+# The networks of the last rung; the stage-only one starts and is trained as the searched one.
+COMPARED = ("baseline", "stage_only", "searched")
+# What may be asked for: one of them, or the one that the decision returns.
+RETURNED = "returned"
+# Statistics of networks that are trained alone: the running averages of training; recalibrated on
+# training images; or these where training normalises over few images.
+TRAINED_BN = ("auto", "recalibrate", "running")
+# In `init_from.operation_supernet`: start from this run's stage supernet.
+FROM_STAGE_SUPERNET = "stage_supernet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +29,16 @@ class RunOptions:
     Attributes:
       seed: seed of everything drawn: weights, paths, samples, order.
       devices: number of devices; 0 for all.
-      network: network that `train_detector` and `evaluate` mean: one of `COMPARED`.
+      network: network that `train_detector` and `evaluate` mean: one of `COMPARED`, or `RETURNED`.
+      trained_bn: statistics of networks that are trained alone, one of `TRAINED_BN`.
       budget: total cost in blocks; 0 for the baseline's.
       bootstrap: resamplings behind the interval of the difference.
     """
 
     seed: int = 0
     devices: int = 0
-    network: str = "searched"
+    network: str = RETURNED
+    trained_bn: str = "auto"
     budget: float = 0.0
     bootstrap: int = 500
 
@@ -36,7 +46,8 @@ class RunOptions:
         check_counts(self, "seed", "devices", least=0)
         check_counts(self, "bootstrap")
         check_not_negative(self, "budget")
-        check_choice(self, "network", COMPARED)
+        check_choice(self, "network", (*COMPARED, RETURNED))
+        check_choice(self, "trained_bn", TRAINED_BN)
 
     @property
     def num_devices(self) -> int | None:
@@ -65,12 +76,41 @@ def run_options(config: ConfigDict) -> RunOptions:
 
 def pretrained_networks(config: ConfigDict) -> tuple[str, ...]:
     """Read which networks are trained on classification first."""
-    return read(PretrainOptions, config, "pretrain").networks
+    networks = read(PretrainOptions, config, "pretrain").networks
+    return (*networks, *(["stage_only"] if "searched" in networks else []))
+
+
+def compared_networks(config: ConfigDict) -> tuple[str, ...]:
+    """Return the networks of the last rung; the paper compares the found one with the baseline."""
+    if refine_options(config).finalists:
+        return COMPARED
+    return tuple(network for network in COMPARED if network != "stage_only")
+
+
+def refine_options(config: ConfigDict) -> RefineOptions:
+    """Read how what the searches found is trained and compared."""
+    return read(RefineOptions, config, "refine")
 
 
 def init_from(config: ConfigDict) -> dict[str, str]:
-    """Read the folders that each of `NETWORKS` starts from; "" for fresh weights."""
-    return dict(section(config, "init_from").items())
+    """Read the folders that networks start from; "" for none.
+
+    `FROM_STAGE_SUPERNET` is no folder, see `starts_from_stage_supernet`.
+    """
+    starts = dict(section(config, "init_from").items())
+    if starts["operation_supernet"] == FROM_STAGE_SUPERNET:
+        starts["operation_supernet"] = ""
+    return starts | {"stage_only": starts["searched"]}
+
+
+def starts_from_stage_supernet(config: ConfigDict) -> bool:
+    """Return whether the operation supernet starts from this run's stage supernet.
+
+    Where it is trained on classification first, it does not.
+    """
+    start = section(config, "init_from").operation_supernet
+    is_pretrained = "operation_supernet" in pretrained_networks(config)
+    return start == FROM_STAGE_SUPERNET and not is_pretrained
 
 
 def require_detection(config: ConfigDict, network: str) -> None:
@@ -78,7 +118,7 @@ def require_detection(config: ConfigDict, network: str) -> None:
     if config.data.name == "none":
         problem = '"none", and detection needs images with boxes'
         raise UserError("config", "data.name", problem, "name a data set")
-    if network in ("searched", "operation_supernet"):
+    if network not in ("baseline", "stage_supernet"):
         require_search(config)
 
 
@@ -92,7 +132,7 @@ def require_search(config: ConfigDict) -> None:
 
 def require_pretraining(config: ConfigDict, network: str) -> None:
     """Raise UserError unless the config trains a network on classification first."""
-    if network not in config.pretrain.networks:
+    if network not in pretrained_networks(config):
         raise UserError(
             "config",
             "pretrain.networks",

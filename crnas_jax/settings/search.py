@@ -5,17 +5,16 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from crnas_jax.arch.staged import Arch
-from crnas_jax.runtime.options import check_choice, check_not_negative, check_positive
+from crnas_jax.runtime.options import check_choice, check_not_negative
 from crnas_jax.search.strategies.build import Strategy, StrategyOptions, strategy
 from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings.data import image_size
 from crnas_jax.settings.fields import read
-from crnas_jax.settings.models import baseline, detector_cost, supernet_options
+from crnas_jax.settings.models import baseline, detector_cost
 from crnas_jax.settings.run import run_options
+from crnas_jax.settings.supernets import stage_spaces
 from crnas_jax.spaces.constrained import Limit, limited, require_any
-from crnas_jax.spaces.operations import OperationSpace
 from crnas_jax.spaces.space import Space
-from crnas_jax.spaces.stages import BudgetSpace, StageSpace
 
 # Arrays of each stage's size that greedy search may hold on the devices.
 _MAX_SLOTS = 8
@@ -31,25 +30,26 @@ class SearchOptions:
       stage_strategy: strategy of the stage search.
       operation_strategy: strategy of the operation search.
       bn: statistics of subnets, see `ScoreOptions`.
-      budgets: further budgets of the stage search, in blocks.
       max_flops: most multiply-adds of a network; 0 for no limit.
       max_params: most parameters of a network; 0 for no limit.
       max_latency: most milliseconds of a network on this device; 0 for no limit.
+      rescore: whether the last codes of the operation search, and the code of ones, are scored
+        again as full codes with the statistics of `bn`.
       all_zero: what to do when every candidate scores 0, one of `ALL_ZERO`.
     """
 
     stage_strategy: str = "exhaustive"
     operation_strategy: str = "greedy"
     bn: str = "recalibrate"
-    budgets: tuple[float, ...] = ()
     max_flops: float = 0.0
     max_params: float = 0.0
     max_latency: float = 0.0
+    rescore: bool = True
     all_zero: str = "stop"
 
     def __post_init__(self):
+        check_choice(self, "rescore", (True, False))
         check_choice(self, "all_zero", ALL_ZERO)
-        check_positive(self, "budgets")
         check_not_negative(self, "max_flops", "max_params", "max_latency")
 
 
@@ -61,34 +61,13 @@ def search_options(config: ConfigDict) -> SearchOptions:
 def strategy_options(config: ConfigDict, repeat: int = 0) -> StrategyOptions:
     """Read the options of all strategies; a `repeat` draws anew."""
     seed = run_options(config).seed + repeat
-    return read(StrategyOptions, config, "search", seed=seed)
+    return read(StrategyOptions, config, "search", seed=seed, keep=(baseline(config).depths,))
 
 
 def search_strategy(config: ConfigDict, level: str) -> Strategy:
     """Return the strategy of a level, `stage` or `operation`."""
     name = getattr(search_options(config), f"{level}_strategy")
     return strategy(name, level, strategy_options(config))
-
-
-def stage_cost(arch: Arch) -> float:
-    """Return the cost of an architecture, in blocks."""
-    return StageSpace.for_family(arch.family).cost(arch.depths)
-
-
-def budget(config: ConfigDict) -> float:
-    """Return the budget of the run, in blocks."""
-    return run_options(config).budget or stage_cost(baseline(config))
-
-
-def stage_spaces(config: ConfigDict) -> dict[float, BudgetSpace]:
-    """Return the allocations of each budget, the run's budget first.
-
-    Raises:
-      UserError: no allocation costs a budget.
-    """
-    space = StageSpace.for_family(baseline(config).family, supernet_options(config).grids)
-    budgets = (budget(config), *map(float, search_options(config).budgets))
-    return {amount: space.within(amount) for amount in dict.fromkeys(budgets)}
 
 
 def limits(config: ConfigDict, num_classes: int) -> list[Limit]:
@@ -121,12 +100,6 @@ def limited_stages(config: ConfigDict, all_limits: list[Limit]) -> dict[float, S
         for amount, space in within.items():
             require_any(space, all_limits, spaces[amount], arch_of)
     return within
-
-
-def operation_space(config: ConfigDict, depths: tuple[int, ...]) -> OperationSpace:
-    """Return the operation codes of a network with these depths."""
-    stage_depths = Arch(baseline(config).family, tuple(depths)).stage_depths
-    return OperationSpace(stage_depths, supernet_options(config).dilations)
 
 
 def score_options(config: ConfigDict, bn: str, repeat: int = 0) -> ScoreOptions:

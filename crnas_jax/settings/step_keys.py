@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
 from crnas_jax.settings.run import COMPARED
+from crnas_jax.settings.supernets import stage_supernet
 from crnas_jax.settings.training import RECIPE_OF
 
 # Fields that change how a run is executed, not its results, wherever they stand. What the files
@@ -18,10 +19,15 @@ _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.
 _ROWS = (*_IMAGES, "data.max_objects", "data.mask_size", "data.flip")
 _DETECTOR = ("precision", "detector")
 _NETWORK = ("baseline", "widths")
-_STAGES = ("supernet.widths", "supernet.grids", "supernet.stage_sharing")
+_STAGES = ("supernet.widths", "supernet.grids", "supernet.stage_sharing", "supernet.draws")
 _OPERATIONS = (
-    *("supernet.widths", "supernet.dilations"),
+    *("supernet.widths", "supernet.dilations", "supernet.tie", "supernet.draws"),
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
+)
+# Networks that are trained alone: their recipe, and the statistics that they get after it.
+_ALONE = (
+    *(*_DETECTOR, *_NETWORK, *_ROWS, "detector_train"),
+    *("trained_bn", "search.batch_size", "search.calibration_images"),
 )
 _SCORES = (
     *("search.batch_size", "search.batches"),
@@ -52,30 +58,39 @@ class Reads:
 # Scores of subnets, in whichever search: the journal's key, beside the digest of the weights, the
 # statistics that they are scored with, and what the entries of a code mean.
 SCORES = Reads(("seed", *_DETECTOR, *_IMAGES, *_SCORES), ("train", "val"))
-# Scores of networks that a study trains.
-TRAINED_SCORES = Reads(
-    (
-        *("seed", *_DETECTOR, *_NETWORK, *_ROWS, "detector_train"),
-        *("pretrain", "search.batch_size", "search.samples"),
-    ),
-    ("train", "test", "pretrain/train"),
-)
 _SPEC = {
     "stage_supernet": (*_NETWORK, *_STAGES),
     "operation_supernet": (*_NETWORK, *_OPERATIONS),
-    "baseline": _NETWORK,
-    "searched": _NETWORK,
 }
-_FROM = {"operation_supernet": ("stage_search",), "searched": ("operation_search",)}
+# Choices between what a search found and what was trained alone: from which steps they follow. A
+# step that reads one reads the chosen network.
+CHOICES = {
+    "allocation": ("stage_search", "finalists/val"),
+    "network": ("allocation", "operation_search", "finalists/val"),
+}
+_FROM = {
+    "operation_supernet": ("allocation",),
+    "stage_only": ("allocation",),
+    "searched": ("network",),
+}
 
 
-def _training(network):
-    fields = ("seed", *_DETECTOR, *_SPEC[network], *_ROWS, RECIPE_OF[network])
-    return Reads(fields, ("train",), _FROM.get(network, ()))
+def _training(supernet):
+    fields = ("seed", *_DETECTOR, *_SPEC[supernet], *_ROWS, RECIPE_OF[supernet])
+    return Reads(fields, ("train",), _FROM.get(supernet, ()))
+
+
+def _training_alone(network, *fields):
+    return Reads(("seed", *_ALONE, *fields), ("train",), _FROM.get(network, ()))
+
+
+def _detection(network, split):
+    return Reads((*_DETECTOR, *_IMAGES, "search.batch_size"), (split,), (network,))
 
 
 def _pretraining(network):
-    fields = ("seed", "precision", *_SPEC[network], "pretrain", "search.batch_size")
+    spec = _SPEC.get(network, _NETWORK)
+    fields = ("seed", "precision", *spec, "pretrain", "search.batch_size")
     return Reads(fields, ("pretrain/train", "pretrain/val"), _FROM.get(network, ()))
 
 
@@ -84,7 +99,8 @@ def _search(level, *fields):
     return Reads((*shared, *fields), ("train", "val"), (f"{level}_supernet",))
 
 
-# In the order of the procedure.
+# In the order of the procedure. `finalists` and `ranking` stand for every network that is trained
+# with the short schedule, and in the ranking study; a row of the last rung for all its seeds.
 READS = {
     "stage_supernet/pretrain": _pretraining("stage_supernet"),
     "stage_supernet": _training("stage_supernet"),
@@ -93,19 +109,25 @@ READS = {
         *("budget", "supernet.grids", "search.budgets"),
         *("search.stage_strategy", "search.confidence"),
     ),
+    "finalists": _training_alone("finalists", "refine.short"),
+    "finalists/val": _detection("finalists", "val"),
     "operation_supernet/pretrain": _pretraining("operation_supernet"),
     "operation_supernet": _training("operation_supernet"),
     "operation_search": _search(
-        "operation", "supernet.dilations", "search.operation_strategy", "search.beam"
+        "operation",
+        *("supernet.dilations", "supernet.tie"),
+        *("search.operation_strategy", "search.beam", "search.rescore"),
     ),
-    "searched/pretrain": _pretraining("searched"),
-    "searched": _training("searched"),
-    "baseline/pretrain": _pretraining("baseline"),
-    "baseline": _training("baseline"),
+    **{f"{network}/pretrain": _pretraining(network) for network in COMPARED},
+    **{network: _training_alone(network) for network in COMPARED},
     **{
-        f"{network}/test": Reads((*_DETECTOR, *_IMAGES, "search.batch_size"), ("test",), (network,))
+        f"{network}/{split}": _detection(network, split)
+        for split in ("val", "test")
         for network in COMPARED
     },
+    "ranking/pretrain": _pretraining("ranking"),
+    "ranking": _training_alone("ranking"),
+    "ranking/test": _detection("ranking", "test"),
 }
 # Fields that say where data lie, or which steps there are.
 _BY_CONTENT = (
@@ -117,9 +139,12 @@ _BY_CONTENT = (
 def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     """Return the fields that a step reads and their values, in JSON's types.
 
-    Of a baseline in a file it is the file's content.
+    Of a baseline in a file it is the file's content; of the grids, the depths that the supernet
+    holds.
     """
     values = dict(_flat(config.to_dict()))
+    if "supernet.grids" in reads.fields:
+        values["supernet.grids"] = stage_supernet(config).grids
     if config.baseline.endswith(".json"):
         values["baseline"] = zoo.find(config.baseline).to_json()
     return {

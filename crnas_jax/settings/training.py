@@ -5,14 +5,18 @@ from ml_collections import ConfigDict
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.mesh import make_mesh
 from crnas_jax.settings.fields import read
-from crnas_jax.settings.run import NETWORKS, run_options
+from crnas_jax.settings.run import COMPARED, run_options
 from crnas_jax.training.job import TrainOptions
 from crnas_jax.training.optimizer import OptimizerOptions
 
-# The section of the config that trains each of `NETWORKS` on detection.
-RECIPE_OF = dict(
-    zip(NETWORKS, ("stage_train", "operation_train", *["detector_train"] * 2), strict=True)
-)
+# The section of the config that trains each network on detection.
+RECIPE_OF = {
+    "stage_supernet": "stage_train",
+    "operation_supernet": "operation_train",
+    **dict.fromkeys(COMPARED, "detector_train"),
+}
+# Fewer images in a normalised mini-batch than this give poor running averages.
+_FEW_IMAGES = 16
 RECIPES = (*dict.fromkeys(RECIPE_OF.values()), "pretrain")
 
 
@@ -27,6 +31,16 @@ def train_options(config: ConfigDict, recipe: str) -> TrainOptions:
         seed=run.seed,
         num_devices=run.num_devices,
     )
+
+
+def recalibrates(config: ConfigDict) -> bool:
+    """Return whether networks that are trained alone get statistics from training images.
+
+    Training normalises over a part of the global batch, whatever the number of devices.
+    """
+    options, bn = train_options(config, "detector_train"), run_options(config).trained_bn
+    few = options.batch_size // options.accumulate < _FEW_IMAGES
+    return bn == "recalibrate" or (bn == "auto" and few)
 
 
 def require_devices(config: ConfigDict, recipe: str) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.options import check_choice
 
+# What has one entry of a code: each block (the paper's), or all blocks of a stage together.
+TIES = ("block", "stage")
 PAPER_DILATIONS = (1, 2, 3)
 # Chance that a mutation draws a block's operation anew.
 _MUTATION_RATE = 0.1
@@ -23,6 +26,8 @@ class OperationSpace:
       depths: number of blocks in each stage, stages of fixed depth included
         (`Arch.stage_depths`).
       dilations: candidates, the same for every block. A code holds indices into them.
+      tie: one of `TIES`. With "stage" the blocks of a stage share their dilation: few images cannot
+        tell the 3^8 codes of eight blocks apart, but 3^4.
 
     Raises:
       UserError: the dilations are not different whole numbers of at least 1.
@@ -30,11 +35,13 @@ class OperationSpace:
 
     depths: tuple[int, ...]
     dilations: tuple[int, ...] = PAPER_DILATIONS
+    tie: str = "block"
 
     enumerable = False
     noun = "operation code"
 
     def __post_init__(self):
+        check_choice(self, "tie", TIES)
         if (
             not self.dilations
             or min(self.dilations) < 1
@@ -49,8 +56,8 @@ class OperationSpace:
 
     @property
     def num_blocks(self) -> int:
-        """Number of searched blocks."""
-        return sum(self.depths)
+        """Length of a code: number of searched blocks, or of stages where their blocks are tied."""
+        return len(self.depths) if self.tie == "stage" else sum(self.depths)
 
     @property
     def num_operations(self) -> int:
@@ -92,9 +99,23 @@ class OperationSpace:
         quickest = self.dilations.index(min(self.dilations))
         return (*partial, *[quickest] * (self.num_blocks - len(partial)))
 
+    @property
+    def ones(self) -> tuple[int, ...] | None:
+        """The code of the network without dilation; None where 1 is no candidate."""
+        if 1 not in self.dilations:
+            return None
+        return (self.dilations.index(1),) * self.num_blocks
+
+    def operations_of(self, code) -> tuple[int, ...]:
+        """Return the index into `dilations` of every block for a code."""
+        if self.tie == "block":
+            return tuple(code)
+        entries = zip(code, self.depths, strict=True)
+        return tuple(operation for operation, depth in entries for _ in range(depth))
+
     def dilations_of(self, code) -> tuple[int, ...]:
         """Return the dilation of every block for a code."""
-        return tuple(self.dilations[operation] for operation in code)
+        return tuple(self.dilations[operation] for operation in self.operations_of(code))
 
     def validate(self, code) -> np.ndarray:
         """Return the code as int32 [blocks].

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from crnas_jax.data.source import ClassificationSource, DetectionSource
@@ -26,7 +25,7 @@ class Trainable(Protocol):
     def init(self, key: Array) -> PyTree:
         """Draw fresh variables: {"params", "batch_stats"}."""
 
-    def sample(self, rng: np.random.Generator) -> PyTree | None:
+    def sample(self, seed: int, step: int) -> PyTree | None:
         """Draw the path of a step; None for a stand-alone network."""
 
     def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:

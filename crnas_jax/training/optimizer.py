@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 
 import optax
 
@@ -68,10 +69,15 @@ def make_schedule(options: OptimizerOptions, batch_size: int, num_steps: int) ->
     return lambda step: main(step) * ramp(step)
 
 
+@functools.lru_cache(maxsize=16)
 def make_optimizer(
     options: OptimizerOptions, batch_size: int, num_steps: int
 ) -> optax.GradientTransformation:
-    """Return the paper's optimiser: decay added to the gradient, then momentum, then the rate."""
+    """Return the paper's optimiser: decay added to the gradient, then momentum, then the rate.
+
+    Equal arguments give the same object: an optimiser is a pair of functions, which are equal only
+    when they are the same, and trainings with one optimiser share programs (`step.Trainer`).
+    """
     return optax.chain(
         *([optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []),
         optax.add_decayed_weights(options.weight_decay),

@@ -22,17 +22,17 @@ from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel.mesh import replicated
 from crnas_jax.training.job import Trainable
 
-# Stream of the sampled paths, beside those of the batches.
-_PATH = 3
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trainer:
     """Initialise and advance a training state {"params", "batch_stats", "opt_state", "step"}.
 
+    Trainers that differ in nothing but their seed share compiled programs.
+
     Attributes:
       model: what is trained: a `models.build.Model`, or a custom one (`search.supernet.custom`).
-      optimizer: an optax chain with a state that is elementwise in the parameters.
+      optimizer: an optax chain with a state that is elementwise in the parameters
+        (`optimizer.make_optimizer`, which returns the same chain for equal options).
       mesh: the state is replicated over it, batches are split over its axis `data`.
       seed: seed of initialisation and of the draws of anchors and RoIs.
     """
@@ -44,25 +44,12 @@ class Trainer:
 
     def init(self) -> PyTree:
         """Return the state before the first step."""
-        return self._create()
+        return self._programs.create(self._seed)
 
-    @functools.cached_property
+    @property
     def shapes(self) -> PyTree:
         """Shapes and shardings of the state; nothing is computed."""
-        return self._create.eval_shape()
-
-    @functools.cached_property
-    def _create(self):
-        def create():
-            variables = self.model.init(jax.random.key(self.seed))
-            return {
-                "params": variables["params"],
-                "batch_stats": variables["batch_stats"],
-                "opt_state": self.optimizer.init(variables["params"]),
-                "step": jnp.int32(0),
-            }
-
-        return jax.jit(create, out_shardings=replicated(self.mesh))
+        return self._programs.shapes
 
     def step(
         self, state: PyTree, parts: Sequence[dict[str, Array]], choice=None
@@ -78,11 +65,12 @@ class Trainer:
         Returns:
           The next state, and losses and the gradient's norm (before clipping).
         """
-        path, total = self._take_path(state, choice), None
+        programs, total = self._programs, None
+        path = programs.take_path(state, choice)
         for part in parts[:-1]:
-            path, total = self._accumulate(path, part, choice, total)
-        path, metrics = self._update(path, parts[-1], choice, total)
-        return self._put_back(state, path, choice), metrics
+            path, total = programs.accumulate(path, part, choice, self._seed, total)
+        path, metrics = programs.update(path, parts[-1], choice, self._seed, total)
+        return programs.put_back(state, path, choice), metrics
 
     def programs(self, part: PyTree, choice=None) -> list[tuple]:
         """List the jitted functions of a step without accumulation, with their arguments' shapes.
@@ -93,27 +81,72 @@ class Trainer:
           part: the batch, arrays or shapes.
           choice: the path of a supernet.
         """
-        path = self.path_shapes(choice)
-        update = (self._update, (path, part, choice, None))
-        (banks, _), (blocks, _) = self._split(self.shapes), self._split(path)
+        programs, path = self._programs, self.path_shapes(choice)
+        update = (programs.update, (path, part, choice, self._seed, None))
+        (banks, _), (blocks, _) = programs.split(self.shapes), programs.split(path)
         if not banks:
             return [update]
-        return [(self._gather, (banks, choice)), update, (self._scatter, (banks, blocks, choice))]
+        return [
+            (programs.gather, (banks, choice)),
+            update,
+            (programs.scatter, (banks, blocks, choice)),
+        ]
 
     def path_shapes(self, choice=None) -> PyTree:
         """Return shapes of the state on which a step runs: one path's, or all of a network's."""
-        return jax.eval_shape(lambda state: self._take_path(state, choice), self.shapes)
+        return jax.eval_shape(lambda state: self._programs.take_path(state, choice), self.shapes)
 
-    def _take_path(self, state, choice):
-        banks, whole = self._split(state)
-        return self._merge(self._gather(banks, choice), whole) if banks else state
+    @functools.cached_property
+    def _programs(self):
+        return _shared_programs(self.model, self.optimizer, self.mesh)
 
-    def _put_back(self, state, path, choice):
-        banks, _ = self._split(state)
+    @property
+    def _seed(self):
+        # What `jax.random.key` makes of a Python integer: jit would refuse those above 32 bits.
+        return np.int64(self.seed)
+
+
+@functools.lru_cache(maxsize=4)  # few, because compiled programs take memory
+def _shared_programs(model, optimizer, mesh):
+    """Return the programs for these arguments, the same for all trainers."""
+    return _Programs(model, optimizer, mesh)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Programs:
+    """The jitted functions behind `Trainer`, whose attributes it has; the seed is data to them."""
+
+    model: Trainable
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+
+    @functools.cached_property
+    def shapes(self):
+        return self.create.eval_shape(np.int64(0))
+
+    @functools.cached_property
+    def create(self):
+        def create(seed):
+            variables = self.model.init(jax.random.key(seed))
+            return {
+                "params": variables["params"],
+                "batch_stats": variables["batch_stats"],
+                "opt_state": self.optimizer.init(variables["params"]),
+                "step": jnp.int32(0),
+            }
+
+        return jax.jit(create, out_shardings=replicated(self.mesh))
+
+    def take_path(self, state, choice):
+        banks, whole = self.split(state)
+        return self._merge(self.gather(banks, choice), whole) if banks else state
+
+    def put_back(self, state, path, choice):
+        banks, _ = self.split(state)
         if not banks:
             return path
-        blocks, whole = self._split(path)
-        return self._merge(self._scatter(banks, blocks, choice), whole)
+        blocks, whole = self.split(path)
+        return self._merge(self.scatter(banks, blocks, choice), whole)
 
     def _rows(self, choice):
         """Return which rows of each leaf of the state the path uses (see `banks.rows`)."""
@@ -134,7 +167,7 @@ class Trainer:
         rows = jax.eval_shape(lambda: self._rows(self.model.example_choice))
         return jax.tree.map(lambda index: index.ndim > 0, rows)
 
-    def _split(self, state):
+    def split(self, state):
         """Return the banks and the other leaves, as lists."""
         leaves = list(zip(*map(jax.tree.leaves, (self._is_bank, state)), strict=True))
         return [leaf for bank, leaf in leaves if bank], [leaf for bank, leaf in leaves if not bank]
@@ -144,32 +177,32 @@ class Trainer:
         return jax.tree.map(lambda bank: next(banks) if bank else next(whole), self._is_bank)
 
     @functools.cached_property
-    def _gather(self):
+    def gather(self):
         def take(banks, choice):
-            return gather(banks, self._split(self._rows(choice))[0])
+            return gather(banks, self.split(self._rows(choice))[0])
 
         return jax.jit(take, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
-    def _scatter(self):
+    def scatter(self):
         def put(banks, blocks, choice):
-            return scatter(banks, self._split(self._rows(choice))[0], blocks)
+            return scatter(banks, self.split(self._rows(choice))[0], blocks)
 
         return jax.jit(put, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
-    def _accumulate(self):
+    def accumulate(self):
         return jax.jit(
-            self._add_gradient, donate_argnums=(0, 3), out_shardings=replicated(self.mesh)
+            self._add_gradient, donate_argnums=(0, 4), out_shardings=replicated(self.mesh)
         )
 
     @functools.cached_property
-    def _update(self):
+    def update(self):
         return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
 
-    def _add_gradient(self, state, batch, choice, total):
+    def _add_gradient(self, state, batch, choice, seed, total):
         """Return the state with new statistics, and `total` (None for nothing) plus this part."""
-        step_key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
+        step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(batch["image_key"])
 
         def loss(params):
@@ -185,8 +218,8 @@ class Trainer:
             sums = jax.tree.map(jnp.add, total, sums)
         return {**state, "batch_stats": batch_stats}, sums
 
-    def _advance(self, state, batch, choice, total):
-        state, sums = self._add_gradient(state, batch, choice, total)
+    def _advance(self, state, batch, choice, seed, total):
+        state, sums = self._add_gradient(state, batch, choice, seed, total)
         means = jax.tree.map(lambda leaf: leaf / sums["images"], sums)
         gradient, losses = means["gradient"], means["losses"]
         mask = self.model.trainable_mask(gradient)
@@ -216,4 +249,4 @@ class Trainer:
 
 def sample_choice(model: Trainable, seed: int, step: int) -> PyTree | None:
     """Draw the path of a step, the same on all devices; None for a stand-alone network."""
-    return model.sample(np.random.default_rng([seed, _PATH, step]))
+    return model.sample(seed, step)

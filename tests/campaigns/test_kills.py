@@ -191,7 +191,7 @@ SEARCH = [
     *TINY,
     "--config.supernet.grids=((1,2,3),(1,2,3),(1,2,3),(1,2,3))",
     "--config.data.synthetic.val=200",
-    "--config.search.stage_strategy=halving",
+    "--config.search.stage_strategy=racing",
 ]
 
 

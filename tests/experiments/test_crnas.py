@@ -117,7 +117,7 @@ def test_another_strategy_scores_nothing_again(workdir, tmp_path):
 
 
 def test_a_race_over_two_budgets_within_limits(tmp_path):
-    folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=halving"]
+    folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=racing"]
     arguments += ["--config.search.budgets=(5,)", "--config.search.max_flops=5400000"]
     arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
     arguments += ["--config.data.synthetic.val=32"]

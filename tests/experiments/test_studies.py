@@ -60,10 +60,10 @@ def test_strategies_are_compared_at_equal_image_passes(run):
             assert row["AP"] == values[tuple(row["code"])]
             assert row["regret"] == max(values.values()) - row["AP"]
         assert rows["exhaustive"]["regret"] == 0
-        assert rows["halving"]["share"] <= 0.4
+        assert rows["racing"]["share"] <= 0.4
         for name in ("random", "evolution"):
-            assert rows["halving"]["image_passes"] - rows[name]["image_passes"] >= 0
-            assert rows["halving"]["share"] - rows[name]["share"] < 1 / len(codes)
+            assert rows["racing"]["image_passes"] - rows[name]["image_passes"] >= 0
+            assert rows["racing"]["share"] - rows[name]["share"] < 1 / len(codes)
     for seed, rows in enumerate(study["operation"]):
         assert set(rows) == {"greedy", "random", "evolution"}
         assert len({row["image_passes"] for row in rows.values()}) == 1

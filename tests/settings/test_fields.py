@@ -36,7 +36,7 @@ OTHER_VALUES = {
     "pretrain.lr_drops": (0.5,),
     "pretrain.data.name": "synthetic",
     "search.bn": "batch",
-    "search.stage_strategy": "halving",
+    "search.stage_strategy": "racing",
     "search.operation_strategy": "random",
     "search.budgets": (15.0,),
     "search.all_zero": "continue",

@@ -22,6 +22,7 @@ from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh
 from crnas_jax.runtime import interruption
+from crnas_jax.training import step as step_module
 from crnas_jax.training.job import TrainingJob, TrainOptions
 from crnas_jax.training.loop import train
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
@@ -59,6 +60,29 @@ def test_interrupted_training_resumes_to_the_same_result(tmp_path):
     assert largest_difference(whole, resumed) == 0
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
+
+
+def test_trainings_with_several_seeds_compile_once(tmp_path, caplog):
+    """Each gives what it gives with programs of its own."""
+
+    def run(name, seed):
+        model = Classifier(TINY, ClassifierOptions(9))  # equal, not the same
+        source, rows = SyntheticClassification(8, 32), ClassificationRows(32, augment=False)
+        optimizer = OptimizerOptions(schedule="cosine")
+        options = TrainOptions(2, 4, optimizer, seed=seed, num_devices=1)
+        variables = train(TrainingJob(name, model, source, rows, options), tmp_path / name)
+        return jax.device_get(variables)
+
+    first = run("first", 0)
+    with jax.log_compiles():
+        second = run("second", 1)
+    assert "Compiling" not in caplog.text
+    assert largest_difference(first, second) > 0
+    step_module._shared_programs.cache_clear()
+    with jax.log_compiles():
+        alone = run("alone", 1)
+    assert "Compiling" in caplog.text
+    assert largest_difference(second, alone) == 0
 
 
 def test_padding_images_do_not_change_the_losses():

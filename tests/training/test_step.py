@@ -29,9 +29,9 @@ CLASSIFIER = Classifier(TINY, ClassifierOptions(3))
 
 
 @functools.cache  # what one test traced serves the others
-def _trainer(model, num_devices=1, batch_size=8, **options):
+def _trainer(model, num_devices=1, batch_size=8, seed=0, **options):
     optimizer = make_optimizer(OptimizerOptions(**options), batch_size, 10)
-    return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed=0)
+    return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed)
 
 
 def _batch(num_images=8):
@@ -88,6 +88,27 @@ def test_paths_are_a_function_of_seed_and_step():
     assert len({tuple(path["branch"]) for path in paths}) > 5
     paths_of_another_seed = [sample_choice(model, 4, step) for step in range(20)]
     assert largest_difference(paths, paths_of_another_seed) > 0
+
+
+@pytest.mark.parametrize("seed", [2**31 - 1, 2**40 + 3])
+def test_the_first_state_is_that_of_the_seed_as_a_constant(seed):
+    state = _trainer(CLASSIFIER, seed=seed).init()
+    expected = jax.jit(lambda: CLASSIFIER.init(jax.random.key(seed)))()
+    for name in ("params", "batch_stats"):
+        assert largest_difference(state[name], expected[name]) == 0
+
+
+def test_seeds_share_programs_and_draw_their_own_samples(caplog):
+    """From one state a step has other losses, because it samples other anchors and RoIs."""
+    trainer, other = (_trainer(Detector(TINY, tiny_options()), seed=seed) for seed in (1, 2))
+    parts = put_parts(trainer.mesh, _batch(), 1)
+    losses = [float(trainer.step(trainer.init(), parts)[1]["loss"])]
+    with jax.log_compiles():
+        other_start = other.init()
+        losses += [float(same.step(trainer.init(), parts)[1]["loss"]) for same in (trainer, other)]
+    assert "Compiling" not in caplog.text
+    assert losses[0] == losses[1] != losses[2]
+    assert largest_difference(other_start["params"], trainer.init()["params"]) > 0
 
 
 @pytest.mark.parametrize("spec", [TINY, SUPERNET], ids=["network", "supernet"])

@@ -4,7 +4,6 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from crnas_jax.arch.staged import Arch
@@ -39,7 +38,7 @@ class Network:
         """The Flax module."""
         return _MODULES[type(self.arch)](self.arch, self.remat, self.freeze)
 
-    def sample(self, rng: np.random.Generator) -> None:
+    def sample(self, seed: int, step: int) -> None:
         """Return None: a stand-alone network has one path."""
 
     def init(self, key: Array, path_variables: PyTree) -> PyTree:

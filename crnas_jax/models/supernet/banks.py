@@ -22,7 +22,8 @@ from jaxtyping import Array, ArrayLike, PyTree
 from crnas_jax.arch.families import FAMILIES
 from crnas_jax.arch.staged import Arch
 from crnas_jax.runtime.options import check_choice
-from crnas_jax.spaces.operations import OperationSpace
+from crnas_jax.spaces.draws import DRAWS, balanced, step_rng
+from crnas_jax.spaces.operations import TIES, OperationSpace
 from crnas_jax.spaces.stages import StageSpace
 
 STAGE_SHARING = ("branch", "prefix")
@@ -44,6 +45,8 @@ class SupernetSpec:
       dilations: candidates for each block; a single one for a stage supernet.
       stage_sharing: `branch` or `prefix`.
       kernel_sharing: `own` or `shared`.
+      tie: see `OperationSpace`; what training draws, any code can be scored.
+      draws: how training draws paths, one of `draws.DRAWS`.
     """
 
     family: str
@@ -52,8 +55,12 @@ class SupernetSpec:
     dilations: tuple[int, ...] = (1,)
     stage_sharing: str = "branch"
     kernel_sharing: str = "own"
+    tie: str = "block"
+    draws: str = "balanced"
 
     def __post_init__(self):
+        check_choice(self, "tie", TIES)
+        check_choice(self, "draws", DRAWS)
         check_choice(self, "stage_sharing", STAGE_SHARING)
         check_choice(self, "kernel_sharing", KERNEL_SHARING)
 
@@ -103,6 +110,23 @@ class SupernetSpec:
         if self.stage_sharing == "prefix":
             return 1 if first else max(grid) - 1
         return len(grid) if first else sum(grid) - len(grid)
+
+    def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
+        """Draw the path of a training step: depths and operations independent of each other."""
+        if self.draws == "uniform":
+            rng = step_rng(seed, step)
+            depths = self.stages.sample(rng)
+            space = OperationSpace(self.arch(depths).stage_depths, self.dilations, self.tie)
+            return self.choice(depths, space.operations_of(space.sample(rng)))
+        depths = [
+            grid[balanced(len(grid), seed, stage, step)] for stage, grid in enumerate(self.grids)
+        ]
+        space = OperationSpace(self.arch(depths).stage_depths, self.dilations, self.tie)
+        code = [
+            balanced(space.num_operations, seed, len(self.grids) + entry, step)
+            for entry in range(space.num_blocks)
+        ]
+        return self.choice(depths, space.operations_of(code))
 
     def choice(self, depths, operations=None) -> dict[str, np.ndarray]:
         """Return the path of a subnet: `branch` int32 [searched stages], `ops` int32 [places].

@@ -21,7 +21,6 @@ from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbo
 from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, Normalization
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, place_codes
-from crnas_jax.spaces.operations import OperationSpace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +60,9 @@ class Supernet:
         """The deepest path: for shapes."""
         return self.spec.choice(self.arch.depths)
 
-    def sample(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw a path: depths and operations uniform and independent."""
-        depths = self.spec.stages.sample(rng)
-        stage_depths = self.spec.arch(depths).stage_depths
-        operations = OperationSpace(stage_depths, self.spec.dilations).sample(rng)
-        return self.spec.choice(depths, operations)
+    def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
+        """Draw the path of a training step (`SupernetSpec.sample`)."""
+        return self.spec.sample(seed, step)
 
     def init(self, key: Array, path_variables: PyTree) -> PyTree:
         """Return `path_variables` ({"params", "batch_stats"}) with freshly drawn banks."""

@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_below_one, check_counts, check_positive
 from crnas_jax.search.scores import Ranked
-from crnas_jax.search.strategies import successive_halving
 from crnas_jax.search.strategies.evolution import evolution
 from crnas_jax.search.strategies.exhaustive import exhaustive
 from crnas_jax.search.strategies.greedy import greedy, num_evaluations
+from crnas_jax.search.strategies.racing import racing
 from crnas_jax.search.strategies.random_search import random_search
-from crnas_jax.search.strategies.successive_halving import halving
-from crnas_jax.spaces.space import Space
+from crnas_jax.spaces.space import Code, Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,8 @@ class StrategyOptions:
       evaluations: codes that random search and evolution score.
       population: codes of a generation of evolution.
       parents: codes that evolution's next generation is bred from.
-      confidence: how sure halving must be to drop a candidate early.
+      confidence: how sure racing is not to drop the truly best candidate early.
+      keep: codes that racing never drops.
       seed: seed of everything that a strategy draws.
     """
 
@@ -34,6 +34,7 @@ class StrategyOptions:
     population: int = 20
     parents: int = 5
     confidence: float = 0.95
+    keep: tuple[Code, ...] = ()
     seed: int = 0
 
     def __post_init__(self):
@@ -49,39 +50,30 @@ class Strategy:
     Attributes:
       name: name in the table.
       run: function from spaces and scores to a ranking for each space.
-      max_evaluations: function from a space to the most codes that are scored.
-      max_passes: function from (candidates of each space, mini-batches, least mini-batches of a
-        first round) to the most mini-batches that are run through subnets.
+      max_evaluations: function from a space to the most codes that are scored, each at most on all
+        images.
       scores_partial_codes: whether it scores beginnings of codes (`greedy.complete`).
     """
 
     name: str
     run: Callable[..., list[Ranked]]
     max_evaluations: Callable[[Space], int]
-    max_passes: Callable[[Sequence[int], int, int], int]
     scores_partial_codes: bool = False
-
-
-def _all_images(num_evaluations, num_batches, min_batches):
-    del min_batches  # every code sees all images
-    return sum(num_evaluations) * num_batches
 
 
 def _exhaustive(options):
     del options
-    return Strategy("exhaustive", exhaustive, lambda space: space.count(), _all_images)
+    return Strategy("exhaustive", exhaustive, lambda space: space.count())
 
 
-def _halving(options):
-    run = functools.partial(halving, confidence=options.confidence)
-    return Strategy("halving", run, lambda space: space.count(), successive_halving.max_passes)
+def _racing(options):
+    run = functools.partial(racing, confidence=options.confidence, keep=options.keep)
+    return Strategy("racing", run, lambda space: space.count())
 
 
 def _random(options):
     run = functools.partial(random_search, seed=options.seed, evaluations=options.evaluations)
-    return Strategy(
-        "random", run, lambda space: min(space.count(), options.evaluations), _all_images
-    )
+    return Strategy("random", run, lambda space: min(space.count(), options.evaluations))
 
 
 def _evolution(options):
@@ -92,18 +84,14 @@ def _evolution(options):
         population=options.population,
         parents=options.parents,
     )
-    return Strategy(
-        "evolution", run, lambda space: min(space.count(), options.evaluations), _all_images
-    )
+    return Strategy("evolution", run, lambda space: min(space.count(), options.evaluations))
 
 
 def _greedy(options):
-    run = functools.partial(greedy, beam=options.beam)
     return Strategy(
         "greedy",
-        run,
+        functools.partial(greedy, beam=options.beam),
         lambda space: num_evaluations(space, options.beam),
-        _all_images,
         scores_partial_codes=True,
     )
 
@@ -112,7 +100,7 @@ def _greedy(options):
 STRATEGIES = {
     "stage": {
         "exhaustive": _exhaustive,
-        "halving": _halving,
+        "racing": _racing,
         "random": _random,
         "evolution": _evolution,
     },

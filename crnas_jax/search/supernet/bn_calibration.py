@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from crnas_jax.evaluation.bn_statistics import merge
 from crnas_jax.models.supernet.prefix_tree import Schedule
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
@@ -67,25 +68,3 @@ def _complete(schedule: Schedule, visits: list[PyTree], stem: PyTree) -> list[Py
             }
         previous = complete[position] = {**tree, "backbone": backbone}
     return complete
-
-
-@jax.jit
-def merge(pooled: PyTree, num_images, moments: PyTree, batch_images) -> PyTree:
-    """Return mean and variance over two sets of images from those of each.
-
-    Sums of squares would cancel where a mean is many deviations from 0; differences of means do not
-    (Chan, Golub and LeVeque 1979).
-    """
-    share = batch_images / jnp.maximum(num_images + batch_images, 1)
-
-    def layer(old, new):
-        difference = new["mean"] - old["mean"]
-        mean = old["mean"] + share * difference
-        var = (1 - share) * old["var"] + share * new["var"]
-        return {"mean": mean, "var": var + share * (1 - share) * jnp.square(difference)}
-
-    return jax.tree.map(layer, pooled, moments, is_leaf=_is_layer)
-
-
-def _is_layer(node):
-    return isinstance(node, dict) and set(node) == {"mean", "var"}

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.errors import UserError
 from crnas_jax.models.supernet.banks import WHOLE
+from crnas_jax.spaces.draws import step_rng
 from crnas_jax.spaces.space import Code, Space
 
 
@@ -64,9 +65,9 @@ class CustomModel:
         """Draw fresh variables with `batch_stats`."""
         return {"batch_stats": {}, **self.network.init(key)}
 
-    def sample(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw the choice of a step."""
-        return code_to_choice(self.network.space.sample(rng))
+    def sample(self, seed: int, step: int) -> np.ndarray:
+        """Draw the choice of a training step."""
+        return code_to_choice(self.network.space.sample(step_rng(seed, step)))
 
     def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
         """Return the training losses, and the statistics after this mini-batch."""

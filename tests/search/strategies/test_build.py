@@ -18,7 +18,7 @@ NAMES = [(level, name) for level, table in STRATEGIES.items() for name in table]
 @pytest.mark.parametrize(
     ("level", "name", "known"),
     [
-        ("stage", "greedy", "use 'exhaustive' or 'halving' or 'random' or 'evolution'"),
+        ("stage", "greedy", "use 'exhaustive' or 'racing' or 'random' or 'evolution'"),
         ("operation", "exhaustive", "use 'greedy' or 'random' or 'evolution'"),
         ("operation", "", "'' is unknown"),
     ],
@@ -44,8 +44,7 @@ def test_every_strategy_ranks_each_space_within_its_bounds(level, name):
         assert values == sorted(values, reverse=True)
     num_evaluations = [chosen.max_evaluations(space) for space in spaces]
     assert scores.effort()["evaluated"] <= sum(num_evaluations)
-    bound = chosen.max_passes(num_evaluations, scores.num_batches, 2)
-    assert sum(scores.passes.values()) <= bound
+    assert sum(scores.passes.values()) <= sum(num_evaluations) * scores.num_batches
 
 
 def test_greedy_alone_scores_beginnings_of_codes():
@@ -67,6 +66,15 @@ def test_options_reach_the_strategy(level):
         assert [len(ranked) for ranked in chosen.run(SPACES[level], Noisy())] == [count] * len(
             SPACES[level]
         )
+
+
+def test_codes_to_keep_reach_the_race():
+    space = SPACES["stage"][1]
+    worst = min(space.enumerate(), key=Noisy().worth)
+    for keep in ((), (worst,)):
+        scores = Noisy(noise=0.01)
+        strategy("racing", "stage", StrategyOptions(keep=keep)).run([space], scores)
+        assert (scores.passes[worst] == scores.num_batches) == bool(keep)
 
 
 @pytest.mark.parametrize(

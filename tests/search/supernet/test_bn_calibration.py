@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crnas_jax.search.supernet.bn_calibration import merge
+from crnas_jax.evaluation.bn_statistics import merge
 
 
 @pytest.mark.parametrize("mean", [0.0, 3.0, 1000.0, -1e4])

@@ -1,0 +1,179 @@
+"""What follows the searches: finalists trained alone, the last rung, and the decision.
+
+1. The best allocations of the stage search and the baseline's are trained with a short schedule;
+   the best on `val` is the allocation of the operation supernet.
+2. The best codes of the operation search and the code without dilation, likewise.
+3. The found network, its stage-only form and the baseline are trained with the full schedule and
+   several seeds. `val` decides which is returned; `test` is read after that.
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+from crnas_jax.arch.staged import Arch
+from crnas_jax.experiments import keys, steps
+from crnas_jax.experiments.limits import baseline_excess
+from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.search import refine
+from crnas_jax.search.journal import Journal
+from crnas_jax.search.trained import TrainedScores
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings.run import RETURNED
+
+_RUNG = "last rung"
+
+
+def choose(run: Run, choice: str) -> Arch:
+    """Train the candidates of a choice that are not trained yet; return the chosen network.
+
+    Args:
+      run: the run, in which the search before the choice is finished.
+      choice: one of `step_keys.CHOICES`.
+    """
+    archs = keys.candidates(run, choice)
+    if len(archs) > 1:
+        # One after the other, and none that the journal holds.
+        by_code = {keys.network_code(arch): arch for arch in archs}
+
+        def detections_of(code):
+            arch = by_code[code]
+            step = keys.network_step(keys.FINALISTS, arch)
+            detector = steps.train_network(run, step, arch, short=True)
+            return steps.detections(run, step, detector, "val")
+
+        _scores(run, keys.FINALISTS, keys.FINALISTS, "val", detections_of).score(list(by_code))
+    return keys.chosen(run, choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastRung:
+    """The networks between which is decided, each trained with every seed.
+
+    Attributes:
+      run: the run, in which both choices are made.
+      archs: the compared networks by name.
+    """
+
+    run: Run
+    archs: dict[str, Arch]
+
+    @functools.cached_property
+    def owners(self) -> dict[str, str]:
+        """By name the compared network whose training serves it: some coincide."""
+        return {name: keys.owner(self.run, name) for name in self.archs}
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Names of the distinct networks, the baseline first."""
+        return list(dict.fromkeys(self.owners.values()))
+
+    @property
+    def num_seeds(self) -> int:
+        """Trainings of each network; one where there is nothing to compare."""
+        is_alone = len(self.names) == 1
+        return 1 if is_alone else run_settings.refine_options(self.run.config).num_seeds
+
+    def metrics(self, name: str, split: str) -> list[dict]:
+        """Return the metrics of a network on a split, one for each seed."""
+        return [self._evaluate(name, seed, split) for seed in range(self.num_seeds)]
+
+    def ap(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return AP [networks, seeds] and mean AP on resampled images [networks, samples]."""
+        if split not in self._arrays:
+            self._arrays[split] = self._measure(split)
+        return self._arrays[split]
+
+    @functools.cached_property
+    def _arrays(self):
+        return {}
+
+    def _measure(self, split):
+        codes = [keys.network_code(self.archs[name]) for name in self.names]
+        scores = [self._scores(seed, split) for seed in range(self.num_seeds)]
+        ap = [seed_scores.score(codes) for seed_scores in scores]
+        draws = [seed_scores.draws(codes) for seed_scores in scores]
+        return np.transpose(ap), np.mean(draws, axis=0)
+
+    def difference(self, name: str, split: str) -> refine.Difference:
+        """Compare a network with the baseline on a split."""
+        return refine.difference(*self.ap(split), self.names.index(self.owners[name]))
+
+    def decide(self) -> refine.Decision:
+        """Decide on `val`; without finalists the found network is returned, as in the paper."""
+        options = run_settings.refine_options(self.run.config)
+        if not options.finalists:
+            reason = "no finalists were asked for (refine.finalists = 0), as in the paper"
+            return refine.Decision("searched", "searched", None, reason)
+        arrays = self.ap("val") if len(self.names) > 1 else (np.zeros((1, 1)), np.zeros((1, 1)))
+        decision = refine.decide(self.names, *arrays, options.confidence)
+        excess = baseline_excess(self.run)
+        if decision.network == refine.BASELINE and excess:
+            decision = dataclasses.replace(decision, reason=f"{excess}; {decision.reason}")
+        return decision
+
+    def _scores(self, seed, split):
+        by_code = {keys.network_code(self.archs[name]): name for name in self.names}
+
+        def detections_of(code):
+            name = by_code[code]
+            step, detector = self._train(name, seed)
+            return steps.detections(self.run, step, detector, split)
+
+        return _scores(self.run, f"{_RUNG}, seed {seed}", refine.BASELINE, split, detections_of)
+
+    def _train(self, name, seed):
+        step = keys.seed_step(name, seed)
+        return step, steps.train_network(self.run, step, self.archs[name], seed)
+
+    def _evaluate(self, name, seed, split):
+        step, detector = self._train(self.owners[name], seed)
+        return steps.evaluate(self.run, step, detector, split)
+
+
+def publish(run: Run, network: str) -> None:
+    """Copy a compared network, trained with the run's seed, to `<workdir>/returned`."""
+    source, target = run.path / keys.owner(run, network), run.path / RETURNED
+    digest_file = "variables.sha256"
+    if (target / digest_file).exists() and all(
+        (target / name).read_bytes() == (source / name).read_bytes()
+        for name in (digest_file, "detector.json")
+    ):
+        return
+    partial = run.path / f".{RETURNED}"
+    for folder in (partial, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir()
+    for name in ("variables", digest_file, "detector.json"):
+        path = source / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, partial / name)
+    partial.rename(target)
+
+
+def mean_metrics(rows: Sequence[dict]) -> dict:
+    """Return the means of metrics over seeds, whatever their nesting; None where one has none."""
+    first = rows[0]
+    return {name: _mean([row[name] for row in rows]) for name in first}
+
+
+def _mean(values):
+    if isinstance(values[0], dict):
+        return mean_metrics(values)
+    if any(value is None for value in values):
+        return None
+    is_real = isinstance(values[0], float)
+    return float(np.mean(values)) if is_real and len(values) > 1 else values[0]
+
+
+def _scores(run, name, row, split, detections_of):
+    return TrainedScores(
+        name,
+        detections_of,
+        run.sources[split],
+        Journal(journal_file(run), keys.scores_key(run, row, split)),
+        run.options.bootstrap,
+        run.options.seed,
+    )

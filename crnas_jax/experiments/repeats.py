@@ -1,0 +1,63 @@
+"""What a changed config would repeat of the work in a folder: asked for before it starts."""
+
+from collections.abc import Iterable
+
+from crnas_jax.experiments.keys import COMPARED, FINALISTS, RANKING, earlier_rows, owner, step_key
+from crnas_jax.experiments.run import Run
+from crnas_jax.runtime.workdir import repeats_error
+from crnas_jax.settings.step_keys import READS
+
+
+def repeats(run: Run, goals: Iterable[str]) -> dict[str, str]:
+    """Return what of the finished or begun work the steps up to `goals` would repeat, and why.
+
+    Args:
+      run: the run.
+      goals: rows of `READS`.
+    """
+    wanted = _with_earlier_rows(run, goals)
+    repeated = {}
+    for row in READS:
+        for step in _begun_steps(run, row) if row in wanted else ():
+            key, stored = step_key(run, step), run.workdir.stored_key(step)
+            changes = key.changes(stored)
+            if key.is_known and run.workdir.is_set_aside(step, key):
+                continue
+            if changes:
+                repeated[row] = ", ".join(changes)
+            elif not key.is_known and repeated:
+                repeated[row] = "if the search before it finds another"
+    return repeated
+
+
+def require_no_repeats(run: Run, goals: Iterable[str]) -> None:
+    """Raise UserError if work would be repeated and the working folder does not allow it."""
+    repeated = repeats(run, goals)
+    if repeated and not run.workdir.redo:
+        raise repeats_error(run.path, ", ".join(f"{s} ({why})" for s, why in repeated.items()))
+
+
+def _begun_steps(run, row):
+    """List the steps of a row that have a key."""
+    name, _, part = row.partition("/")
+    folders = [name]
+    if name in (FINALISTS, RANKING):
+        folders = [str(path.relative_to(run.path)) for path in sorted(run.path.glob(f"{name}/*"))]
+    elif name in COMPARED and owner(run, name) != name:
+        return []  # another network's training serves it
+    seeds = [
+        str(path.relative_to(run.path))
+        for folder in folders
+        for path in sorted((run.path / folder).glob("seed*"))
+    ]
+    steps = [f"{folder}/{part}" if part else folder for folder in (*folders, *seeds)]
+    return [step for step in steps if run.workdir.stored_key(step) is not None]
+
+
+def _with_earlier_rows(run, goals):
+    wanted, waiting = set(), list(goals)
+    while waiting:
+        row = waiting.pop()
+        wanted.add(row)
+        waiting += earlier_rows(run, row)
+    return wanted
