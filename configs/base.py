@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
     # What train_detector and evaluate mean: "baseline", "stage_only", "searched" or "returned".
     config.network = "returned"
     # Batch statistics of networks that are trained alone: "running" averages; "recalibrate" them on
-    # search.calibration_images; "auto": that where fewer than 16 images are normalised together.
+    # training images; "auto": that where fewer than 16 images are normalised together.
     config.trained_bn = "auto"
+    config.trained_bn_images = 512
 
     config.data = ConfigDict()
     # "coco" (folder with images and json), "voc" (VOCdevkit), "synthetic" (no files) or "none" (for

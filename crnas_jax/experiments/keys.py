@@ -12,7 +12,7 @@ from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.run import COMPARED
-from crnas_jax.settings.step_keys import CHOICES, READS, Reads, fields
+from crnas_jax.settings.step_keys import CHOICES, READS, Reads
 from crnas_jax.settings.supernets import operation_space
 from crnas_jax.spaces.space import Code
 
@@ -70,7 +70,7 @@ def key_of(run: Run, reads: Reads, inputs: dict[str, str | None]) -> StepKey:
     """Return the key of what `reads` says and of inputs."""
     digests = {split: parts["annotations"] for split, parts in run.data_digests.items()}
     data = {split: digests[split] for split in reads.splits if split in digests}
-    return StepKey(fields(run.config, reads), data, inputs)
+    return StepKey(run.fields(reads), data, inputs)
 
 
 def scores_key(run: Run, row: str, split: str) -> str:
@@ -179,10 +179,8 @@ def compared(run: Run) -> dict[str, Arch | None]:
 def owner(run: Run, network: str) -> str:
     """Return the compared network whose training serves one: where two coincide, the first."""
     archs = compared(run)
-    for name in ("baseline", "searched"):
-        if archs.get(network) is not None and archs[name] == archs[network]:
-            return name
-    return network
+    arch = archs.get(network)
+    return network if arch is None else next(name for name in archs if archs[name] == arch)
 
 
 def _arch_of(run, level, code, depths):

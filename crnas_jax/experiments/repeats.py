@@ -7,6 +7,8 @@ from crnas_jax.experiments.run import Run
 from crnas_jax.runtime.workdir import repeats_error
 from crnas_jax.settings.step_keys import READS
 
+IF_ANOTHER = "if another network is found before it"
+
 
 def repeats(run: Run, goals: Iterable[str]) -> dict[str, str]:
     """Return what of the finished or begun work the steps up to `goals` would repeat, and why.
@@ -14,6 +16,9 @@ def repeats(run: Run, goals: Iterable[str]) -> dict[str, str]:
     Args:
       run: the run.
       goals: rows of `READS`.
+
+    Returns:
+      Reasons by row; the reason is `IF_ANOTHER` where it depends on a search or choice to come.
     """
     wanted = _with_earlier_rows(run, goals)
     repeated = {}
@@ -25,15 +30,16 @@ def repeats(run: Run, goals: Iterable[str]) -> dict[str, str]:
                 continue
             if changes:
                 repeated[row] = ", ".join(changes)
-            elif not key.is_known and repeated:
-                repeated[row] = "if the search before it finds another"
+            elif not key.is_known:
+                repeated[row] = IF_ANOTHER
     return repeated
 
 
 def require_no_repeats(run: Run, goals: Iterable[str]) -> None:
     """Raise UserError if work would be repeated and the working folder does not allow it."""
     repeated = repeats(run, goals)
-    if repeated and not run.workdir.redo:
+    # More finalists or seeds alone repeat nothing, unless another network wins.
+    if set(repeated.values()) - {IF_ANOTHER} and not run.workdir.redo:
         raise repeats_error(run.path, ", ".join(f"{s} ({why})" for s, why in repeated.items()))
 
 

@@ -21,6 +21,7 @@ from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.check import check
+from crnas_jax.settings.step_keys import Reads, fields
 
 # Files whose check takes long enough to say so.
 _MANY_FILES = 5000
@@ -73,6 +74,16 @@ class Run:
         """Digests of the weights that networks start from, by network; those that name some."""
         starts = run_settings.init_from(self.config).items()
         return {network: weights_digest(start) for network, start in starts if start}
+
+    def fields(self, reads: Reads) -> dict[str, object]:
+        """Return the fields that a step reads (`step_keys.fields`), looked up once."""
+        if reads not in self._fields:
+            self._fields[reads] = fields(self.config, reads)
+        return self._fields[reads]
+
+    @functools.cached_property
+    def _fields(self):
+        return {}
 
     def record(self) -> None:
         """Write the config into the working folder, for who goes on there without a config."""

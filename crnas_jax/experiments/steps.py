@@ -205,18 +205,18 @@ def _start(run, step):
 
 def _with_statistics(run, job, variables):
     """Return trained variables with the statistics that the config asks for."""
-    if not training_settings.recalibrates(run.config):
+    num_images = training_settings.calibration_images(run.config)
+    if not num_images:
         return variables
-    options = search_settings.score_options(run.config, "recalibrate")
     return recalibrate(
         job.model,
         variables,
         job.source,
-        options.size,
-        options.batch_size,
-        options.calibration_images,
+        data_settings.image_size(run.config),
+        job.options.batch_size // job.options.accumulate,
+        num_images,
         job.options.seed,
-        options.num_devices,
+        job.options.num_devices,
     )
 
 

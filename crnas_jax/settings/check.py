@@ -17,6 +17,7 @@ from crnas_jax.settings.training import (
     RECIPES,
     require_devices,
     require_even_batches,
+    statistics_options,
     train_options,
 )
 
@@ -35,6 +36,7 @@ def check(config: ConfigDict) -> None:
         train_options(config, recipe)
         if recipe != "pretrain" or pretrained:
             require_devices(config, recipe)
+    statistics_options(config)
     scoring = score_options(config, search_options(config).bn)
     require_even_batches(config, "search", scoring.batch_size)
     for level in ("stage", "operation"):

@@ -15,9 +15,6 @@ NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
 COMPARED = ("baseline", "stage_only", "searched")
 # What may be asked for: one of them, or the one that the decision returns.
 RETURNED = "returned"
-# Statistics of networks that are trained alone: the running averages of training; recalibrated on
-# training images; or these where training normalises over few images.
-TRAINED_BN = ("auto", "recalibrate", "running")
 # In `init_from.operation_supernet`: start from this run's stage supernet.
 FROM_STAGE_SUPERNET = "stage_supernet"
 
@@ -30,7 +27,6 @@ class RunOptions:
       seed: seed of everything drawn: weights, paths, samples, order.
       devices: number of devices; 0 for all.
       network: network that `train_detector` and `evaluate` mean: one of `COMPARED`, or `RETURNED`.
-      trained_bn: statistics of networks that are trained alone, one of `TRAINED_BN`.
       budget: total cost in blocks; 0 for the baseline's.
       bootstrap: resamplings behind the interval of the difference.
     """
@@ -38,7 +34,6 @@ class RunOptions:
     seed: int = 0
     devices: int = 0
     network: str = RETURNED
-    trained_bn: str = "auto"
     budget: float = 0.0
     bootstrap: int = 500
 
@@ -47,7 +42,6 @@ class RunOptions:
         check_counts(self, "bootstrap")
         check_not_negative(self, "budget")
         check_choice(self, "network", (*COMPARED, RETURNED))
-        check_choice(self, "trained_bn", TRAINED_BN)
 
     @property
     def num_devices(self) -> int | None:

@@ -27,7 +27,7 @@ _OPERATIONS = (
 # Networks that are trained alone: their recipe, and the statistics that they get after it.
 _ALONE = (
     *(*_DETECTOR, *_NETWORK, *_ROWS, "detector_train"),
-    *("trained_bn", "search.batch_size", "search.calibration_images"),
+    *("trained_bn", "trained_bn_images"),
 )
 _SCORES = (
     *("search.batch_size", "search.batches"),

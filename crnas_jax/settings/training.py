@@ -1,9 +1,12 @@
 """Options of the trainings."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.mesh import make_mesh
+from crnas_jax.runtime.options import check_choice, check_counts
 from crnas_jax.settings.fields import read
 from crnas_jax.settings.run import COMPARED, run_options
 from crnas_jax.training.job import TrainOptions
@@ -15,9 +18,29 @@ RECIPE_OF = {
     "operation_supernet": "operation_train",
     **dict.fromkeys(COMPARED, "detector_train"),
 }
+# Statistics of networks that are trained alone: the running averages of training; recalibrated on
+# training images; or these where training normalises over few images.
+TRAINED_BN = ("auto", "recalibrate", "running")
 # Fewer images in a normalised mini-batch than this give poor running averages.
 _FEW_IMAGES = 16
 RECIPES = (*dict.fromkeys(RECIPE_OF.values()), "pretrain")
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsOptions:
+    """Batch statistics of finished networks.
+
+    Attributes:
+      trained_bn: one of `TRAINED_BN`.
+      trained_bn_images: training images that they are recalibrated on.
+    """
+
+    trained_bn: str = "auto"
+    trained_bn_images: int = 512
+
+    def __post_init__(self):
+        check_counts(self, "trained_bn_images")
+        check_choice(self, "trained_bn", TRAINED_BN)
 
 
 def train_options(config: ConfigDict, recipe: str) -> TrainOptions:
@@ -33,14 +56,22 @@ def train_options(config: ConfigDict, recipe: str) -> TrainOptions:
     )
 
 
-def recalibrates(config: ConfigDict) -> bool:
-    """Return whether networks that are trained alone get statistics from training images.
+def calibration_images(config: ConfigDict) -> int:
+    """Return how many images networks that are trained alone get their statistics from.
 
-    Training normalises over a part of the global batch, whatever the number of devices.
+    0 leaves them the running averages. Training normalises over a part of the global batch,
+    whatever the number of devices.
     """
-    options, bn = train_options(config, "detector_train"), run_options(config).trained_bn
+    options, statistics = train_options(config, "detector_train"), statistics_options(config)
     few = options.batch_size // options.accumulate < _FEW_IMAGES
-    return bn == "recalibrate" or (bn == "auto" and few)
+    if statistics.trained_bn == "running" or (statistics.trained_bn == "auto" and not few):
+        return 0
+    return statistics.trained_bn_images
+
+
+def statistics_options(config: ConfigDict) -> StatisticsOptions:
+    """Read the batch statistics of finished networks."""
+    return read(StatisticsOptions, config, "")
 
 
 def require_devices(config: ConfigDict, recipe: str) -> None:

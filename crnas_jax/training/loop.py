@@ -21,7 +21,7 @@ from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.logging import RunLog
 from crnas_jax.training.optimizer import make_optimizer, make_schedule
-from crnas_jax.training.step import Trainer, sample_choice
+from crnas_jax.training.step import Trainer
 
 # A step's loss is checked when this many later steps are under way: the devices never wait.
 _LAG = 2
@@ -104,7 +104,7 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
     watch = _LossWatch(job.name, schedule)
     saved_at = time.monotonic()
     for step, batch in enumerate(batches, int(state["step"]) + 1):
-        choice = sample_choice(trainer.model, options.seed, step - 1)
+        choice = trainer.model.sample(options.seed, step - 1)
         parts = put_parts(trainer.mesh, batch, options.accumulate)
         state, metrics = trainer.step(state, parts, choice)
         watch.add(step, batch["image_id"], metrics)

@@ -245,8 +245,3 @@ class _Programs:
             "step": state["step"] + 1,
         }
         return new_state, metrics
-
-
-def sample_choice(model: Trainable, seed: int, step: int) -> PyTree | None:
-    """Draw the path of a step, the same on all devices; None for a stand-alone network."""
-    return model.sample(seed, step)

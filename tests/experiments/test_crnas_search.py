@@ -9,7 +9,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas_search
 from crnas_jax.experiments.crnas_search import search_allocation, search_dilations
 from crnas_jax.experiments.run import open_run
-from crnas_jax.settings.models import operation_supernet
+from crnas_jax.settings.supernets import operation_supernet
 
 
 class Scores:
@@ -32,7 +32,7 @@ def supernet(tmp_path):
     run = open_run(config, tmp_path, dry=True)
     supernet = types.SimpleNamespace(run=run, detector=None, depths=(1, 1, 1, 1))
     supernet.stage_scores = lambda: Scores(0.0, 0.0)
-    supernet.operation_scores = lambda partial: Scores(0.0, 0.0)
+    supernet.operation_scores = lambda partial, **_: Scores(0.0, 0.0)
     return supernet
 
 

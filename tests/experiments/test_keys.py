@@ -1,22 +1,34 @@
 """What a changed field repeats: trainings and searches are counted, none is really run."""
 
 import json
+import types
 
+import numpy as np
 import pytest
 
 from configs import quickstart
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import crnas, crnas_search, keys, steps
+from crnas_jax.experiments import crnas, crnas_search, keys, limits, repeats, steps
 from crnas_jax.experiments import run as run_module
 from crnas_jax.experiments.run import open_run
 from crnas_jax.models.build import Model
+from crnas_jax.runtime.files import write_json
+from crnas_jax.search.trained import TrainedScores
 from crnas_jax.settings.step_keys import READS
+from crnas_jax.settings.supernets import operation_space
 
-GOALS = ("searched/test", "baseline/test")
-TRAININGS = {"stage_supernet", "operation_supernet", "searched", "baseline"}
-TESTS = {"searched/test", "baseline/test"}
+ROLES = ("baseline", "stage_only", "searched")
+GOALS = tuple(f"{role}/test" for role in ROLES)
+SUPERNETS = {"stage_supernet", "operation_supernet"}
 SEARCHES = {"stage_search", "operation_search"}
+# Networks that are trained alone, and where they detect.
+FINALISTS = {f"finalists/{name}{part}" for name in ("1-1-2-4", "2-2-2-2") for part in ("", "/val")}
+PARTS = ("", "/val", "/test")
+RUNG = {f"{role}{seed}{part}" for role in ROLES for seed in ("", "/seed1") for part in PARTS}
+ALONE = FINALISTS | RUNG
+ALL = SUPERNETS | SEARCHES | ALONE
+OPERATIONS = {"operation_supernet", "operation_search"}
 # By a changed field, what is done again when the searches find the same networks.
 REPEATED = {
     "bootstrap=20": set(),
@@ -25,22 +37,40 @@ REPEATED = {
     "stage_train.checkpoint_seconds=7.0": set(),
     "search.max_subnets_per_call=2": set(),
     "search.all_zero='continue'": set(),
-    "detector_train.epochs=3.0": {"searched", "baseline", *TESTS},
+    "supernet.depths='all'": set(),  # all can be reached
+    "refine.confidence=0.9": set(),
+    "refine.short=0.4": FINALISTS,
+    "detector_train.epochs=3.0": ALONE,
+    "trained_bn='running'": ALONE,
     "search.beam=2": {"operation_search"},
+    "search.rescore=False": {"operation_search"},
     "search.operation_strategy='random'": {"operation_search"},
     "search.stage_strategy='racing'": {"stage_search"},
     "search.budgets=(9.0,)": {"stage_search"},
     "search.max_params=1e9": SEARCHES,
     "search.batches=1": SEARCHES,
     "search.bn='batch'": SEARCHES,
-    "operation_train.lr_per_image=0.01": {"operation_supernet", "operation_search"},
-    "supernet.dilations=(1,3)": {"operation_supernet", "operation_search"},
-    "stage_train.epochs=3.0": {"stage_supernet", "stage_search"},
-    "supernet.grids=((1,2),(1,2),(1,2),(1,2,3))": {"stage_supernet", "stage_search"},
-    "search.batch_size=8": {*SEARCHES, *TESTS},
-    "data.max_objects=9": {*TRAININGS, *SEARCHES, *TESTS},
-    "detector.head_channels=16": {*TRAININGS, *SEARCHES, *TESTS},
-    "seed=1": {*TRAININGS, *SEARCHES, *TESTS},
+    "operation_train.lr_per_image=0.01": OPERATIONS,
+    # What the search finds has other dilations.
+    "supernet.dilations=(1,3)": OPERATIONS | {s for s in RUNG if s.startswith("searched")},
+    "supernet.tie='block'": OPERATIONS,
+    "init_from.operation_supernet=''": OPERATIONS,
+    # The operation supernet starts from the stage supernet.
+    "stage_train.epochs=3.0": SUPERNETS | SEARCHES,
+    "supernet.draws='uniform'": SUPERNETS | SEARCHES,
+    "supernet.grids=((1,2),(1,2),(1,2),(1,2,4))": SUPERNETS | SEARCHES,
+    "search.batch_size=8": SEARCHES | {step for step in ALONE if step.endswith(("/val", "/test"))},
+    "data.max_objects=9": ALL,
+    "detector.head_channels=16": ALL,
+    "seed=1": ALL,
+}
+# Fields that only add work, for which nobody is asked, and what is added.
+ADDED = {
+    "refine.seeds=3": {f"{role}/seed2{part}" for role in ROLES for part in PARTS},
+    "refine.finalists=3": {"finalists/2-1-1-4", "finalists/2-1-1-4/val"},
+    "refine.operation_finalists=1": {
+        f"finalists/1-1-2-4_2-1-1-1-1-1-1-1{part}" for part in ("", "/val")
+    },
 }
 
 
@@ -48,33 +78,45 @@ class Procedure:
     """The procedure with trainings, searches and evaluations that only count.
 
     Attributes:
-      done: names of what was done since the last `clear`.
-      depths: what the stage search finds.
+      done: names of the steps that were done since the last `clear`.
+      depths: allocations of the stage search, best first.
     """
 
     def __init__(self, folder, monkeypatch):
-        self.folder, self.done, self.depths = folder, [], (2, 2, 2, 2)
+        self.folder, self.done = folder, []
+        self.depths = [(1, 1, 2, 4), (2, 2, 2, 2), (2, 1, 1, 4)]
         for name in ("save_weights", "save_detector", "load_trained"):
             monkeypatch.setattr(steps, name, lambda *_: None)
         # Tracing is most of what is left.
         monkeypatch.setattr(Model, "shapes", {"params": {}})
         monkeypatch.setattr(steps, "_fit", lambda run, job: self.done.append(job.name))
+        monkeypatch.setattr(steps, "_with_statistics", lambda *_: None)
         monkeypatch.setattr(steps, "predict_split", lambda *_: [])
-        monkeypatch.setattr(steps, "split_metrics", self._evaluate)
-        monkeypatch.setattr(crnas, "_difference", lambda run: {})
+        monkeypatch.setattr(steps, "split_metrics", lambda *_: {"AP": 0.0})
+        monkeypatch.setattr(steps, "write_json", self._write)
+        monkeypatch.setattr(crnas.last_rung, "publish", lambda *_: None)
+        monkeypatch.setattr(crnas.last_rung, "TrainedScores", _Scores)
         monkeypatch.setattr(crnas_search, "search_allocation", self._search("stage_search"))
         monkeypatch.setattr(crnas_search, "search_dilations", self._search("operation_search"))
 
-    def _evaluate(self, *_):
-        self.done.append("test")
-        return {}
+    def _write(self, path, content):
+        """Note whose detections are written."""
+        self.done.append(str(path.parent.relative_to(self.folder)))
+        write_json(path, content)
 
     def _search(self, name):
         def search(supernet):
             self.done.append(name)
-            depths = self.depths if name == "stage_search" else supernet.depths
-            arch = Arch("resnet_basic", depths, (), (16, 32, 64, 128))
-            return {"arch": json.loads(arch.to_json()), "score": 0.5, "evaluated": 1}
+            if name == "stage_search":
+                codes = self.depths
+                arch = Arch("resnet_basic", codes[0], (), (16, 32, 64, 128))
+            else:
+                arch = Arch("resnet_basic", supernet.depths, (), (16, 32, 64, 128))
+                space = operation_space(supernet.run.config, supernet.depths)
+                codes = [(1, *[0] * (space.num_blocks - 1))]
+            ranking = [{"code": list(code), "score": 0.5} for code in codes]
+            arch = json.loads(arch.to_json())
+            return {"arch": arch, "score": 0.5, "evaluated": 1, "ranking": ranking}
 
         return search
 
@@ -91,20 +133,29 @@ class Procedure:
         self.done.clear()
         run = self.open(setting, redo)
         try:
-            keys.require_no_repeats(run, GOALS)
+            repeats.require_no_repeats(run, GOALS)
             if record:
                 run.record()
-            crnas.run_crnas(run)
+            self.result = crnas.run_crnas(run)
         finally:
             run.workdir.release()
-        tests = self.done.count("test")
-        return sorted(name for name in self.done if name != "test"), tests
+        assert len(self.done) == len(set(self.done))
+        return set(self.done)
+
+
+class _Scores(TrainedScores):
+    """Scores of 0 without matching."""
+
+    def _table(self, results):
+        return types.SimpleNamespace(
+            metrics=lambda: {"AP": 0.0}, bootstrap_ap=lambda weights: np.zeros(len(weights))
+        )
 
 
 @pytest.fixture
 def procedure(tmp_path, monkeypatch):
     procedure = Procedure(tmp_path / "run", monkeypatch)
-    assert procedure.run() == (sorted(TRAININGS | SEARCHES), 2)
+    assert procedure.run() == ALL
     return procedure
 
 
@@ -116,31 +167,67 @@ def test_a_changed_field_repeats_what_reads_it_and_asks_first(procedure, setting
         with pytest.raises(UserError) as caught:
             procedure.run(setting)
         message, field = str(caught.value), setting.partition("=")[0]
-        assert f"({field} " in message
+        cause = f"({field} " if not field.startswith("init_from") else "stage_supernet is another"
+        assert cause in message
         assert "give --redo" in message
         assert procedure.done == []
         assert (procedure.folder / "config.json").read_text() == before
-    expected = (sorted(wanted - TESTS), len(wanted & TESTS))
-    assert procedure.run(setting, redo=True) == expected
-    assert procedure.run(setting) == ([], 0)
+    assert procedure.run(setting, redo=True) == wanted
+    assert procedure.run(setting) == set()
     # Back again, nothing is repeated, and so nobody is asked.
-    assert procedure.run() == ([], 0)
+    assert procedure.run() == set()
+
+
+@pytest.mark.parametrize("setting", ADDED)
+def test_more_finalists_or_seeds_train_only_what_is_new(procedure, setting):
+    before = procedure.result
+    assert procedure.run(setting) == ADDED[setting]
+    assert len(procedure.result["baseline"]["seeds"]) == (3 if "seeds" in setting else 2)
+    assert procedure.run() == set()
+    assert procedure.result["decision"] == before["decision"]
 
 
 def test_another_found_network_repeats_what_comes_after_it(procedure):
-    procedure.depths = (1, 2, 2, 3)
-    done, tests = procedure.run("search.batches=1", redo=True)
-    assert done == sorted({*SEARCHES, "operation_supernet", "searched"})
-    assert tests == 1
+    procedure.depths = [(1, 1, 1, 5), (2, 2, 2, 2)]
+    done = procedure.run("search.batches=1", redo=True)
+    others = {step for step in RUNG if not step.startswith("baseline")}
+    finalist = {"finalists/1-1-1-5", "finalists/1-1-1-5/val"}
+    assert done == {*SEARCHES, "operation_supernet", *finalist, *others}
     aside = {path.name.rpartition("-")[0] for path in (procedure.folder / "set_aside").iterdir()}
-    assert aside == {*SEARCHES, "operation_supernet", "searched", "searched-test"}
+    assert aside == {step.replace("/", "-") for step in {*SEARCHES, "operation_supernet", *others}}
+
+
+def test_networks_that_coincide_are_trained_once(procedure):
+    """Equal scores choose the smaller code: here that of ones, and then the baseline."""
+    procedure.folder = procedure.folder.with_name("ones")
+    done = procedure.run("refine.operation_finalists=1")
+    assert done & RUNG == {step for step in RUNG if not step.startswith("searched")}
+    result = procedure.result
+    assert result["searched"] == result["stage_only"]
+    procedure.folder, procedure.depths = procedure.folder.with_name("baseline"), [(2, 2, 2, 2)]
+    done = procedure.run("refine.operation_finalists=1")
+    assert done & RUNG == {"baseline", "baseline/test"}  # one seed: there is nothing to compare
+    assert procedure.result["decision"]["reason"] == "the searches found the baseline itself"
+    assert procedure.result["difference"] == {"AP": 0.0, "ci95": [0.0, 0.0]}
+
+
+def test_without_finalists_it_is_the_papers_procedure(tmp_path, monkeypatch):
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    done = procedure.run("refine.finalists=0")
+    roles = {f"{role}{part}" for role in ("baseline", "searched") for part in ("", "/test")}
+    assert done == SUPERNETS | SEARCHES | roles
+    result = procedure.result
+    assert result["returned"] == result["decision"]["network"] == "searched"
+    assert result["decision"]["probability"] is None
+    assert "no finalists were asked for" in result["decision"]["reason"]
+    assert "stage_only" not in result
 
 
 def test_only_what_a_command_needs_is_asked_for(procedure):
-    run = procedure.open("detector_train.epochs=3.0")
-    keys.require_no_repeats(run, ["operation_search"])
-    with pytest.raises(UserError, match=r"baseline \(detector_train.epochs 10.0 -> 3.0\)"):
-        keys.require_no_repeats(run, ["baseline"])
+    run = procedure.open("detector_train.lr_per_image=0.1")
+    repeats.require_no_repeats(run, ["stage_search"])
+    with pytest.raises(UserError, match=r"baseline \(detector_train.lr_per_image 0.0025 -> 0.1\)"):
+        repeats.require_no_repeats(run, ["baseline"])
     run.workdir.release()
 
 
@@ -157,10 +244,11 @@ def test_changed_data_are_refused(procedure):
 
 def test_other_weights_at_the_same_path_repeat_what_starts_from_them(procedure, monkeypatch):
     """A path alone says nothing about what lies there."""
-    for digest, done in (("one", ["baseline"]), ("one", []), ("two", ["baseline"])):
+    baseline = {step for step in ALONE if step.startswith(("baseline", "finalists/2-2-2-2"))}
+    for digest, done in (("one", baseline), ("one", set()), ("two", baseline)):
         monkeypatch.setattr(run_module, "weights_digest", lambda _, digest=digest: digest)
         monkeypatch.setattr(run_module, "require_weights", lambda *_: None)
-        assert procedure.run("init_from.baseline='folder'", redo=True)[0] == done
+        assert procedure.run("init_from.baseline='folder'", redo=True) == done
 
 
 def test_a_latency_that_nothing_has_is_found_before_any_training(tmp_path, monkeypatch):
@@ -171,7 +259,7 @@ def test_a_latency_that_nothing_has_is_found_before_any_training(tmp_path, monke
         measured.append(arch.depths)
         return 10.0 + arch.depths[0]
 
-    monkeypatch.setattr(crnas_search.LatencyMeter, "milliseconds", milliseconds)
+    monkeypatch.setattr(limits.LatencyMeter, "milliseconds", milliseconds)
     with pytest.raises(UserError) as caught:
         procedure.run("search.max_latency=5.0")
     message = str(caught.value)
@@ -185,4 +273,7 @@ def test_every_step_of_the_procedure_has_a_key(procedure):
     begun = {
         str(p.parent.relative_to(procedure.folder)) for p in procedure.folder.rglob("key.json")
     }
-    assert begun == {step for step in READS if not step.endswith("pretrain")}
+    assert begun == ALL
+    assert {keys.row_of(step) for step in ALL} == {
+        row for row in READS if not row.endswith("pretrain") and not row.startswith("ranking")
+    }

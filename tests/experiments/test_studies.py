@@ -11,7 +11,7 @@ from configs import quickstart
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import steps, studies
 from crnas_jax.experiments.run import open_run
-from crnas_jax.settings import search as search_settings
+from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.settings.run import run_options
 
 
@@ -42,6 +42,7 @@ def run(tmp_path, monkeypatch):
     """Return a run with supernets that need no training."""
     config = quickstart.get_config()
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
+    config.supernet.tie = "block"
     monkeypatch.setattr(studies.crnas, "train_supernet", lambda run, level: Supernet())
     return types.SimpleNamespace(config=config, options=run_options(config), path=tmp_path)
 
@@ -51,7 +52,7 @@ def test_strategies_are_compared_at_equal_image_passes(run):
     for level, rows in study.items():
         file = run.path / "strategies" / f"{level}.json"
         assert json.loads(file.read_text())[level] == rows
-    space = search_settings.stage_spaces(run.config)[8.0]
+    space = supernet_settings.stage_spaces(run.config)[8.0]
     codes = list(space.enumerate())
     for seed, rows in enumerate(study["stage"]):
         values = dict(zip(codes, Noisy(seed).score(codes), strict=True))
@@ -91,31 +92,55 @@ def test_the_ranking_study_scores_trains_and_draws(run, monkeypatch):
     assert json.loads((run.path / "ranking" / "result.json").read_text()) == study
     assert (run.path / "ranking" / "scatter.png").stat().st_size > 5000
 
+    # The same trainings beside another supernet: nothing is trained alone again.
+    monkeypatch.setattr(studies, "trained_scores", None)
+    again = studies.ranking_study(run, 3, 1, 1, run.path / "ranking" / "result.json")
+    assert [row["AP"] for row in again["rows"]] == [row["AP"] for row in study["rows"]]
+    assert again["agreement"]["regret_top4"] == 0
+
+
+RECORDS = {
+    '{"rows": [{"code": [2, 2, 2, 2]}]}': "KeyError: 'AP'",
+    '{"rows": [{"code": [1, 1, 1, 1], "AP": [0.5]}]}': r"\(1, 1, 1, 1\) is no allocation of 8",
+    '{"rows": [{"code": [2, 2, 2, 2], "AP": [1]}, {"code": [1, 2, 2, 3], "AP": [1, 2]}]}': (
+        "not as many trainings"
+    ),
+}
+
+
+@pytest.mark.parametrize("content", RECORDS)
+def test_a_record_that_does_not_fit_is_refused(run, content):
+    file = run.path / "record.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=RECORDS[content]):
+        studies.ranking_study(run, 3, 1, against=file)
+
 
 @pytest.mark.parametrize("networks", [(), ("baseline",)])
-def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, networks):
+def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, networks, monkeypatch):
     config = quickstart.get_config()
     config.pretrain.networks = networks
     config.pretrain.data.name = "synthetic"
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
-    run = open_run(config, tmp_path, dry=True)
-    scores = studies.trained_scores(run, 3)
-    assert (scores.name, scores.split) == ("trained, seed 3", run.sources["test"])
-    *earlier_jobs, job = scores.jobs_of((1, 2, 2, 3))
-    assert job.name == "1-2-2-3-seed3"
-    assert job.model.spec.depths == (1, 2, 2, 3)
-    baseline = steps.detection_job(run, "", "baseline", job.model.spec, "")
-    assert job.options == dataclasses.replace(baseline.options, seed=3)
-    assert len(earlier_jobs) == len(networks)
-    if networks:
-        assert earlier_jobs[0].name == "1-2-2-3-seed3/pretrain"
-        assert earlier_jobs[0].options.seed == 3
-        assert job.init_from == scores.folder / earlier_jobs[0].name
-    else:
-        assert job.init_from == ""
-    seeds = [studies.trained_scores(run, seed) for seed in (0, 1)]
-    other_names = {job.name for scores in seeds for job in scores.jobs_of((1, 2, 2, 3))}
-    assert len(other_names) == 2 * (1 + len(networks))
+    jobs, split = [], []
+    monkeypatch.setattr(steps, "_fit", lambda run, job: jobs.append(job))
+    for name in ("_with_statistics", "save_weights", "save_detector", "accuracy"):
+        monkeypatch.setattr(steps, name, lambda *_: {"top1": 0.0, "top5": 0.0})
+    monkeypatch.setattr(steps, "detections", lambda run, step, detector, name: split.append(name))
+    run = open_run(config, tmp_path)
+    for seed in (0, 3):
+        scores = studies.trained_scores(run, seed)
+        assert scores.name == f"trained, seed {seed}"
+        scores.detections_of((1, 2, 2, 3))
+    names = ["ranking/1-2-2-3", "ranking/1-2-2-3/seed3"]
+    assert [job.name for job in jobs] == ["ranking/1-2-2-3/pretrain"] * len(networks) + names
+    assert split == ["test", "test"]
+    for job, seed in zip(jobs[-2:], (0, 3), strict=True):
+        assert job.model.spec.depths == (1, 2, 2, 3)
+        baseline = steps.detection_job(run, "", "baseline", job.model.spec, "")
+        assert job.options == dataclasses.replace(baseline.options, seed=seed)
+        assert job.init_from == (run.path / "ranking/1-2-2-3/pretrain" if networks else "")
+    run.workdir.release()
 
 
 def test_a_ranking_of_fewer_than_three_subnets_is_refused(run):

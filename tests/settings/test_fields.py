@@ -8,7 +8,7 @@ from helpers import run_commands
 from configs import base
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.settings import data, fields, models, run, search, training
+from crnas_jax.settings import data, fields, models, run, search, supernets, training
 from crnas_jax.settings.check import check
 from crnas_jax.settings.fields import RENAMED
 from crnas_jax.training.optimizer import OptimizerOptions
@@ -28,9 +28,13 @@ OTHER_VALUES = {
     "detector.neck": "nas_fpn",
     "detector.lowest_level": 2,
     "supernet.widths": (8, 8, 8, 8),
-    "supernet.grids": ((1, 2, 3), (4,), (6,), (3,)),
+    "supernet.grids": ((1, 2, 3), (4,), (6,), (3, 4, 5)),
     "supernet.dilations": (1, 2),
-    "supernet.stage_sharing": "prefix",
+    "supernet.depths": "all",
+    "supernet.tie": "block",
+    "supernet.stage_sharing": "branch",
+    "supernet.draws": "uniform",
+    "trained_bn": "running",
     "supernet.kernel_sharing": "shared",
     "pretrain.networks": ("baseline",),
     "pretrain.lr_drops": (0.5,),
@@ -54,6 +58,7 @@ TOGETHER_WITH = {
 CHOICES = (
     *("precision", "network", "detector.kind", "detector.neck", "pretrain.networks"),
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
+    *("supernet.depths", "supernet.tie", "supernet.draws", "trained_bn"),
     *("search.bn", "search.stage_strategy", "search.operation_strategy", "search.all_zero"),
     "data.exif",
     *(f"{recipe}.schedule" for recipe in training.RECIPES),
@@ -111,15 +116,18 @@ def _readings(config):
         data.classification_data_options(config),
         data.classification_rows(config),
         models.found_arch(config, (1, 1, 1, 1)),
-        models.stage_supernet(config),
-        models.operation_supernet(config, arch.depths),
+        supernets.stage_supernet(config),
+        supernets.operation_supernet(config, arch.depths),
         models.detector(config, arch, num_classes=3),
         models.classifier(config, arch, num_classes=3),
         [training.train_options(config, recipe) for recipe in training.RECIPES],
         search.search_options(config),
         search.strategy_options(config),
         search.score_options(config, search.search_options(config).bn),
-        search.stage_spaces(config),
+        supernets.stage_spaces(config),
+        run.refine_options(config),
+        run.starts_from_stage_supernet(config),
+        training.statistics_options(config),
     ]
     return repr(readings)
 
@@ -183,7 +191,7 @@ def test_the_defaults_are_the_papers_network():
     config = base.get_config()
     check(config)
     assert models.baseline(config) == zoo.get("resnet50")
-    assert search.stage_spaces(config)[16.0].count() == 153
+    assert supernets.stage_spaces(config)[16.0].count() == 153
 
 
 def test_options_take_the_fields_of_their_names():

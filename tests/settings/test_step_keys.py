@@ -7,7 +7,8 @@ from helpers import ROOT
 
 from configs import quickstart
 from crnas_jax.arch.staged import Arch
-from crnas_jax.settings import data, models, search, step_keys, training
+from crnas_jax.settings import data, models, search, step_keys, supernets, training
+from crnas_jax.settings.run import COMPARED
 
 
 class Recorder:
@@ -32,9 +33,9 @@ class Recorder:
 
 def _spec(config, network):
     if network == "stage_supernet":
-        return models.stage_supernet(config)
+        return supernets.stage_supernet(config)
     if network == "operation_supernet":
-        return models.operation_supernet(config, (1, 1, 2, 2))
+        return supernets.operation_supernet(config, (1, 1, 2, 2))
     return models.baseline(config) if network == "baseline" else models.found_arch(config, (1,) * 4)
 
 
@@ -43,6 +44,18 @@ def _train(network):
         models.detector(config, _spec(config, network), 3)
         data.detection_rows(config)
         training.train_options(config, training.RECIPE_OF[network])
+
+    return read
+
+
+def _train_alone(network):
+    def read(config):
+        models.detector(config, _spec(config, network), 3)
+        data.detection_rows(config)
+        training.train_options(config, "detector_train")
+        training.calibration_images(config)
+        if network == "finalists":
+            assert config["refine"]["short"]
 
     return read
 
@@ -70,7 +83,7 @@ def _search_stage(config):
 
 
 def _search_operations(config):
-    search.operation_space(config, (1, 1, 2, 2))
+    supernets.operation_space(config, (1, 1, 2, 2))
     search.limits(config, 3)
     search.search_strategy(config, "operation")
     search.score_options(config, search.search_options(config).bn)
@@ -82,12 +95,15 @@ def _test(config):
     _batch_size(config)
 
 
+SUPERNETS = ("stage_supernet", "operation_supernet")
 READERS = {
-    **{network: _train(network) for network in training.RECIPE_OF},
-    **{f"{network}/pretrain": _pretrain(network) for network in training.RECIPE_OF},
+    **{network: _train(network) for network in SUPERNETS},
+    **{network: _train_alone(network) for network in (*COMPARED, "finalists", "ranking")},
+    **{f"{network}/pretrain": _pretrain(network) for network in (*SUPERNETS, *COMPARED, "ranking")},
     "stage_search": _search_stage,
     "operation_search": _search_operations,
-    **{f"{network}/test": _test for network in ("searched", "baseline")},
+    **{f"{network}/test": _test for network in (*COMPARED, "ranking")},
+    **{f"{network}/val": _test for network in (*COMPARED, "finalists")},
 }
 # Options classes are read whole; these fields of them are not used by the step. Those of data say
 # where it lies: the files are in the digest.
@@ -101,21 +117,26 @@ UNUSED = {
         for n in ("size", "train", "val", "test")
     ),
     *("network", "bootstrap"),
+    # What they reach is in the value of the grids.
+    "supernet.depths",
 }
 UNUSED_BY = {
-    "stage_supernet": {"supernet.dilations", "supernet.kernel_sharing", "budget"},
+    "stage_supernet": {
+        *("supernet.dilations", "supernet.kernel_sharing", "supernet.tie"),
+        *("budget", "search.budgets"),  # as `supernet.depths`
+    },
     "stage_search": {
-        *("search.operation_strategy", "search.beam", "supernet.dilations"),
+        *("search.operation_strategy", "search.beam", "search.rescore"),
+        *("supernet.dilations", "supernet.tie", "supernet.draws"),
         *("supernet.kernel_sharing", "supernet.widths", "supernet.stage_sharing"),
     },
     "operation_supernet": {"supernet.grids", "budget"},
     "operation_search": {
         *("search.stage_strategy", "search.confidence", "search.budgets", "budget"),
         *("supernet.grids", "supernet.widths", "supernet.stage_sharing"),
-        "supernet.kernel_sharing",
+        *("supernet.kernel_sharing", "supernet.draws"),
     },
-    "baseline": {"budget"},
-    "searched": {"budget"},
+    **{network: {"budget"} for network in (*COMPARED, "finalists", "ranking")},
 }
 
 

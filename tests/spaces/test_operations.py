@@ -40,6 +40,18 @@ def test_a_code_holds_indices_into_the_dilations():
     assert space.dilations_of((0, 1, 0)) == (3, 1, 3)
 
 
+def test_tied_codes_have_an_entry_for_each_stage():
+    space = OperationSpace((3, 1, 2), (1, 2), "stage")
+    assert (space.num_blocks, space.count()) == (3, 8)
+    assert space.dilations_of((1, 0, 1)) == (2, 2, 2, 1, 2, 2)
+    assert space.operations_of(space.sample(np.random.default_rng(0))) != (0,) * 3
+    assert space.dilations_of(space.ones) == (1,) * 6
+    assert space.quickest_completion((1,)) == (1, 0, 0)
+    assert OperationSpace((1, 1), (2, 3)).ones is None
+    with pytest.raises(UserError, match="tie: 'x' is unknown"):
+        OperationSpace((1, 1), tie="x")
+
+
 @pytest.mark.parametrize("dilations", [(1, 2), (3, 1, 2)])
 def test_the_quickest_completion_has_the_smallest_dilation(dilations):
     space = OperationSpace((1, 1, 1, 1), dilations)

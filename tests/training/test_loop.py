@@ -26,7 +26,7 @@ from crnas_jax.training import step as step_module
 from crnas_jax.training.job import TrainingJob, TrainOptions
 from crnas_jax.training.loop import train
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
-from crnas_jax.training.step import Trainer, sample_choice
+from crnas_jax.training.step import Trainer
 
 ROWS = DetectionRows(ImageSize(64, 64), max_objects=5, flip=True)
 TINY = Arch("resnet_basic", (1, 1, 1, 1), widths=(8, 8, 16, 16))
@@ -186,7 +186,7 @@ def test_a_classifier_learns(tmp_path, spec, min_top1):
     variables = train(TrainingJob("classifier", model, source, rows, options), tmp_path)
 
     def choice_of(index):
-        return sample_choice(model, 0, index)
+        return model.sample(0, index)
 
     unseen = SyntheticClassification(90, 32, seed=1)
     metrics = accuracy(model, variables, unseen, 32, 40, choice_of, num_devices=1)

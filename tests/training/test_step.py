@@ -19,7 +19,7 @@ from crnas_jax.models.rcnn import NeckOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh, put_batch, put_parts
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
-from crnas_jax.training.step import Trainer, sample_choice
+from crnas_jax.training.step import Trainer
 
 TINY = Arch("resnet_basic", (1, 2, 1, 1), widths=(8, 8, 16, 16))
 SUPERNET = SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1, 2), (1, 2), (1, 3), (1, 2)), (1, 2))
@@ -54,7 +54,7 @@ def _steps(model, num_steps, num_devices=1, num_parts=1, batch=None, **options):
     state, losses = trainer.init(), []
     for step in range(num_steps):
         state, metrics = trainer.step(
-            state, put_parts(trainer.mesh, batch, num_parts), sample_choice(model, 0, step)
+            state, put_parts(trainer.mesh, batch, num_parts), model.sample(0, step)
         )
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
@@ -83,10 +83,10 @@ def test_eight_devices_take_the_steps_of_one(spec):
 
 def test_paths_are_a_function_of_seed_and_step():
     model = Detector(SUPERNET, tiny_options())
-    paths = [sample_choice(model, 3, step) for step in range(20)]
-    assert largest_difference(paths[7], sample_choice(model, 3, 7)) == 0
+    paths = [model.sample(3, step) for step in range(20)]
+    assert largest_difference(paths[7], model.sample(3, 7)) == 0
     assert len({tuple(path["branch"]) for path in paths}) > 5
-    paths_of_another_seed = [sample_choice(model, 4, step) for step in range(20)]
+    paths_of_another_seed = [model.sample(4, step) for step in range(20)]
     assert largest_difference(paths, paths_of_another_seed) > 0
 
 
@@ -186,7 +186,7 @@ def test_clipping_scales_the_gradient_of_the_path():
     before = trainer.init()
     start = jax.device_get(before["params"])
     parts = put_parts(trainer.mesh, _batch(), 1)
-    after, metrics = trainer.step(before, parts, sample_choice(model, 0, 0))
+    after, metrics = trainer.step(before, parts, model.sample(0, 0))
     assert metrics["gradient_norm"] > 0.5
     moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), start)
     rate = OptimizerOptions().lr_per_image * 8 * 1e-3  # the first step of the warm-up
@@ -217,7 +217,7 @@ def test_steps_export_for_accelerators(spec, options):
     batch = {**tiny_batch(8), "image_id": np.arange(8)}
     batch["masks"] = np.zeros((8, 2, 8, 8), np.uint8)
     part = put_batch(trainer.mesh, batch)
-    choice, platforms = sample_choice(model, 0, 0), ("tpu", "cuda")
+    choice, platforms = model.sample(0, 0), ("tpu", "cuda")
     for program, arguments in trainer.programs(part, choice):
         exported = jax.export.export(program, platforms=platforms)(*arguments)
         assert exported.platforms == platforms

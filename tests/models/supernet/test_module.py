@@ -15,7 +15,7 @@ from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh, put_batch
 from crnas_jax.training.optimizer import OptimizerOptions, make_optimizer
-from crnas_jax.training.step import Trainer, sample_choice
+from crnas_jax.training.step import Trainer
 
 WIDTHS = (8, 8, 16, 16)
 GRIDS = ((1, 2), (1,), (1, 3), (1, 2))
@@ -175,7 +175,7 @@ def test_blocks_that_are_not_sampled_stay_bit_identical(rules, num_devices, capl
     state = trainer.init()
     with jax.log_compiles():
         for step in range(2):
-            state, _ = trainer.step(state, [batch], sample_choice(detector, 0, step))
+            state, _ = trainer.step(state, [batch], detector.sample(0, step))
     assert "Compiling" in caplog.text
     before = jax.device_get(state)
     choice = spec.choice(DEPTHS, OPERATIONS)
@@ -211,10 +211,22 @@ def test_choices_off_the_supernet_are_refused():
             spec.choice(depths, operations)
 
 
-def test_paths_are_uniform_and_depend_only_on_seed_and_step():
-    detector = Detector(SupernetSpec("resnet_basic", WIDTHS, GRIDS, (1, 2)), tiny_options())
-    paths = [sample_choice(detector, 7, step) for step in range(600)]
-    drawn_again = sample_choice(detector, 7, 5)
+@pytest.mark.parametrize("draws", ["uniform", "balanced"])
+def test_paths_are_drawn_equally_and_depend_only_on_seed_and_step(draws):
+    spec = SupernetSpec("resnet_basic", WIDTHS, GRIDS, (1, 2), draws=draws)
+    detector = Detector(spec, tiny_options())
+    paths = [detector.sample(7, step) for step in range(600)]
+    drawn_again = detector.sample(7, 5)
     assert all((paths[5][name] == drawn_again[name]).all() for name in drawn_again)
-    counts = np.bincount([path["branch"][0] for path in paths], minlength=2)
-    assert (abs(counts - 300) < 60).all()
+    depths, dilations = ([path[name][0] for path in paths] for name in ("branch", "ops"))
+    for values in (depths, dilations):
+        counts = np.bincount(values, minlength=2)
+        assert (abs(counts - 300) < (1 if draws == "balanced" else 60)).all()
+
+
+def test_tied_dilations_are_drawn_a_stage_at_a_time():
+    spec = SupernetSpec("resnet_basic", WIDTHS, ((3,), (2,), (1,), (2,)), (1, 2, 3), tie="stage")
+    paths = np.array([spec.sample(0, step)["ops"] for step in range(60)])
+    for start, stop in ((0, 3), (3, 5), (6, 8)):
+        assert (paths[:, start:stop] == paths[:, start : start + 1]).all()
+    assert len({tuple(path[[0, 3, 5, 6]]) for path in paths}) > 30
