@@ -16,18 +16,20 @@ def get_config(start: str = "scratch"):
     config = base.get_config()
     config.baseline = "resnet18"
     config.widths = config.supernet.widths = (16, 32, 64, 128)
-    config.supernet.grids = ((1, 2), (1, 2), (1, 2, 4), (1, 2, 4))
+    config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
     config.supernet.dilations = (1, 2)
     config.data.name = "synthetic"
-    config.data.synthetic = {"size": 96, "train": 384, "val": 48, "test": 96}
+    config.data.synthetic = {"size": 96, "train": 320, "val": 96, "test": 192}
     config.data.min_size = config.data.max_size = 96
     config.data.max_objects = 8
     small_detector(config, anchor=8.0, canonical_size=56.0)
     for recipe in (config.stage_train, config.operation_train, config.detector_train):
         recipe.update({"epochs": 4.0, "batch_size": 8, "lr_per_image": 0.0025, "warmup_steps": 50})
-    config.detector_train.epochs = 10.0
+        recipe.schedule = "cosine"
+    config.stage_train.epochs, config.detector_train.epochs = 6.0, 6.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
+    config.trained_bn_images = 64
     config.refine.finalists = 2
     config.refine.operation_finalists = 0
     if start not in ("scratch", "pretrain"):
