@@ -27,7 +27,7 @@ def get_config(arguments: str = ""):
     (network,) = paper.arguments(file, arguments, choices)
     config = base.get_config()
     paper.as_published(config)
-    config.baseline = network
+    config.network, config.baseline = "searched", network
     config.precision = "bfloat16"
     annotations = "annotations/{}.json"
     config.data.train, config.data.train_images = annotations.format("archtrain"), "train2017"

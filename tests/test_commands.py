@@ -99,7 +99,8 @@ def test_the_plan_and_the_costs_of_a_config_and_of_a_folder_agree(capsys, tmp_pa
         "widths": [16, 32, 64, 128],
     }
     arch["dilations"] = [1] * 8
-    write_json(tmp_path / "run" / "operation_search" / "result.json", {"arch": arch})
+    found = {"searched": {"arch": arch}}
+    write_json(tmp_path / "run" / "result.json", found)
     _, output, _ = _run(capsys, "flops", f"--workdir={tmp_path / 'run'}", "--json")
     baseline, searched = map(json.loads, output.splitlines())
     assert {**baseline, "arch": row["arch"]} == row

@@ -152,6 +152,7 @@ def _flops_of_run(values):
     from crnas_jax.runtime.files import read_json
     from crnas_jax.settings import data as data_settings
     from crnas_jax.settings import models as model_settings
+    from crnas_jax.settings.run import COMPARED
 
     for name in ("detector", "neck", "size", "rois", "mask_rois", "num_classes", "lowest_level"):
         if values[name].present:
@@ -162,9 +163,14 @@ def _flops_of_run(values):
         networks = {"baseline": model_settings.baseline(config)}
         if values.arch:
             networks = {values.arch: zoo.find(values.arch)}
-        found = pathlib.Path(values.workdir or "") / "operation_search" / "result.json"
-        if values.workdir and not values.arch and found.exists():
-            networks["searched"] = arch.read(json.dumps(read_json(found)["arch"]))
+        file = pathlib.Path(values.workdir or "") / "result.json"
+        if values.workdir and not values.arch and file.exists():
+            result = read_json(file)
+            networks |= {
+                name: arch.read(json.dumps(result[name]["arch"]))
+                for name in COMPARED
+                if name in result
+            }
         source = detection_source(data_settings.data_options(config), "train")
         canvas = data_settings.image_size(config).canvas(portrait=False)
         for name, network in networks.items():
@@ -276,7 +282,7 @@ def _hash(image_id):
 COMMANDS = {
     "predict": Command(
         "Run a trained detector on photographs and write its detections as COCO json.",
-        "--detector=runs/mine/searched --images=photos --output=detections.json",
+        "--detector=runs/mine/returned --images=photos --output=detections.json",
         _predict_flags,
         _predict,
         ("detector", "images", "output"),

@@ -53,7 +53,7 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
     """Load what `save_detector` wrote, ready to `predict`.
 
     Args:
-      folder: such as `<workdir>/searched`.
+      folder: such as `<workdir>/returned`.
 
     Raises:
       UserError: there is no detector, or it does not load.

@@ -45,6 +45,8 @@ RUN = [
     "--config.data.synthetic.val=24",
     "--config.pretrain.networks=('stage_supernet','searched')",
     "--config.pretrain.epochs=1",
+    "--config.detector_train.epochs=3",
+    "--config.trained_bn_images=16",
     "--config.pretrain.data.synthetic.train=256",
     *(
         f"--config.{recipe}.checkpoint_seconds=0.5"
@@ -73,24 +75,26 @@ def _result(workdir):
 
 
 def _phase(workdir):
-    """Return the step that a run was in: the last one with a folder or score."""
-    if not workdir.exists():
-        return "start"
-    finished = {path.parent.name for path in workdir.glob("*/result.json")}
-    begun = {path.name for path in workdir.iterdir() if path.is_dir()}
-    if "stage_supernet" in finished and "stage_search" not in finished:
-        return "stage_search"
-    if "operation_supernet" in finished and "operation_search" not in finished:
-        return "operation_search"
-    return ",".join(sorted(begun - finished - {"search"})) or "start"
+    """Return the step that a run was in: the one that is begun and not finished."""
+    keys = [path for path in workdir.rglob("key.json") if "set_aside" not in path.parts]
+    begun = [path.parent for path in keys if not (path.parent / "result.json").exists()]
+    return ",".join(sorted(str(path.relative_to(workdir)) for path in begun)) or "start"
 
 
-def _missing(phases):
+def _missing(phases, whole):
     """List the phases that no kill has met; none is missed where the campaign is not whole."""
     if not WHOLE:
         return []
-    wanted = ("stage_search", "operation_search", "supernet", "searched", "baseline")
+    wanted = ("stage_search", "operation_search", "supernet", "finalists", "baseline", "seed1")
+    steps = [str(path.parent.relative_to(whole)) for path in whole.rglob("key.json")]
+    wanted = [name for name in wanted if any(name in step for step in steps)]
     return [name for name in wanted if not any(name in phase for phase in phases)]
+
+
+def _finished_weights(workdir):
+    """Return when the weights of finished trainings were written."""
+    files = workdir.rglob("variables.sha256")
+    return {path: path.stat().st_mtime_ns for path in files if "returned" not in str(path)}
 
 
 def _reach(process, workdir, names):
@@ -154,14 +158,17 @@ def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statu
     cut = tmp_path / "cut1"
     # On average an equal share of the work for each kill, and time to load the step's programs.
     reach = 2 * ((whole.total - whole.startup) / KILLS + LOADING)
-    while kills < KILLS or _missing(phases):
-        assert kills < 2 * KILLS, f"never interrupted in {_missing(phases)}"
+    while kills < KILLS or _missing(phases, whole.path):
+        assert kills < 2 * KILLS, f"never interrupted in {_missing(phases, whole.path)}"
+        weights = _finished_weights(cut)
         process = _start(cut, log)
         seconds = rng.uniform(0.8 * whole.startup, whole.startup + reach)
         if kills >= KILLS:  # chance left a phase out: wait for it, then interrupt within
-            _reach(process, cut, _missing(phases))
+            _reach(process, cut, _missing(phases, whole.path))
             seconds = rng.uniform(0, 2)
         status = _interrupt(process, seconds, signal_number)
+        again = _finished_weights(cut)
+        assert {path: again.get(path) for path in weights} == weights, "a training was repeated"
         if status in statuses:
             kills += 1
             in_flight += status == statuses[0]
