@@ -26,7 +26,8 @@ def get_config(start: str = "scratch"):
     for recipe in (config.stage_train, config.operation_train, config.detector_train):
         recipe.update({"epochs": 4.0, "batch_size": 8, "lr_per_image": 0.0025, "warmup_steps": 50})
         recipe.schedule = "cosine"
-    config.stage_train.epochs, config.detector_train.epochs = 6.0, 6.0
+    config.stage_train.epochs, config.operation_train.epochs = 6.0, 3.0
+    config.detector_train.epochs = 5.0
     config.search.batch_size = 16
     config.search.calibration_images = 64
     config.trained_bn_images = 64

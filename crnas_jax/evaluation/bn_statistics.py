@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from crnas_jax.data import loader
 from crnas_jax.data.source import DetectionSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
+from crnas_jax.evaluation.predict_split import compiled
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
@@ -48,7 +49,7 @@ def recalibrate(
       Stopped: a stop was requested.
     """
     mesh = make_mesh(batch_size, num_devices)
-    collect = jax.jit(model.statistics, out_shardings=replicated(mesh))
+    collect = compiled(_statistics, model, mesh)
     on_devices = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed)
     num_batches = min(max(num_images // batch_size, 1), len(plan))
@@ -66,6 +67,10 @@ def recalibrate(
         interruption.stop_if_requested("the statistics start again from their beginning")
     progress.close()
     return {**jax.device_get(variables), "batch_stats": jax.device_get(pooled)}
+
+
+def _statistics(model, variables, batch, choice):
+    return model.statistics(variables, batch, choice)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from crnas_jax.data import loader
@@ -46,7 +47,7 @@ def run_on_split(
       Stopped: a stop was requested.
     """
     mesh = make_mesh(batch_size, num_devices)
-    run = _compiled(function, model, mesh)
+    run = compiled(function, model, mesh)
     variables = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
     progress = Progress("evaluation", len(plan), unit="mini-batch")
@@ -58,8 +59,16 @@ def run_on_split(
     progress.close()
 
 
-@functools.lru_cache(maxsize=4)  # few, because compiled programs take memory
-def _compiled(function, model, mesh):
+# Detections and statistics of the three networks of a last rung fit; programs take memory.
+@functools.lru_cache(maxsize=8)
+def compiled(function: Callable, model: Model, mesh: Mesh) -> Callable:
+    """Return a jitted function of (variables, batch, choice), the same for equal arguments.
+
+    Args:
+      function: see `run_on_split`.
+      model: see `run_on_split`.
+      mesh: the results are replicated over it.
+    """
     return jax.jit(functools.partial(function, model), out_shardings=replicated(mesh))
 
 
