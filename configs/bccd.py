@@ -37,7 +37,7 @@ def get_config(device: str = "cpu"):
     config.widths = config.supernet.widths = (32, 64, 128, 256)
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
     small_detector(config, anchor=16.0, canonical_size=112.0)
-    for recipe, epochs in zip(recipes, (16.0, 16.0, 24.0), strict=True):
+    for recipe, epochs in zip(recipes, (16.0, 8.0, 18.0), strict=True):
         recipe.epochs = epochs
     config.search.batch_size = 8
     config.search.calibration_images = 64

@@ -1,11 +1,21 @@
 """What a changed config would repeat of the work in a folder: asked for before it starts."""
 
+import itertools
 from collections.abc import Iterable
 
-from crnas_jax.experiments.keys import COMPARED, FINALISTS, RANKING, earlier_rows, owner, step_key
+from crnas_jax.experiments.keys import (
+    COMPARED,
+    FINALISTS,
+    RANKING,
+    candidates,
+    earlier_rows,
+    network_step,
+    owner,
+    step_key,
+)
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime.workdir import repeats_error
-from crnas_jax.settings.step_keys import READS
+from crnas_jax.settings.step_keys import CHOICES, READS
 
 IF_ANOTHER = "if another network is found before it"
 
@@ -49,6 +59,12 @@ def _begun_steps(run, row):
     folders = [name]
     if name in (FINALISTS, RANKING):
         folders = [str(path.relative_to(run.path)) for path in sorted(run.path.glob(f"{name}/*"))]
+    if name == FINALISTS:
+        # Those of an earlier search are not trained again.
+        archs = [candidates(run, choice) for choice in CHOICES]
+        if None not in archs:
+            wanted = {network_step(FINALISTS, arch) for arch in itertools.chain(*archs)}
+            folders = [folder for folder in folders if folder in wanted]
     elif name in COMPARED and owner(run, name) != name:
         return []  # another network's training serves it
     seeds = [

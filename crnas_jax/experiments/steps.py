@@ -93,13 +93,7 @@ def train_network(
       seed_index: number of the seed, 0 for the run's.
       short: whether it is trained with the short schedule of finalists.
     """
-    # Finalists are not trained on classification first: that would cost more than they do.
-    starts = run_settings.init_from(run.config)
-    start = starts[init_name(run, step)] if short else _start(run, step)
-    job = detection_job(run, step, "baseline", arch, start)
-    epochs = job.options.epochs * (run_settings.refine_options(run.config).short if short else 1)
-    options = dataclasses.replace(job.options, epochs=epochs, seed=job.options.seed + seed_index)
-    job = dataclasses.replace(job, options=options)
+    job = network_job(run, step, arch, seed_index, short)
 
     def work():
         variables = _with_statistics(run, job, _fit(run, job))
@@ -110,6 +104,19 @@ def train_network(
 
     run.workdir.step(step, step_key(run, step), work)
     return job.model
+
+
+def network_job(
+    run: Run, step: str, arch: Arch, seed_index: int = 0, short: bool = False
+) -> TrainingJob:
+    """Describe the training of a stand-alone network; arguments as `train_network`."""
+    # Finalists are not trained on classification first: that would cost more than they do.
+    starts = run_settings.init_from(run.config)
+    start = starts[init_name(run, step)] if short else _start(run, step)
+    job = detection_job(run, step, "baseline", arch, start)
+    epochs = job.options.epochs * (run_settings.refine_options(run.config).short if short else 1)
+    options = dataclasses.replace(job.options, epochs=epochs, seed=job.options.seed + seed_index)
+    return dataclasses.replace(job, options=options)
 
 
 def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
