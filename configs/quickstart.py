@@ -15,6 +15,7 @@ def get_config(start: str = "scratch"):
     """
     config = base.get_config()
     config.baseline = "resnet18"
+    config.devices = 1  # more cannot share such small batches
     config.widths = config.supernet.widths = (16, 32, 64, 128)
     config.supernet.grids = ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4))
     config.supernet.dilations = (1, 2)

@@ -32,7 +32,7 @@ OPERATIONS = {"operation_supernet", "operation_search"}
 # By a changed field, what is done again when the searches find the same networks.
 REPEATED = {
     "bootstrap=20": set(),
-    "devices=1": set(),
+    "devices=2": set(),
     "remat=True": set(),
     "stage_train.checkpoint_seconds=7.0": set(),
     "search.max_subnets_per_call=2": set(),
@@ -50,7 +50,7 @@ REPEATED = {
     "search.max_params=1e9": SEARCHES,
     "search.batches=1": SEARCHES,
     "search.bn='batch'": SEARCHES,
-    "operation_train.lr_per_image=0.01": OPERATIONS,
+    "operation_train.lr_per_image=0.02": OPERATIONS,
     # What the search finds has other dilations.
     "supernet.dilations=(1,3)": OPERATIONS | {s for s in RUNG if s.startswith("searched")},
     "supernet.tie='block'": OPERATIONS,
@@ -123,9 +123,10 @@ class Procedure:
     def open(self, setting="", redo=False, **data):
         config = quickstart.get_config()
         config.data.synthetic.update({"train": 4, "val": 4, "test": 4, **data})
-        if setting:
+        if isinstance(setting, str):
             name, _, value = setting.partition("=")
-            config.update_from_flattened_dict({name: eval(value, {})})
+            setting = {name: eval(value, {})} if name else {}
+        config.update_from_flattened_dict(setting)
         return open_run(config, self.folder, redo=redo)
 
     def run(self, setting="", redo=False, record=True):
@@ -197,6 +198,14 @@ def test_another_found_network_repeats_what_comes_after_it(procedure):
     assert aside == {step.replace("/", "-") for step in {*SEARCHES, "operation_supernet", *others}}
 
 
+def test_finalists_of_an_earlier_search_are_not_asked_about(procedure):
+    procedure.depths = [(1, 1, 1, 5), (2, 2, 2, 2)]
+    procedure.run("search.batches=1", redo=True)
+    both = {"search.batches": 1, "refine.short": 0.4}
+    assert "finalists/1-1-2-4" not in procedure.run(both, redo=True)
+    assert procedure.run(both | {"bootstrap": 20}) == set()  # nobody is asked
+
+
 def test_networks_that_coincide_are_trained_once(procedure):
     """Equal scores choose the smaller code: here that of ones, and then the baseline."""
     procedure.folder = procedure.folder.with_name("ones")
@@ -226,7 +235,7 @@ def test_without_finalists_it_is_the_papers_procedure(tmp_path, monkeypatch):
 def test_only_what_a_command_needs_is_asked_for(procedure):
     run = procedure.open("detector_train.lr_per_image=0.1")
     repeats.require_no_repeats(run, ["stage_search"])
-    with pytest.raises(UserError, match=r"baseline \(detector_train.lr_per_image 0.0025 -> 0.1\)"):
+    with pytest.raises(UserError, match=r"baseline \(detector_train.lr_per_image 0.01 -> 0.1\)"):
         repeats.require_no_repeats(run, ["baseline"])
     run.workdir.release()
 
