@@ -47,8 +47,8 @@ def costs(run: Run) -> list[Cost]:
         share = steps * _batch_size(run, recipe) / _full_images(run)
         parts.append(Cost(f"{level} supernet, {steps} steps", _supernet_ratio(run) * share))
         parts.append(_search(run, level))
-        count = refine.finalists if level == "stage" else refine.operation_finalists
-        if refine.finalists and count:
+        count = refine.num_finalists(level)
+        if count:
             # The baseline's allocation, and the code of ones, which has been trained before.
             num_networks = count + (level == "stage")
             steps = num_steps(run, "detector_train", refine.short)

@@ -168,11 +168,10 @@ def search_dilations(supernet: TrainedSupernet) -> dict:
         if strategy.scores_partial_codes:
             # Their scores are of the mini-batches' statistics and of the completions of the time.
             scores = supernet.operation_scores(partial=False, name="operation, last codes")
-            ranking = best(codes, scores.score(codes))
-            effort = {name: count + effort[name] for name, count in scores.effort().items()}
         else:
-            ranking = best(codes, scores.score(codes))
-            effort = scores.effort()
+            effort = dict.fromkeys(effort, 0)  # in that of the same scores
+        ranking = best(codes, scores.score(codes))
+        effort = {name: count + effort[name] for name, count in scores.effort().items()}
     _require_any_score(run, [ranking], "operation")
     return {**_describe(run, *ranking[0], arch_of), **effort, "ranking": _ranking(ranking)}
 

@@ -12,7 +12,7 @@ from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.run import COMPARED
-from crnas_jax.settings.step_keys import CHOICES, READS, Reads
+from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads
 from crnas_jax.settings.supernets import operation_space
 from crnas_jax.spaces.space import Code
 
@@ -26,6 +26,12 @@ def seed_step(step: str, seed_index: int) -> str:
     return f"{step}/seed{seed_index}" if seed_index else step
 
 
+def split_seed(step: str) -> tuple[str, int]:
+    """Return a step without its seed, and the number of the seed."""
+    seed = re.search(r"/seed(\d+)", step)
+    return (step, 0) if seed is None else (step.replace(seed[0], ""), int(seed[1]))
+
+
 def network_step(row: str, arch: Arch) -> str:
     """Return the step of one network among those of a row: `finalists` or `ranking`."""
     name = "-".join(map(str, arch.depths))
@@ -36,7 +42,7 @@ def network_step(row: str, arch: Arch) -> str:
 
 def row_of(step: str) -> str:
     """Return the row of `READS` that a step belongs to."""
-    parts = [part for part in step.split("/") if not re.fullmatch(r"seed\d+", part)]
+    parts = split_seed(step)[0].split("/")
     if parts[0] in (FINALISTS, RANKING):
         del parts[1:2]
     return "/".join(parts)
@@ -58,11 +64,10 @@ def step_key(run: Run, step: str) -> StepKey:
         inputs[earlier] = _handed_over(run, step, row, earlier)
     if _starts_from_others(run, step, row):
         inputs["init_from"] = run.init_digests[init_name(run, step)]
-    key = key_of(run, READS[row], inputs)
-    seed = re.search(r"/seed(\d+)", step)
-    if seed is None or "seed" not in key.fields:
+    key, seed_index = key_of(run, READS[row], inputs), split_seed(step)[1]
+    if not seed_index or "seed" not in key.fields:
         return key
-    fields = {**key.fields, "seed": key.fields["seed"] + int(seed[1])}
+    fields = {**key.fields, "seed": key.fields["seed"] + seed_index}
     return dataclasses.replace(key, fields=fields)
 
 
@@ -88,8 +93,7 @@ def scores_key(run: Run, row: str, split: str) -> str:
 def earlier_rows(run: Run, row: str) -> tuple[str, ...]:
     """Return the rows of `READS` and `CHOICES` that a row reads with this config."""
     if row in CHOICES:
-        options = run_settings.refine_options(run.config)
-        trains = options.finalists and (row == "allocation" or options.operation_finalists)
+        trains = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[row])
         return tuple(name for name in CHOICES[row] if trains or name != f"{FINALISTS}/val")
     earlier = READS[row].steps
     if _is_pretrained(run, row):
@@ -114,21 +118,16 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
     These are the best of the search, and where they are trained alone the network that the search
     would do without: the baseline's allocation, or no dilation.
     """
-    options = run_settings.refine_options(run.config)
-    level = "stage" if choice == "allocation" else "operation"
-    step = f"{level}_search"
-    result = run.workdir.finished(step, step_key(run, step))
-    if result is None:
+    ranking = _ranking(run, choice)
+    if ranking is None:
         return None
-    count = options.finalists if level == "stage" else options.operation_finalists
-    if level == "stage":
-        unsearched = model_settings.baseline(run.config).depths
-    else:
-        unsearched = tuple(result["arch"]["depths"])
-    codes = [tuple(row["code"]) for row in result["ranking"]][: max(count, 1)]
-    archs = [_arch_of(run, level, code, unsearched) for code in codes]
-    if options.finalists and count:
-        archs.append(model_settings.found_arch(run.config, unsearched))
+    count = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[choice])
+    archs = list(ranking)[: max(count, 1)]
+    if count:
+        depths = archs[0].depths
+        if choice == "allocation":
+            depths = model_settings.baseline(run.config).depths
+        archs.append(model_settings.found_arch(run.config, depths))
     return list(dict.fromkeys(archs))
 
 
@@ -138,12 +137,7 @@ def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, flo
     Either is None where there is none; the candidates come in the order of `candidates`.
     """
     archs = candidates(run, choice) or []
-    level = "stage" if choice == "allocation" else "operation"
-    result = run.workdir.finished(f"{level}_search", step_key(run, f"{level}_search"))
-    in_supernet = {
-        _arch_of(run, level, row["code"], result["arch"]["depths"]): row["score"]
-        for row in (result["ranking"] if archs else ())
-    }
+    in_supernet = _ranking(run, choice) or {}
     file, alone = journal_file(run), {}
     if len(archs) > 1 and file.exists():
         journal = Journal(file, scores_key(run, FINALISTS, "val"))
@@ -178,16 +172,31 @@ def compared(run: Run) -> dict[str, Arch | None]:
 
 def owner(run: Run, network: str) -> str:
     """Return the compared network whose training serves one: where two coincide, the first."""
-    archs = compared(run)
-    arch = archs.get(network)
-    return network if arch is None else next(name for name in archs if archs[name] == arch)
+    # The first needs no search, and a config may allow none.
+    return network if network == COMPARED[0] else owners(compared(run)).get(network, network)
 
 
-def _arch_of(run, level, code, depths):
-    if level == "stage":
-        return model_settings.found_arch(run.config, code)
-    dilations = operation_space(run.config, depths).dilations_of(code)
-    return model_settings.found_arch(run.config, depths, dilations)
+def owners(archs: dict[str, Arch | None]) -> dict[str, str]:
+    """Return `owner` of every compared network; one that is not found yet has itself."""
+    firsts = {arch: name for name, arch in reversed(archs.items())}
+    return {name: name if arch is None else firsts[arch] for name, arch in archs.items()}
+
+
+def _ranking(run, choice):
+    """Return the networks that the search of a choice ranked, best first, and their scores."""
+    step = f"{LEVEL_OF[choice]}_search"
+    result = run.workdir.finished(step, step_key(run, step))
+    if result is None:
+        return None
+    rows = [(tuple(row["code"]), row["score"]) for row in result["ranking"]]
+    if choice == "allocation":
+        return {model_settings.found_arch(run.config, code): score for code, score in rows}
+    depths = tuple(result["arch"]["depths"])
+    dilations_of = operation_space(run.config, depths).dilations_of
+    return {
+        model_settings.found_arch(run.config, depths, dilations_of(code)): score
+        for code, score in rows
+    }
 
 
 def _is_pretrained(run, row):
@@ -210,6 +219,6 @@ def _handed_over(run, step, row, earlier):
     if row.startswith(f"{earlier}/"):  # detections come from the training around them
         earlier = step.rpartition("/")[0]
     elif earlier == f"{row}/pretrain":
-        earlier = re.sub(r"/seed\d+$", "", step) + "/pretrain"
+        earlier = f"{split_seed(step)[0]}/pretrain"
     key = step_key(run, earlier)
     return key.digest if key.is_known else None

@@ -36,7 +36,6 @@ def choose(run: Run, choice: str) -> Arch:
     """
     archs = keys.candidates(run, choice)
     if len(archs) > 1:
-        # One after the other, and none that the journal holds.
         by_code = {keys.network_code(arch): arch for arch in archs}
 
         def detections_of(code):
@@ -64,7 +63,7 @@ class LastRung:
     @functools.cached_property
     def owners(self) -> dict[str, str]:
         """By name the compared network whose training serves it: some coincide."""
-        return {name: keys.owner(self.run, name) for name in self.archs}
+        return keys.owners(self.archs)
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -164,8 +163,7 @@ def _mean(values):
         return mean_metrics(values)
     if any(value is None for value in values):
         return None
-    is_real = isinstance(values[0], float)
-    return float(np.mean(values)) if is_real and len(values) > 1 else values[0]
+    return float(np.mean(values)) if isinstance(values[0], float) else values[0]
 
 
 def _scores(run, name, row, split, detections_of):

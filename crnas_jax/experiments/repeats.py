@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 
 from crnas_jax.experiments.keys import (
-    COMPARED,
     FINALISTS,
     RANKING,
     candidates,
@@ -15,6 +14,7 @@ from crnas_jax.experiments.keys import (
 )
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime.workdir import repeats_error
+from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.step_keys import CHOICES, READS
 
 IF_ANOTHER = "if another network is found before it"

@@ -8,7 +8,6 @@ import functools
 import json
 import math
 import pathlib
-import re
 
 import jax
 from jaxtyping import PyTree
@@ -19,7 +18,7 @@ from crnas_jax.data.coco import category_entries
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
-from crnas_jax.experiments.keys import init_name, step_key
+from crnas_jax.experiments.keys import init_name, split_seed, step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
@@ -71,12 +70,10 @@ def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
         start = run.path / "stage_supernet"
     job = detection_job(run, network, network, spec, start)
 
-    def work():
-        save_weights(run.path / job.name, job.model, _fit(run, job))
-        return {}
+    def save(variables):
+        save_weights(run.path / job.name, job.model, variables)
 
-    run.workdir.step(network, step_key(run, network), work)
-    return job.model
+    return _train(run, job, save)
 
 
 def train_network(
@@ -95,15 +92,13 @@ def train_network(
     """
     job = network_job(run, step, arch, seed_index, short)
 
-    def work():
-        variables = _with_statistics(run, job, _fit(run, job))
+    def save(variables):
+        variables = _with_statistics(run, job, variables)
         categories = category_entries(job.source.category_ids, job.source.class_names)
         size = data_settings.image_size(run.config)
         save_detector(run.path / job.name, job.model, variables, size, categories)
-        return {}
 
-    run.workdir.step(step, step_key(run, step), work)
-    return job.model
+    return _train(run, job, save)
 
 
 def network_job(
@@ -207,7 +202,7 @@ def _start(run, step):
     network = init_name(run, step)
     if network not in run_settings.pretrained_networks(run.config):
         return run_settings.init_from(run.config)[network]
-    return run.path / re.sub(r"/seed\d+$", "", step) / "pretrain"
+    return run.path / split_seed(step)[0] / "pretrain"
 
 
 def _with_statistics(run, job, variables):
@@ -225,6 +220,17 @@ def _with_statistics(run, job, variables):
         job.options.seed,
         job.options.num_devices,
     )
+
+
+def _train(run, job, save):
+    """Train on detection unless that is finished, and save; return the detector."""
+
+    def work():
+        save(_fit(run, job))
+        return {}
+
+    run.workdir.step(job.name, step_key(run, job.name), work)
+    return job.model
 
 
 def _fit(run, job):

@@ -41,6 +41,12 @@ class RefineOptions:
         check_positive(self, "short", "confidence")
         check_below_one(self, "confidence")
 
+    def num_finalists(self, level: str) -> int:
+        """Return how many of a search's best are trained alone; none in the paper's procedure."""
+        if not self.finalists:
+            return 0
+        return self.finalists if level == "stage" else self.operation_finalists
+
     @property
     def num_seeds(self) -> int:
         """Number of trainings of each compared network."""

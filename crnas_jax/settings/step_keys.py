@@ -68,6 +68,8 @@ CHOICES = {
     "allocation": ("stage_search", "finalists/val"),
     "network": ("allocation", "operation_search", "finalists/val"),
 }
+# The search that each choice comes after.
+LEVEL_OF = {"allocation": "stage", "network": "operation"}
 _FROM = {
     "operation_supernet": ("allocation",),
     "stage_only": ("allocation",),

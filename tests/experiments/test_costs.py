@@ -14,6 +14,8 @@ def _run(tmp_path, **fields):
     config.data.synthetic.update({"train": 16, "val": 8, "test": 8})
     config.stage_train.epochs = config.operation_train.epochs = 3.0
     config.detector_train.epochs = 6.0
+    for recipe in (config.stage_train, config.operation_train, config.detector_train):
+        recipe.batch_size = 8
     config.update_from_flattened_dict({"trained_bn": "running", **fields})
     return open_run(config, tmp_path / "run", dry=True)
 

@@ -113,7 +113,7 @@ class Procedure:
             else:
                 arch = Arch("resnet_basic", supernet.depths, (), (16, 32, 64, 128))
                 space = operation_space(supernet.run.config, supernet.depths)
-                codes = [(1, *[0] * (space.num_blocks - 1))]
+                codes = [(1, *[0] * (space.num_blocks - 1)), (1,) * space.num_blocks]
             ranking = [{"code": list(code), "score": 0.5} for code in codes]
             arch = json.loads(arch.to_json())
             return {"arch": arch, "score": 0.5, "evaluated": 1, "ranking": ranking}
@@ -222,7 +222,8 @@ def test_networks_that_coincide_are_trained_once(procedure):
 
 def test_without_finalists_it_is_the_papers_procedure(tmp_path, monkeypatch):
     procedure = Procedure(tmp_path / "run", monkeypatch)
-    done = procedure.run("refine.finalists=0")
+    # Whatever else is asked for, and however many codes the search ranks.
+    done = procedure.run({"refine.finalists": 0, "refine.operation_finalists": 2})
     roles = {f"{role}{part}" for role in ("baseline", "searched") for part in ("", "/test")}
     assert done == SUPERNETS | SEARCHES | roles
     result = procedure.result
