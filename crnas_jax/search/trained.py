@@ -65,9 +65,8 @@ class TrainedScores:
         missing = [
             code for code in dict.fromkeys(codes) if self.journal.get(self.name, code, 0) is None
         ]
-        results = self.executor.map(self.detections_of, missing)
-        for code, detections in zip(missing, results, strict=True):
-            self.journal.add(self.name, code, self._score(self._table(detections)))
+        for code, table in self._match(missing):
+            self.journal.add(self.name, code, self._score(table))
         return [self.journal.get(self.name, code, 0).value for code in codes]
 
     def effort(self) -> dict[str, int]:
@@ -76,10 +75,21 @@ class TrainedScores:
 
     def draws(self, codes: Sequence[Code]) -> np.ndarray:
         """Return the AP of every code on the same resampled images: [codes, samples]."""
-        detections = self.executor.map(self.detections_of, [tuple(code) for code in codes])
-        return np.stack(
-            [self._table(results).bootstrap_ap(self._weights) for results in detections]
-        )
+        codes = [tuple(code) for code in codes]
+        list(self._match([code for code in codes if code not in self._tables]))
+        return np.stack([self._tables[code].bootstrap_ap(self._weights) for code in codes])
+
+    @functools.cached_property
+    def _tables(self):
+        """The matches of the candidates that were asked for, by code."""
+        return {}
+
+    def _match(self, codes):
+        """Yield codes and their matches, each as soon as its detections are there."""
+        results = self.executor.map(self.detections_of, codes)
+        for code, detections in zip(codes, results, strict=True):
+            self._tables[code] = self._table(detections)
+            yield code, self._tables[code]
 
     @functools.cached_property
     def _weights(self):
