@@ -28,7 +28,7 @@ def main(argv):
     for name in rung.names:
         for seed in range(rung.num_seeds):
             step = keys.seed_step(name, seed)
-            job = steps.network_job(run, step, rung.archs[name], seed)
+            job = steps.network_job(run, step, rung.archs[name])
             running = train(job, run.path / step)
             recalibrated = steps.load_trained(run, step, job.model)
             rows.append({"network": step})

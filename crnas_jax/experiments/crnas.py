@@ -202,7 +202,7 @@ def _row(rung, network):
         for row in rung.metrics(network, "test")
     ]
     seeds = [
-        {"seed": rung.run.options.seed + index}
+        {"seed": keys.training_seed(rung.run, keys.seed_step(network, index))}
         | {name: value for name, value in row.items() if isinstance(value, float | None)}
         for index, row in enumerate(rows)
     ]

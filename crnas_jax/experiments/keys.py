@@ -19,6 +19,10 @@ from crnas_jax.spaces.space import Code
 FINALISTS, RANKING = "finalists", "ranking"
 # Longest name of a network as a folder's.
 _LONGEST = 100
+# A run with seed s trains with s, s + 1000, ..: runs with neighbouring seeds share no training.
+_SEED_STRIDE = 1000
+# Finalists have a seed of their own: what chose a network must not be what judges it.
+_FINALISTS_SEED = 500
 
 
 def seed_step(step: str, seed_index: int) -> str:
@@ -30,6 +34,12 @@ def split_seed(step: str) -> tuple[str, int]:
     """Return a step without its seed, and the number of the seed."""
     seed = re.search(r"/seed(\d+)", step)
     return (step, 0) if seed is None else (step.replace(seed[0], ""), int(seed[1]))
+
+
+def training_seed(run: Run, step: str) -> int:
+    """Return the seed that a step draws with."""
+    offset = _FINALISTS_SEED if row_of(step) == FINALISTS else 0
+    return run.options.seed + _SEED_STRIDE * split_seed(step)[1] + offset
 
 
 def network_step(row: str, arch: Arch) -> str:
@@ -64,11 +74,10 @@ def step_key(run: Run, step: str) -> StepKey:
         inputs[earlier] = _handed_over(run, step, row, earlier)
     if _starts_from_others(run, step, row):
         inputs["init_from"] = run.init_digests[init_name(run, step)]
-    key, seed_index = key_of(run, READS[row], inputs), split_seed(step)[1]
-    if not seed_index or "seed" not in key.fields:
+    key = key_of(run, READS[row], inputs)
+    if "seed" not in key.fields:
         return key
-    fields = {**key.fields, "seed": key.fields["seed"] + seed_index}
-    return dataclasses.replace(key, fields=fields)
+    return dataclasses.replace(key, fields={**key.fields, "seed": training_seed(run, step)})
 
 
 def key_of(run: Run, reads: Reads, inputs: dict[str, str | None]) -> StepKey:

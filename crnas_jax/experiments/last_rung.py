@@ -24,8 +24,6 @@ from crnas_jax.search.trained import TrainedScores
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.run import RETURNED
 
-_RUNG = "last rung"
-
 
 def choose(run: Run, choice: str) -> Arch:
     """Train the candidates of a choice that are not trained yet; return the chosen network.
@@ -41,7 +39,7 @@ def choose(run: Run, choice: str) -> Arch:
         def detections_of(code):
             arch = by_code[code]
             step = keys.network_step(keys.FINALISTS, arch)
-            detector = steps.train_network(run, step, arch, short=True)
+            detector = steps.train_network(run, step, arch)
             return steps.detections(run, step, detector, "val")
 
         _scores(run, keys.FINALISTS, keys.FINALISTS, "val", detections_of).score(list(by_code))
@@ -122,11 +120,12 @@ class LastRung:
             step, detector = self._train(name, seed)
             return steps.detections(self.run, step, detector, split)
 
-        return _scores(self.run, f"{_RUNG}, seed {seed}", refine.BASELINE, split, detections_of)
+        name = f"last rung, seed {seed}, {split}"
+        return _scores(self.run, name, refine.BASELINE, split, detections_of)
 
     def _train(self, name, seed):
         step = keys.seed_step(name, seed)
-        return step, steps.train_network(self.run, step, self.archs[name], seed)
+        return step, steps.train_network(self.run, step, self.archs[name])
 
     def _evaluate(self, name, seed, split):
         step, detector = self._train(self.owners[name], seed)

@@ -18,7 +18,14 @@ from crnas_jax.data.coco import category_entries
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
-from crnas_jax.experiments.keys import init_name, split_seed, step_key
+from crnas_jax.experiments.keys import (
+    FINALISTS,
+    init_name,
+    row_of,
+    split_seed,
+    step_key,
+    training_seed,
+)
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
@@ -76,21 +83,17 @@ def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     return _train(run, job, save)
 
 
-def train_network(
-    run: Run, step: str, arch: Arch, seed_index: int = 0, short: bool = False
-) -> Detector:
+def train_network(run: Run, step: str, arch: Arch) -> Detector:
     """Train a stand-alone network on detection; return its detector, the weights are in its folder.
 
     The folder is what `load_detector` reads.
 
     Args:
       run: the run.
-      step: name of the step, and of its folder.
+      step: name of the step, and of its folder; a finalist's schedule is the short one.
       arch: its backbone.
-      seed_index: number of the seed, 0 for the run's.
-      short: whether it is trained with the short schedule of finalists.
     """
-    job = network_job(run, step, arch, seed_index, short)
+    job = network_job(run, step, arch)
 
     def save(variables):
         variables = _with_statistics(run, job, variables)
@@ -101,16 +104,13 @@ def train_network(
     return _train(run, job, save)
 
 
-def network_job(
-    run: Run, step: str, arch: Arch, seed_index: int = 0, short: bool = False
-) -> TrainingJob:
+def network_job(run: Run, step: str, arch: Arch) -> TrainingJob:
     """Describe the training of a stand-alone network; arguments as `train_network`."""
-    # Finalists are not trained on classification first: that would cost more than they do.
-    starts = run_settings.init_from(run.config)
-    start = starts[init_name(run, step)] if short else _start(run, step)
-    job = detection_job(run, step, "baseline", arch, start)
-    epochs = job.options.epochs * (run_settings.refine_options(run.config).short if short else 1)
-    options = dataclasses.replace(job.options, epochs=epochs, seed=job.options.seed + seed_index)
+    job = detection_job(run, step, "baseline", arch, _start(run, step))
+    epochs = job.options.epochs
+    if row_of(step) == FINALISTS:
+        epochs *= run_settings.refine_options(run.config).short
+    options = dataclasses.replace(job.options, epochs=epochs, seed=training_seed(run, step))
     return dataclasses.replace(job, options=options)
 
 
@@ -200,7 +200,9 @@ def _pretraining_job(run, step, spec):
 def _start(run, step):
     """Return the folder that a training on detection starts from."""
     network = init_name(run, step)
-    if network not in run_settings.pretrained_networks(run.config):
+    # Finalists are not trained on classification first: that would cost more than they do.
+    is_pretrained = network in run_settings.pretrained_networks(run.config)
+    if row_of(step) == FINALISTS or not is_pretrained:
         return run_settings.init_from(run.config)[network]
     return run.path / split_seed(step)[0] / "pretrain"
 

@@ -113,7 +113,7 @@ def trained_scores(run: Run, seed_index: int) -> TrainedScores:
         step = keys.seed_step(network, seed_index)
         if "baseline" in run_settings.pretrained_networks(run.config):
             steps.pretrain(run, network, arch)
-        detector = steps.train_network(run, step, arch, seed_index)
+        detector = steps.train_network(run, step, arch)
         return steps.detections(run, step, detector, "test")
 
     return TrainedScores(

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from crnas_jax.arch import zoo
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.supernets import stage_supernet
-from crnas_jax.settings.training import RECIPE_OF
+from crnas_jax.settings.training import RECIPE_OF, calibration_images
 
 # Fields that change how a run is executed, not its results, wherever they stand. What the files
 # hold is in the digests of the data.
@@ -25,10 +25,7 @@ _OPERATIONS = (
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
 )
 # Networks that are trained alone: their recipe, and the statistics that they get after it.
-_ALONE = (
-    *(*_DETECTOR, *_NETWORK, *_ROWS, "detector_train"),
-    *("trained_bn", "trained_bn_images"),
-)
+_ALONE = (*_DETECTOR, *_NETWORK, *_ROWS, "detector_train", "trained_bn_images")
 _SCORES = (
     *("search.batch_size", "search.batches"),
     *("search.calibration_images", "search.samples"),
@@ -142,11 +139,13 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     """Return the fields that a step reads and their values, in JSON's types.
 
     Of a baseline in a file it is the file's content; of the grids, the depths that the supernet
-    holds.
+    holds; of `trained_bn_images`, what `trained_bn` makes of them.
     """
     values = dict(_flat(config.to_dict()))
     if "supernet.grids" in reads.fields:
         values["supernet.grids"] = stage_supernet(config).grids
+    if "trained_bn_images" in reads.fields:
+        values["trained_bn_images"] = calibration_images(config)
     if config.baseline.endswith(".json"):
         values["baseline"] = zoo.find(config.baseline).to_json()
     return {

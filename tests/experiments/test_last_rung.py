@@ -1,6 +1,7 @@
 """The last rung: the decision's arrays, limits that the baseline breaks, the returned folder."""
 
 import json
+import re
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from configs import quickstart
 from crnas_jax.arch.staged import Arch
-from crnas_jax.experiments import keys, last_rung, limits
+from crnas_jax.experiments import keys, last_rung, limits, steps
 from crnas_jax.experiments.last_rung import LastRung, mean_metrics
 from crnas_jax.experiments.run import open_run
 from crnas_jax.search import refine
@@ -26,7 +27,7 @@ class Scores:
     """Scores of trained networks, made up."""
 
     def __init__(self, name, detections_of, *_):
-        self.seed = int(name.rpartition(" ")[2])
+        self.seed = int(re.search(r"seed (\d+)", name)[1])
         self.by_code = {keys.network_code(arch): ap[self.seed] for arch, ap in AP.items()}
 
     def score(self, codes):
@@ -137,12 +138,12 @@ def test_metrics_are_means_over_seeds():
 
 
 def test_finalists_are_trained_shortly_and_detect_on_val(run, monkeypatch):
-    """The choice's detections come from steps with the finalists' names."""
-    asked = []
+    """With a seed of their own: what chooses a network is not what judges it."""
+    asked, jobs = [], []
     monkeypatch.setattr(keys, "candidates", lambda run, choice: [BASELINE, SEARCHED])
     monkeypatch.setattr(keys, "chosen", lambda run, choice: SEARCHED)
     monkeypatch.setattr(
-        last_rung.steps, "train_network", lambda run, step, arch, **options: (step, options)
+        last_rung.steps, "train_network", lambda *args: jobs.append(steps.network_job(*args))
     )
     monkeypatch.setattr(
         last_rung.steps, "detections", lambda run, step, detector, split: asked.append(split)
@@ -154,3 +155,7 @@ def test_finalists_are_trained_shortly_and_detect_on_val(run, monkeypatch):
     monkeypatch.setattr(last_rung, "TrainedScores", scores)
     assert last_rung.choose(run, "network") == SEARCHED
     assert asked == ["val", "val"]
+    full = [steps.network_job(run, step, BASELINE) for step in ("baseline", "baseline/seed1")]
+    assert len({job.options.seed for job in (jobs[0], *full)}) == 3
+    assert [job.options.epochs for job in jobs] == pytest.approx([full[0].options.epochs / 3] * 2)
+    assert [job.name.partition("/")[0] for job in jobs] == ["finalists", "finalists"]

@@ -138,7 +138,7 @@ def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, netwo
     for job, seed in zip(jobs[-2:], (0, 3), strict=True):
         assert job.model.spec.depths == (1, 2, 2, 3)
         baseline = steps.detection_job(run, "", "baseline", job.model.spec, "")
-        assert job.options == dataclasses.replace(baseline.options, seed=seed)
+        assert job.options == dataclasses.replace(baseline.options, seed=1000 * seed)
         assert job.init_from == (run.path / "ranking/1-2-2-3/pretrain" if networks else "")
     run.workdir.release()
 

@@ -117,8 +117,8 @@ UNUSED = {
         for n in ("size", "train", "val", "test")
     ),
     *("network", "bootstrap"),
-    # What they reach is in the value of the grids.
-    "supernet.depths",
+    # In the values of the grids, and of the images that statistics come from.
+    *("supernet.depths", "trained_bn"),
 }
 UNUSED_BY = {
     "stage_supernet": {
