@@ -105,6 +105,10 @@ def test_the_plan_and_the_costs_of_a_config_and_of_a_folder_agree(capsys, tmp_pa
     baseline, searched = map(json.loads, output.splitlines())
     assert {**baseline, "arch": row["arch"]} == row
     assert searched["flops"] == pytest.approx(row["flops"], rel=0.02)
+    # Before the end of the run there is the search's.
+    (tmp_path / "run" / "result.json").unlink()
+    write_json(tmp_path / "run" / "operation_search" / "result.json", found["searched"])
+    assert _run(capsys, "flops", f"--workdir={tmp_path / 'run'}", "--json")[1] == output
 
 
 def test_with_json_nothing_but_the_result_is_printed(capsys, tmp_path):

@@ -10,6 +10,7 @@ from crnas_jax.settings.run import (
     NETWORKS,
     RETURNED,
     compared_networks,
+    refine_options,
     require_detection,
     require_pretraining,
     require_search,
@@ -20,7 +21,8 @@ _LEVELS = ("stage", "operation")
 
 
 def _whole_run(config, values):
-    return [f"{network}/test" for network in compared_networks(config)]
+    splits = ("val", "test") if refine_options(config).finalists else ("test",)
+    return [f"{network}/{split}" for network in compared_networks(config) for split in splits]
 
 
 def _plan(run, values):

@@ -149,7 +149,6 @@ def _flops_of_run(values):
     """Yield what the plan and the results of a run count, for each network that there is."""
     from crnas_jax import arch
     from crnas_jax.data.build import detection_source
-    from crnas_jax.runtime.files import read_json
     from crnas_jax.settings import data as data_settings
     from crnas_jax.settings import models as model_settings
     from crnas_jax.settings.run import COMPARED
@@ -163,13 +162,12 @@ def _flops_of_run(values):
         networks = {"baseline": model_settings.baseline(config)}
         if values.arch:
             networks = {values.arch: zoo.find(values.arch)}
-        file = pathlib.Path(values.workdir or "") / "result.json"
-        if values.workdir and not values.arch and file.exists():
-            result = read_json(file)
+        if values.workdir and not values.arch:
+            results = _results(pathlib.Path(values.workdir))
             networks |= {
-                name: arch.read(json.dumps(result[name]["arch"]))
+                name: arch.read(json.dumps(results[name]["arch"]))
                 for name in COMPARED
-                if name in result
+                if name in results
             }
         source = detection_source(data_settings.data_options(config), "train")
         canvas = data_settings.image_size(config).canvas(portrait=False)
@@ -181,6 +179,16 @@ def _flops_of_run(values):
             head = {"arch": name, "detector": model_settings.detector_kind(config)}
             head |= {"neck": model_settings.neck_options(config).kind, "size": canvas}
             yield {**head, "convention": values.convention}, parts
+
+
+def _results(workdir):
+    """Read the networks that a run has found so far, by name."""
+    from crnas_jax.runtime.files import read_json
+
+    searched = workdir / "operation_search" / "result.json"
+    results = {"searched": read_json(searched)} if searched.exists() else {}
+    compared = workdir / "result.json"
+    return results | (read_json(compared) if compared.exists() else {})
 
 
 def _convert_flags(values, _):

@@ -1,16 +1,20 @@
 """What a run will cost, counted from its config: steps, networks, and trainings of the baseline."""
 
 import dataclasses
+from collections.abc import Sequence
 
+from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data import loader
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.settings import training as training_settings
+from crnas_jax.spaces.space import Space
 
 # A training step passes over an image three times as long as inference: forward, and twice back.
 _PASSES = 3
@@ -24,11 +28,60 @@ class Cost:
 
     Attributes:
       text: what is done, for people.
-      trainings: cost in multiples of a training of the baseline with the full schedule; at most.
+      trainings: cost in multiples of a training of the baseline with the full schedule, from
+        multiply-adds of the baseline's depths.
     """
 
     text: str
     trainings: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Subnets that a search scores in one way.
+
+    Attributes:
+      count: number of subnets, at most.
+      kind: what they are, for people.
+      options: how they are scored.
+    """
+
+    count: int
+    kind: str
+    options: ScoreOptions
+
+    def num_images(self, run: Run) -> tuple[int, int]:
+        """Return the images that each subnet passes: to be scored, and for its statistics."""
+        plan, num_batches = self.options.score_plan(run.sources["val"])
+        scored = len(plan.first_indices(num_batches))
+        if self.options.bn != "recalibrate":
+            return scored, 0
+        num_batches = self.options.calibration_plan(run.sources["train"])[1]
+        return scored, num_batches * self.options.batch_size
+
+
+def scorings(run: Run, level: str, spaces: Sequence[Space]) -> list[Scoring]:
+    """List what a search scores.
+
+    Args:
+      run: the run.
+      level: `stage` or `operation`.
+      spaces: the spaces that are searched.
+    """
+    config, options = run.config, search_settings.search_options(run.config)
+    strategy = search_settings.search_strategy(config, level)
+    partial = strategy.scores_partial_codes
+    kind = "allocations" if level == "stage" else "partial codes" if partial else "codes"
+    # Completions live for one mini-batch, and so do their statistics.
+    bn = "batch" if partial else options.bn
+    count = sum(map(strategy.max_evaluations, spaces))
+    parts = [Scoring(count, kind, search_settings.score_options(config, bn))]
+    if level == "operation" and options.rescore:
+        # The code of ones is among them; full codes have their scores already.
+        again = search_settings.strategy_options(config).beam + 1 if partial else 1
+        again_options = search_settings.score_options(config, options.bn)
+        parts.append(Scoring(again, "of its last codes again", again_options))
+    return parts
 
 
 def num_steps(run: Run, recipe: str, share: float = 1.0) -> int:
@@ -42,11 +95,17 @@ def costs(run: Run) -> list[Cost]:
     """List what the whole procedure costs, in its order."""
     config, refine = run.config, run_settings.refine_options(run.config)
     parts = []
+    depths = model_settings.baseline(config).depths
+    spaces = {
+        "stage": list(supernet_settings.stage_spaces(config).values()),
+        "operation": [supernet_settings.operation_space(config, depths)],
+    }
+    parts += _pretrainings(run)
     for level, recipe in (("stage", "stage_train"), ("operation", "operation_train")):
         steps = num_steps(run, recipe)
         share = steps * _batch_size(run, recipe) / _full_images(run)
         parts.append(Cost(f"{level} supernet, {steps} steps", _supernet_ratio(run) * share))
-        parts.append(_search(run, level))
+        parts += [_search(run, level, scoring) for scoring in scorings(run, level, spaces[level])]
         count = refine.num_finalists(level)
         if count:
             # The baseline's allocation, and the code of ones, which has been trained before.
@@ -59,7 +118,8 @@ def costs(run: Run) -> list[Cost]:
     if refine.num_seeds > 1:
         text = f"{text} with {refine.num_seeds} seeds"
     text = f"{text}, {num_steps(run, 'detector_train')} steps each"
-    return [*parts, Cost(text, num_networks * refine.num_seeds)]
+    parts.append(Cost(text, num_networks * refine.num_seeds))
+    return [*parts, _detection(run, num_networks * refine.num_seeds)]
 
 
 def block_steps(run: Run) -> tuple[str, str]:
@@ -108,25 +168,43 @@ def pretraining(run: Run) -> str:
     )
 
 
-def _search(run, level):
+def _pretrainings(run):
+    """List what classification before detection costs, for each network that has it."""
     config = run.config
-    strategy = search_settings.search_strategy(config, level)
-    options = search_settings.score_options(config, search_settings.search_options(config).bn)
-    if level == "stage":
-        spaces = list(supernet_settings.stage_spaces(config).values())
-        kind = "allocations"
-    else:
-        depths = model_settings.baseline(config).depths
-        spaces = [supernet_settings.operation_space(config, depths)]
-        kind = "partial codes" if strategy.scores_partial_codes else "codes"
-    plan, num_batches = options.score_plan(run.sources["val"])
-    num_images = len(plan.first_indices(num_batches))
-    if options.bn == "recalibrate" and not strategy.scores_partial_codes:
-        num_images += options.calibration_plan(run.sources["train"])[1] * options.batch_size
-    count = sum(map(strategy.max_evaluations, spaces))
+    networks = run_settings.pretrained_networks(config)
+    if not networks:
+        return []
+    options = training_settings.train_options(config, "pretrain")
+    num_images = options.epochs * len(run.classification_sources["train"])
+    side = data_settings.classification_data_options(config).size
+    arch = model_settings.baseline(config)
+    supernet = dataclasses.replace(arch, widths=supernet_settings.stage_supernet(config).widths)
+    parts = []
+    for network in networks:
+        backbone = supernet if network.endswith("supernet") else arch
+        share = backbone_cost(backbone, (side, side)).flops / _detector_flops(run, arch)
+        trainings = share * num_images / _full_images(run)
+        parts.append(Cost(f"classification, {network}, {num_images:,.0f} images", trainings))
+    return parts
+
+
+def _search(run, level, scoring):
+    num_images = sum(scoring.num_images(run))
     ratio = _supernet_ratio(run) / _PASSES
-    text = f"{level} search, {count} {kind} of {num_images} images"
-    return Cost(text, ratio * count * num_images / _full_images(run))
+    text = f"{level} search, {scoring.count} {scoring.kind}, {num_images} images each"
+    return Cost(text, ratio * scoring.count * num_images / _full_images(run))
+
+
+def _detection(run, num_trainings):
+    """Return what detection costs: finalists' on val, the last rung's on val and test."""
+    refine = run_settings.refine_options(run.config)
+    num_finalists = sum(map(refine.num_finalists, ("stage", "operation")))
+    num_finalists += bool(num_finalists)
+    splits = ("val", "test") if num_finalists else ("test",)
+    num_images = num_finalists * len(run.sources["val"])
+    num_images += num_trainings * sum(len(run.sources[split]) for split in splits)
+    text = f"detection on {' and '.join(splits)}, up to {num_images} images"
+    return Cost(text, num_images / _PASSES / _full_images(run))
 
 
 def _batch_size(run, recipe):
@@ -142,9 +220,10 @@ def _supernet_ratio(run):
     """Return the multiply-adds of a path, at the baseline's depths, over those of the baseline."""
     arch = model_settings.baseline(run.config)
     widths = supernet_settings.stage_supernet(run.config).widths
+    path = dataclasses.replace(arch, widths=widths)
+    return _detector_flops(run, path) / _detector_flops(run, arch)
+
+
+def _detector_flops(run, arch):
     canvas = data_settings.image_size(run.config).canvas(portrait=False)
-    path, network = (
-        model_settings.detector_cost(run.config, a, canvas, run.num_classes).flops
-        for a in (dataclasses.replace(arch, widths=widths), arch)
-    )
-    return path / network
+    return model_settings.detector_cost(run.config, arch, canvas, run.num_classes).flops

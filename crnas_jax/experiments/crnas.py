@@ -74,13 +74,16 @@ def decide(run: Run) -> tuple[LastRung, Decision]:
 
 
 def train_supernet(run: Run, level: str) -> TrainedSupernet:
-    """Train the supernet of a level, `stage` or `operation`, after everything it depends on."""
+    """Train the supernet of a level, `stage` or `operation`, after everything it depends on.
+
+    What a finished one has started from is not trained again.
+    """
     network = f"{level}_supernet"
     run_settings.require_detection(run.config, network)
     spec = _supernet(run, network)
     if level == "stage":
         crnas_search.require_reachable(run, steps.detector(run, spec))
-    elif run_settings.starts_from_stage_supernet(run.config):
+    elif run_settings.starts_from_stage_supernet(run.config) and not _is_finished(run, network):
         train_supernet(run, "stage")
     _pretrain_first(run, network, spec)
     return TrainedSupernet(run, network, steps.train_supernet(run, network, spec))
@@ -155,10 +158,18 @@ def evaluate(run: Run, network: str) -> dict:
 
 
 def pretrain(run: Run, network: str) -> dict:
-    """Train a network on classification, after the searches it comes from."""
+    """Train a network on classification, after the searches it comes from.
+
+    Raises:
+      UserError: the config does not ask for it; nor for that of the network that it coincides with.
+    """
     run_settings.require_pretraining(run.config, network)
-    spec_of = _architecture if network in COMPARED else _supernet
-    return steps.pretrain(run, network, spec_of(run, network))
+    if network not in COMPARED:
+        return steps.pretrain(run, network, _supernet(run, network))
+    architecture = _architecture(run, network)
+    network = keys.owner(run, network)
+    run_settings.require_pretraining(run.config, network)
+    return steps.pretrain(run, network, architecture)
 
 
 def _supernet(run, network) -> SupernetSpec:
@@ -182,8 +193,12 @@ def _architecture(run, network) -> Arch:
 def _pretrain_first(run, network, spec):
     """Train on classification where the config asks for it and detection is not trained yet."""
     wanted = network in run_settings.pretrained_networks(run.config)
-    if wanted and run.workdir.resume(network, step_key(run, network)) is None:
+    if wanted and not _is_finished(run, network):
         steps.pretrain(run, network, spec)
+
+
+def _is_finished(run, network):
+    return run.workdir.resume(network, step_key(run, network)) is not None
 
 
 def _finalists(run, choice):

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
 from crnas_jax.experiments.keys import key_of
-from crnas_jax.experiments.limits import limits
+from crnas_jax.experiments.limits import baseline_excess, limits
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.experiments.steps import load_trained
 from crnas_jax.models.build import Detector
@@ -126,7 +126,8 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
 
     Returns:
       {"arch", "score", "flops", "params", "evaluated", "image_passes"} for the run's budget, at the
-      widths that are trained in the end, and `ranking`, codes and scores, best first; with several
+      widths that are trained in the end, `ranking`, codes and scores, best first, and
+      `baseline_excess`, what keeps the baseline out of the search (limits, cost); with several
       budgets also `pareto`: for each `budget` the same fields for its best network, and whether
       another row is better in score or FLOPs and no worse in the other (`dominated`).
     """
@@ -142,6 +143,7 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
 
     found = [_describe(run, *ranking[0], arch_of) for ranking in ranked]
     result = {**found[0], **scores.effort(), "ranking": _ranking(ranked[0])}
+    result["baseline_excess"] = baseline_excess(run)
     if len(spaces) > 1:
         rows = [{"budget": amount, **row} for amount, row in zip(spaces, found, strict=True)]
         rows = sorted(rows, key=lambda row: row["budget"])

@@ -125,7 +125,8 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
     """Return the networks that a choice of `CHOICES` is made of; None before its search is done.
 
     These are the best of the search, and where they are trained alone the network that the search
-    would do without: the baseline's allocation, or no dilation.
+    would do without: the baseline's allocation, or no dilation. A baseline that breaks a limit or
+    the budget is none of them, as what is found must not; the last rung compares it.
     """
     ranking = _ranking(run, choice)
     if ranking is None:
@@ -134,10 +135,15 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
     archs = list(ranking)[: max(count, 1)]
     if count:
         depths = archs[0].depths
-        if choice == "allocation":
+        if choice == "allocation" and not baseline_excess(run):
             depths = model_settings.baseline(run.config).depths
         archs.append(model_settings.found_arch(run.config, depths))
     return list(dict.fromkeys(archs))
+
+
+def baseline_excess(run: Run) -> str:
+    """Return what keeps the baseline out of the finished stage search; "" for nothing."""
+    return run.workdir.finished("stage_search", step_key(run, "stage_search"))["baseline_excess"]
 
 
 def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, float | None]]:
@@ -149,7 +155,7 @@ def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, flo
     in_supernet = _ranking(run, choice) or {}
     file, alone = journal_file(run), {}
     if len(archs) > 1 and file.exists():
-        journal = Journal(file, scores_key(run, FINALISTS, "val"))
+        journal = Journal(file, scores_key(run, FINALISTS, "val"), read_only=True)
         alone = {arch: journal.get(FINALISTS, network_code(arch), 0) for arch in archs}
     return [
         (arch, in_supernet.get(arch), alone[arch].value if alone.get(arch) else None)

@@ -16,7 +16,6 @@ import numpy as np
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments import keys, steps
-from crnas_jax.experiments.limits import baseline_excess
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.search import refine
 from crnas_jax.search.journal import Journal
@@ -107,7 +106,7 @@ class LastRung:
             return refine.Decision("searched", "searched", None, reason)
         arrays = self.ap("val") if len(self.names) > 1 else (np.zeros((1, 1)), np.zeros((1, 1)))
         decision = refine.decide(self.names, *arrays, options.confidence)
-        excess = baseline_excess(self.run)
+        excess = keys.baseline_excess(self.run)
         if decision.network == refine.BASELINE and excess:
             decision = dataclasses.replace(decision, reason=f"{excess}; {decision.reason}")
         return decision
@@ -136,19 +135,23 @@ def publish(run: Run, network: str) -> None:
     """Copy a compared network, trained with the run's seed, to `<workdir>/returned`."""
     source, target = run.path / keys.owner(run, network), run.path / RETURNED
     digest_file = "variables.sha256"
-    if (target / digest_file).exists() and all(
+    if target.exists() and all(
         (target / name).read_bytes() == (source / name).read_bytes()
         for name in (digest_file, "detector.json")
     ):
         return
-    partial = run.path / f".{RETURNED}"
-    for folder in (partial, target):
+    # Folders are whole at any moment: a kill leaves the old one, none, or the new one.
+    partial, old = (run.path / f".{RETURNED}_{kind}" for kind in ("partial", "old"))
+    for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir()
     for name in ("variables", digest_file, "detector.json"):
         path = source / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, partial / name)
+    if target.exists():
+        target.rename(old)
     partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def mean_metrics(rows: Sequence[dict]) -> dict:

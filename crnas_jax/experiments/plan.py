@@ -70,7 +70,7 @@ def _search_lines(run, arch):
     parts = costs.costs(run)
     for number, part in enumerate(parts):
         yield f"{'' if number else 'steps':12}{part.text:55}{part.trainings:7.2f}"
-    total = f"in trainings of the baseline, at most {sum(part.trainings for part in parts):.1f}"
+    total = f"in trainings of the baseline, about {sum(part.trainings for part in parts):.1f}"
     yield f"{'':12}{total}"
     yield f"blocks      {costs.block_steps(run)[0]}"
 
@@ -81,7 +81,9 @@ def _notes(run, arch):
         starts = run_settings.init_from(config)
         started = {name for name, start in starts.items() if start}
         started |= set(run_settings.pretrained_networks(config))
-        fresh = sorted(set(starts) - started)
+        if run_settings.starts_from_stage_supernet(config):
+            started.add("operation_supernet")  # as the stage supernet does
+        fresh = sorted(set(run_settings.NETWORKS) - started)
         if fresh:
             yield (
                 "without config.init_from, frozen layers keep their random weights: in "

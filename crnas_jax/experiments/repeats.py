@@ -65,8 +65,6 @@ def _begun_steps(run, row):
         if None not in archs:
             wanted = {network_step(FINALISTS, arch) for arch in itertools.chain(*archs)}
             folders = [folder for folder in folders if folder in wanted]
-    elif name in COMPARED and owner(run, name) != name:
-        return []  # another network's training serves it
     seeds = [
         str(path.relative_to(run.path))
         for folder in folders
@@ -80,6 +78,10 @@ def _with_earlier_rows(run, goals):
     wanted, waiting = set(), list(goals)
     while waiting:
         row = waiting.pop()
-        wanted.add(row)
         waiting += earlier_rows(run, row)
+        network, slash, part = row.partition("/")
+        if network in COMPARED and owner(run, network) != network:
+            waiting.append(f"{owner(run, network)}{slash}{part}")  # whose training serves it
+        else:
+            wanted.add(row)
     return wanted

@@ -8,6 +8,7 @@ import numpy as np
 
 from crnas_jax.data import loader
 from crnas_jax.data.transforms import DetectionRows
+from crnas_jax.experiments.costs import scorings
 from crnas_jax.experiments.keys import chosen
 from crnas_jax.experiments.run import Run
 from crnas_jax.parallel.mesh import make_mesh, put_batch
@@ -36,11 +37,6 @@ def search_cost(run: Run, level: str) -> dict:
       `device_hours`, including the statistics; `devices`.
     """
     config = run.config
-    strategy = search_settings.search_strategy(config, level)
-    bn = "batch" if strategy.scores_partial_codes else search_settings.search_options(config).bn
-    options = search_settings.score_options(config, bn)
-    plan, num_batches = options.score_plan(run.sources["val"])
-    num_images = len(plan.first_indices(num_batches))
     if level == "stage":
         spec = supernet_settings.stage_supernet(config)
         limits = search_settings.limits(config, run.num_classes)
@@ -49,9 +45,6 @@ def search_cost(run: Run, level: str) -> dict:
         depths = _depths(run)
         spec = supernet_settings.operation_supernet(config, depths)
         spaces = [supernet_settings.operation_space(config, depths)]
-    num_evaluations = sum(map(strategy.max_evaluations, spaces))
-    if level == "operation" and search_settings.search_options(config).rescore:
-        num_evaluations += search_settings.strategy_options(config).beam + 1
     rng = np.random.default_rng(0)
     codes = [spaces[0].sample(rng) for _ in range(10 * _NUM_TIMED)]
     codes = list(dict.fromkeys(codes))[:_NUM_TIMED]
@@ -62,16 +55,21 @@ def search_cost(run: Run, level: str) -> dict:
         for code in codes
     ]
     detector = model_settings.detector(config, spec, run.num_classes)
-    seconds, statistics = _measure(detector, options, run.sources["val"], plan, choices)
-    total = num_evaluations * num_batches * seconds
-    if options.bn == "recalibrate":
-        calibration_batches = options.calibration_plan(run.sources["train"])[1]
-        total += num_evaluations * calibration_batches * statistics
+    parts, image_passes, total, seconds_per_image = scorings(run, level, spaces), 0, 0.0, []
+    for part in parts:
+        options = part.options
+        plan, num_batches = options.score_plan(run.sources["val"])
+        num_images, num_statistics = part.num_images(run)
+        seconds, statistics = _measure(detector, options, run.sources["val"], plan, choices)
+        total += part.count * num_batches * seconds
+        total += part.count * num_statistics // options.batch_size * statistics
+        image_passes += part.count * num_images
+        seconds_per_image.append(seconds / options.batch_size)
     num_devices = run.options.num_devices or len(jax.devices())
     return {
-        "evaluations": num_evaluations,
-        "image_passes": num_evaluations * num_images,
-        "seconds_per_image_pass": seconds / options.batch_size,
+        "evaluations": sum(part.count for part in parts),
+        "image_passes": image_passes,
+        "seconds_per_image_pass": seconds_per_image[0],
         "device_hours": total * num_devices / 3600,
         "devices": num_devices,
     }

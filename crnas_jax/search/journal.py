@@ -32,32 +32,35 @@ class Journal:
     """One JSON line for each scored subnet, flushed to disk before the next line.
 
     A torn last line (the process died while writing) is dropped when the file is opened again.
+    Who only reads leaves it.
 
     Attributes:
       key: digest of everything a score depends on besides search, code and mini-batches; lines
         with another key are not used.
     """
 
-    def __init__(self, path: str | pathlib.Path, key: str):
+    def __init__(self, path: str | pathlib.Path, key: str, read_only: bool = False):
         """Read the lines that are there.
 
         Args:
           path: path of the file.
           key: see the class.
+          read_only: whether the file is left as it is.
 
         Raises:
           UserError: a line other than the last is no JSON.
         """
         self._path, self.key = pathlib.Path(path), key
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._scores: dict[tuple, Score] = {}
         if self._path.exists():
-            self._read()
+            self._read(read_only)
 
-    def _read(self):
+    def _read(self, read_only):
         content = self._path.read_bytes()
         whole_lines = content[: content.rfind(b"\n") + 1]
-        if whole_lines != content:
+        if whole_lines != content and not read_only:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole_lines))
         for line_number, line in enumerate(whole_lines.splitlines(), 1):

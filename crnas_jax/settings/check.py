@@ -2,11 +2,17 @@
 
 from ml_collections import ConfigDict
 
+from crnas_jax.errors import UserError
 from crnas_jax.settings.data import classification_data_options, data_options, image_size
 from crnas_jax.settings.fields import refuse_old_names
 from crnas_jax.settings.models import baseline, classifier, detector
 from crnas_jax.settings.run import init_from, pretrained_networks, refine_options, run_options
-from crnas_jax.settings.search import score_options, search_options, search_strategy
+from crnas_jax.settings.search import (
+    score_options,
+    search_options,
+    search_strategy,
+    strategy_options,
+)
 from crnas_jax.settings.supernets import (
     operation_space,
     stage_spaces,
@@ -42,7 +48,11 @@ def check(config: ConfigDict) -> None:
     for level in ("stage", "operation"):
         search_strategy(config, level)
     supernet_options(config)
-    refine_options(config)
+    refine = refine_options(config)
+    beam = strategy_options(config).beam
+    if refine.num_finalists("operation") > beam:
+        problem = f"{refine.operation_finalists}, and the search ends with {beam} codes"
+        raise UserError("config", "refine.operation_finalists", problem, "raise search.beam too")
     if options.val and options.name != "none":  # it may be searched
         stage_spaces(config)
         stage_supernet(config)

@@ -39,7 +39,7 @@ class RunOptions:
 
     def __post_init__(self):
         check_counts(self, "seed", "devices", least=0)
-        check_counts(self, "bootstrap")
+        check_counts(self, "bootstrap", least=2)
         check_not_negative(self, "budget")
         check_choice(self, "network", (*COMPARED, RETURNED))
 

@@ -26,12 +26,15 @@ def test_every_part_is_counted_in_trainings_of_the_baseline(tmp_path):
     expected = [
         ("stage supernet, 6 steps", 6 / 12),
         # Forward alone; 8 images to score on and 16 for the statistics.
-        ("stage search, 25 allocations of 24 images", 25 * 24 / 3 / 96),
+        ("stage search, 25 allocations, 24 images each", 25 * 24 / 3 / 96),
         ("up to 3 finalists, 4 steps each", 3 * 4 / 12),
         ("operation supernet, 6 steps", 6 / 12),
-        ("operation search, 18 partial codes of 8 images", 18 * 8 / 3 / 96),
+        ("operation search, 18 partial codes, 8 images each", 18 * 8 / 3 / 96),
+        ("operation search, 4 of its last codes again, 24 images each", 4 * 24 / 3 / 96),
         ("up to 1 finalists, 4 steps each", 4 / 12),
         ("up to 3 networks with 2 seeds, 12 steps each", 6),
+        # 4 finalists on val, the rest on both.
+        ("detection on val and test, up to 128 images", (4 * 8 + 6 * 16) / 3 / 96),
     ]
     assert [part.text for part in parts] == [text for text, _ in expected]
     for part, (_, trainings) in zip(parts, expected, strict=True):
@@ -40,7 +43,8 @@ def test_every_part_is_counted_in_trainings_of_the_baseline(tmp_path):
 
 def test_the_papers_procedure_costs_two_trainings_after_the_searches(tmp_path):
     parts = costs.costs(_run(tmp_path, **{"refine.finalists": 0}))
-    assert parts[-1] == costs.Cost("up to 2 networks, 12 steps each", 2)
+    assert parts[-2] == costs.Cost("up to 2 networks, 12 steps each", 2)
+    assert parts[-1].text == "detection on test, up to 16 images"
     assert not any("finalists" in part.text for part in parts)
 
 
@@ -74,7 +78,8 @@ def test_the_plan_warns_of_starts_that_differ_in_kind(tmp_path):
         "the baseline starts from random weights, all other networks from random weights, " in text
     )
     assert "finalists are not trained on classification first" in text
-    assert "trainings of the baseline, at most" in text
+    assert "classification, searched, 4,096 images" in text
+    assert "trainings of the baseline, about" in text
 
 
 def test_the_papers_search_asks_for_no_finalists():

@@ -1,6 +1,7 @@
 """What a changed field repeats: trainings and searches are counted, none is really run."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -81,10 +82,11 @@ class Procedure:
     Attributes:
       done: names of the steps that were done since the last `clear`.
       depths: allocations of the stage search, best first.
+      excess: what keeps the baseline out of it.
     """
 
     def __init__(self, folder, monkeypatch):
-        self.folder, self.done = folder, []
+        self.folder, self.done, self.excess = folder, [], ""
         self.depths = [(1, 1, 2, 4), (2, 2, 2, 2), (2, 1, 1, 4)]
         for name in ("save_weights", "save_detector", "load_trained"):
             monkeypatch.setattr(steps, name, lambda *_: None)
@@ -114,10 +116,12 @@ class Procedure:
             else:
                 arch = Arch("resnet_basic", supernet.depths, (), (16, 32, 64, 128))
                 space = operation_space(supernet.run.config, supernet.depths)
-                codes = [(1, *[0] * (space.num_blocks - 1)), (1,) * space.num_blocks]
+                last = len(space.dilations) - 1
+                codes = [(last, *[0] * (space.num_blocks - 1)), (last,) * space.num_blocks]
             ranking = [{"code": list(code), "score": 0.5} for code in codes]
             arch = json.loads(arch.to_json())
-            return {"arch": arch, "score": 0.5, "evaluated": 1, "ranking": ranking}
+            result = {"arch": arch, "score": 0.5, "evaluated": 1, "ranking": ranking}
+            return {**result, "baseline_excess": self.excess}
 
         return search
 
@@ -219,6 +223,44 @@ def test_networks_that_coincide_are_trained_once(procedure):
     assert done & RUNG == {"baseline", "baseline/test"}  # one seed: there is nothing to compare
     assert procedure.result["decision"]["reason"] == "the searches found the baseline itself"
     assert procedure.result["difference"] == {"AP": 0.0, "ci95": [0.0, 0.0]}
+
+
+def test_a_baseline_that_breaks_a_limit_is_compared_in_the_last_rung_alone(tmp_path, monkeypatch):
+    """As a finalist it could win, and then no code of its dilations would be allowed."""
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    procedure.excess = "the baseline has 8 blocks, and the budget is 7"
+    procedure.depths = [(1, 1, 2, 3), (1, 2, 1, 3), (2, 1, 1, 3)]
+    done = procedure.run({"budget": 7.0})
+    assert {step for step in done if step.startswith("finalists")} == {
+        f"finalists/{name}{part}" for name in ("1-1-2-3", "1-2-1-3") for part in ("", "/val")
+    }
+    assert set(procedure.result) >= set(ROLES)
+    assert procedure.result["decision"]["reason"].startswith(procedure.excess)
+
+
+def test_what_is_asked_for_by_a_network_is_that_of_the_one_it_coincides_with(tmp_path, monkeypatch):
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    procedure.depths = [(2, 2, 2, 2)]
+    pretrained = {"pretrain.networks": ("searched",), "pretrain.data.name": "synthetic"}
+    setting = {"refine.finalists": 0, "supernet.dilations": (1,)}
+    procedure.run(setting)
+    run = procedure.open({**setting, "detector_train.lr_per_image": 0.1})
+    with pytest.raises(UserError, match=r"baseline \(detector_train.lr_per_image 0.01 -> 0.1\)"):
+        repeats.require_no_repeats(run, ["searched/test"])
+    run.workdir.release()
+    run = procedure.open({**setting, **pretrained})
+    with pytest.raises(UserError, match=r"pretrain.networks: baseline is not in it"):
+        crnas.pretrain(run, "searched")
+    run.workdir.release()
+
+
+def test_a_finished_operation_supernet_needs_no_stage_supernet(procedure):
+    shutil.rmtree(procedure.folder / "stage_supernet")
+    run = procedure.open()
+    procedure.done.clear()
+    crnas.train_supernet(run, "operation")
+    assert procedure.done == []
+    run.workdir.release()
 
 
 def test_without_finalists_it_is_the_papers_procedure(tmp_path, monkeypatch):

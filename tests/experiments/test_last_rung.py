@@ -44,6 +44,7 @@ def run(tmp_path, monkeypatch):
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
     monkeypatch.setattr(last_rung, "TrainedScores", Scores)
     monkeypatch.setattr(keys, "compared", lambda run: ARCHS)
+    monkeypatch.setattr(keys, "baseline_excess", limits.baseline_excess)  # without a search
     return open_run(config, tmp_path / "run", dry=True)
 
 
@@ -117,10 +118,10 @@ def test_the_returned_folder_is_a_copy_that_follows_the_decision(run, monkeypatc
         ]
     assert returned.stat().st_mtime_ns == before  # the same again is not copied
     # A kill in between leaves a part that the next start replaces.
-    (run.path / ".returned").mkdir()
+    (run.path / ".returned_partial").mkdir()
     last_rung.publish(run, "searched")
     assert (returned / "variables" / "data").read_text() == "searched"
-    assert not (run.path / ".returned").exists()
+    assert not list(run.path.glob(".returned*"))
 
 
 def test_metrics_are_means_over_seeds():

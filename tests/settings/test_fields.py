@@ -35,6 +35,7 @@ OTHER_VALUES = {
     "supernet.stage_sharing": "branch",
     "supernet.draws": "uniform",
     "trained_bn": "running",
+    "refine.operation_finalists": 3,
     "supernet.kernel_sharing": "shared",
     "pretrain.networks": ("baseline",),
     "pretrain.lr_drops": (0.5,),
@@ -282,3 +283,12 @@ def test_an_old_name_ends_in_a_line_with_the_new_one(outcomes, case):
 
 def test_every_old_name_is_a_case():
     assert {name for field in OLD_FIELDS for name in field.split(".")} >= set(RENAMED)
+
+
+def test_no_more_codes_are_trained_alone_than_the_search_ends_with():
+    config = base.get_config()
+    config.refine.operation_finalists = 4
+    with pytest.raises(UserError, match=r"refine.operation_finalists: 4, and the search ends with"):
+        check(config)
+    config.refine.finalists = 0  # then none is trained
+    check(config)

@@ -6,9 +6,9 @@ network runs on them, and `scatter` writes them back. So a training step differe
 only the sampled blocks (a gradient over the whole bank would be most of a small step's time), and
 blocks that were not sampled cannot move. All sharing rules are nothing but different `rows`:
 
-- stages, `branch`: each candidate depth owns its blocks (figure 2 of the paper, the default);
+- stages, `branch`: each candidate depth owns its blocks (figure 2 of the paper);
   `prefix`: a branch of k blocks is the first k blocks of the deepest one.
-- dilations, `own`: each owns the kernel of `conv2` and the statistics after it (the default);
+- dilations, `own`: each owns the kernel of `conv2` and the statistics after it;
   `shared`: one kernel serves all.
 """
 
