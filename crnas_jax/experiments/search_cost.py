@@ -11,7 +11,7 @@ from crnas_jax.data.transforms import DetectionRows
 from crnas_jax.experiments.costs import scorings
 from crnas_jax.experiments.keys import chosen
 from crnas_jax.experiments.run import Run
-from crnas_jax.parallel.mesh import make_mesh, put_batch
+from crnas_jax.parallel.mesh import jit_once, make_mesh, put_batch
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
@@ -85,7 +85,7 @@ def _measure(detector, options, source, plan, choices):
     """Return seconds for a subnet on a mini-batch, for detections and for statistics."""
     print(f"compiling, then timing {len(choices)} subnets", file=sys.stderr, flush=True)
     mesh = make_mesh(options.batch_size, options.num_devices)
-    variables = jax.jit(detector.init)(jax.random.key(0))
+    variables = jit_once(detector.init)(jax.random.key(0))
     evaluator = SubnetEvaluator(detector, mesh, options.max_subnets_per_call, options.num_slots)
     batch = put_batch(mesh, next(loader.batches(source, plan, DetectionRows(options.size), stop=1)))
 

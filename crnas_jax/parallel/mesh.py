@@ -1,5 +1,7 @@
 """The device mesh: one axis, `data`, over which batches are split."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -49,6 +51,21 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_parts: int = 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding that puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def jit_once(function: Callable, **options) -> Callable:
+    """Jit a function that runs once, such as one that draws weights.
+
+    On CPUs its code is not optimised: the compilation of what draws a detector's weights, hundreds
+    of small random arrays, takes longer than a finalist's short training otherwise.
+
+    Args:
+      function: what is jitted.
+      **options: further options of `jax.jit`.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    quickly = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(function, compiler_options=quickly, **options)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
-from crnas_jax.parallel.mesh import replicated
+from crnas_jax.parallel.mesh import jit_once, replicated
 from crnas_jax.training.job import Trainable
 
 
@@ -135,7 +135,7 @@ class _Programs:
                 "step": jnp.int32(0),
             }
 
-        return jax.jit(create, out_shardings=replicated(self.mesh))
+        return jit_once(create, out_shardings=replicated(self.mesh))
 
     def take_path(self, state, choice):
         banks, whole = self.split(state)
