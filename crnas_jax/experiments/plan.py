@@ -69,7 +69,7 @@ def _search_lines(run, arch):
         yield f"limits      {', '.join(bounds)}"
     parts = costs.costs(run)
     for number, part in enumerate(parts):
-        yield f"{'' if number else 'steps':12}{part.text:55}{part.trainings:7.2f}"
+        yield f"{'' if number else 'steps':12}{part.text:65}{part.trainings:7.2f}"
     total = f"in trainings of the baseline, about {sum(part.trainings for part in parts):.1f}"
     yield f"{'':12}{total}"
     yield f"blocks      {costs.block_steps(run)[0]}"
