@@ -1,15 +1,14 @@
 """The result of a run as a table for the terminal."""
 
-# Names of a result's networks, in the order of the rows.
-_NETWORKS = {"baseline": "baseline", "stage_only": "stage-only", "searched": "found"}
+from crnas_jax.search.refine import CALLED
 
 
 def table(result: dict) -> str:
     """Return a run's `result.json` as text: the verdict, then the networks on the test split."""
     decision = result["decision"]
-    lines = [f"returned: the {_NETWORKS[decision['network']]} network; {decision['reason']}"]
+    lines = [f"returned: the {CALLED[decision['network']]} network; {decision['reason']}"]
     if decision["difference"] is not None:
-        challenger = _NETWORKS[decision["challenger"]]
+        challenger = CALLED[decision["challenger"]]
         lines.append(
             f"on val, {challenger} minus baseline: {_difference(decision, 'difference')}; "
             "val also chose the finalists, so that this is optimistic"
@@ -18,12 +17,12 @@ def table(result: dict) -> str:
         f"{'on test':12}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"
     )
     lines.append(f"{header}  AP minus baseline, 95 %")
-    rows = {network: result[network] for network in _NETWORKS if network in result}
+    rows = {network: result[network] for network in CALLED if network in result}
     for network, row in rows.items():
         metrics = "".join(f"{100 * (row[name] or 0):8.1f}" for name in ("AP", "AP50", "AP75"))
         depths = str(row["arch"]["depths"])
         line = (
-            f"{_NETWORKS[network]:12}{depths:>16}{row['flops'] / 1e9:8.3f}"
+            f"{CALLED[network]:12}{depths:>16}{row['flops'] / 1e9:8.3f}"
             f"{row['params'] / 1e6:10.3f}{metrics}"
         )
         if "difference" in row:

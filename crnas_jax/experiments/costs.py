@@ -196,14 +196,17 @@ def _search(run, level, scoring):
 
 
 def _detection(run, num_trainings):
-    """Return what detection costs: finalists' on val, the last rung's on val and test."""
+    """Return the cost of what follows trainings: statistics, detection on val and on test."""
     refine = run_settings.refine_options(run.config)
     num_finalists = sum(map(refine.num_finalists, ("stage", "operation")))
     num_finalists += bool(num_finalists)
     splits = ("val", "test") if num_finalists else ("test",)
     num_images = num_finalists * len(run.sources["val"])
     num_images += num_trainings * sum(len(run.sources[split]) for split in splits)
-    text = f"detection on {' and '.join(splits)}, up to {num_images} images"
+    statistics = training_settings.calibration_images(run.config)
+    num_images += (num_finalists + num_trainings) * min(statistics, len(run.sources["train"]))
+    text = f"detection on {' and '.join(splits)}"
+    text = f"{'statistics, ' if statistics else ''}{text}, up to {num_images} images"
     return Cost(text, num_images / _PASSES / _full_images(run))
 
 

@@ -64,10 +64,8 @@ def decide(run: Run) -> tuple[LastRung, Decision]:
       The rung, in which all networks are trained, and the decision on `val`.
     """
     choose_network(run)
-    archs = keys.compared(run)
-    for network in archs:
-        train_network(run, network)
-    rung = LastRung(run, archs)
+    rung = LastRung(run, keys.compared(run))
+    rung.train()
     decision = rung.decide()
     last_rung.publish(run, decision.network)
     return rung, decision
@@ -83,9 +81,12 @@ def train_supernet(run: Run, level: str) -> TrainedSupernet:
     spec = _supernet(run, network)
     if level == "stage":
         crnas_search.require_reachable(run, steps.detector(run, spec))
-    elif run_settings.starts_from_stage_supernet(run.config) and not _is_finished(run, network):
+    elif (
+        run_settings.starts_from_stage_supernet(run.config)
+        and run.workdir.resume(network, step_key(run, network)) is None
+    ):
         train_supernet(run, "stage")
-    _pretrain_first(run, network, spec)
+    steps.pretrain_first(run, network, spec)
     return TrainedSupernet(run, network, steps.train_supernet(run, network, spec))
 
 
@@ -144,7 +145,7 @@ def train_network(run: Run, network: str) -> str:
     run_settings.require_detection(run.config, network)
     architecture = _architecture(run, network)
     owner = keys.owner(run, network)
-    _pretrain_first(run, owner, architecture)
+    steps.pretrain_first(run, owner, architecture)
     steps.train_network(run, owner, architecture)
     return owner
 
@@ -188,17 +189,6 @@ def _architecture(run, network) -> Arch:
     if network == "searched":
         return choose_network(run)
     raise UserError("command line", "network", f"{network!r} is unknown", f"use one of {COMPARED}")
-
-
-def _pretrain_first(run, network, spec):
-    """Train on classification where the config asks for it and detection is not trained yet."""
-    wanted = network in run_settings.pretrained_networks(run.config)
-    if wanted and not _is_finished(run, network):
-        steps.pretrain(run, network, spec)
-
-
-def _is_finished(run, network):
-    return run.workdir.resume(network, step_key(run, network)) is not None
 
 
 def _finalists(run, choice):

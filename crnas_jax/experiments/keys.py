@@ -135,14 +135,14 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
     archs = list(ranking)[: max(count, 1)]
     if count:
         depths = archs[0].depths
-        if choice == "allocation" and not baseline_excess(run):
+        if choice == "allocation" and not recorded_excess(run):
             depths = model_settings.baseline(run.config).depths
         archs.append(model_settings.found_arch(run.config, depths))
     return list(dict.fromkeys(archs))
 
 
-def baseline_excess(run: Run) -> str:
-    """Return what keeps the baseline out of the finished stage search; "" for nothing."""
+def recorded_excess(run: Run) -> str:
+    """Return `limits.baseline_excess` as the finished stage search found it."""
     return run.workdir.finished("stage_search", step_key(run, "stage_search"))["baseline_excess"]
 
 
@@ -195,6 +195,12 @@ def owners(archs: dict[str, Arch | None]) -> dict[str, str]:
     """Return `owner` of every compared network; one that is not found yet has itself."""
     firsts = {arch: name for name, arch in reversed(archs.items())}
     return {name: name if arch is None else firsts[arch] for name, arch in archs.items()}
+
+
+def num_seeds(run: Run, archs: dict[str, Arch | None]) -> int:
+    """Return the trainings of each compared network; one where there is nothing to compare."""
+    is_alone = len(set(archs.values())) == 1
+    return 1 if is_alone else run_settings.refine_options(run.config).num_seeds
 
 
 def _ranking(run, choice):

@@ -70,8 +70,13 @@ class LastRung:
     @property
     def num_seeds(self) -> int:
         """Trainings of each network; one where there is nothing to compare."""
-        is_alone = len(self.names) == 1
-        return 1 if is_alone else run_settings.refine_options(self.run.config).num_seeds
+        return keys.num_seeds(self.run, self.archs)
+
+    def train(self) -> None:
+        """Train what is not trained yet: every network with the first seed, then with the next."""
+        for seed in range(self.num_seeds):
+            for name in self.names:
+                self._train(name, seed)
 
     def metrics(self, name: str, split: str) -> list[dict]:
         """Return the metrics of a network on a split, one for each seed."""
@@ -106,7 +111,7 @@ class LastRung:
             return refine.Decision("searched", "searched", None, reason)
         arrays = self.ap("val") if len(self.names) > 1 else (np.zeros((1, 1)), np.zeros((1, 1)))
         decision = refine.decide(self.names, *arrays, options.confidence)
-        excess = keys.baseline_excess(self.run)
+        excess = keys.recorded_excess(self.run)
         if decision.network == refine.BASELINE and excess:
             decision = dataclasses.replace(decision, reason=f"{excess}; {decision.reason}")
         return decision
@@ -124,6 +129,7 @@ class LastRung:
 
     def _train(self, name, seed):
         step = keys.seed_step(name, seed)
+        steps.pretrain_first(self.run, step, self.archs[name])
         return step, steps.train_network(self.run, step, self.archs[name])
 
     def _evaluate(self, name, seed, split):

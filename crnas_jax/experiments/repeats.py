@@ -7,9 +7,12 @@ from crnas_jax.experiments.keys import (
     FINALISTS,
     RANKING,
     candidates,
+    compared,
     earlier_rows,
     network_step,
+    num_seeds,
     owner,
+    seed_step,
     step_key,
 )
 from crnas_jax.experiments.run import Run
@@ -70,6 +73,9 @@ def _begun_steps(run, row):
         for folder in folders
         for path in sorted((run.path / folder).glob("seed*"))
     ]
+    if name in COMPARED and seeds:  # those of a run with more seeds are not trained again
+        wanted = {seed_step(name, seed) for seed in range(num_seeds(run, compared(run)))}
+        seeds = [seed for seed in seeds if seed in wanted]
     steps = [f"{folder}/{part}" if part else folder for folder in (*folders, *seeds)]
     return [step for step in steps if run.workdir.stored_key(step) is not None]
 

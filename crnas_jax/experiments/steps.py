@@ -70,6 +70,20 @@ def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
     return run.workdir.step(job.name, step_key(run, job.name), work)
 
 
+def pretrain_first(run: Run, step: str, spec: Arch | SupernetSpec) -> None:
+    """Train a network on classification where the config asks for it and `step` is to come.
+
+    Args:
+      run: the run.
+      step: name of the step that trains it on detection, with any seed.
+      spec: its backbone.
+    """
+    network = split_seed(step)[0]
+    wanted = network in run_settings.pretrained_networks(run.config)
+    if wanted and run.workdir.resume(step, step_key(run, step)) is None:
+        pretrain(run, network, spec)
+
+
 def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     """Train a supernet on detection; return its detector, the weights are in its folder."""
     start = _start(run, network)

@@ -13,6 +13,8 @@ from scipy import stats
 from crnas_jax.runtime.options import check_below_one, check_counts, check_positive
 
 BASELINE = "baseline"
+# What compared networks are called in sentences.
+CALLED = {BASELINE: "baseline", "stage_only": "stage-only", "searched": "found"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,8 @@ def difference(ap: np.ndarray, draws: np.ndarray, network: int) -> Difference:
         [networks, samples].
       network: row of the network.
     """
+    if network == 0:  # itself, whatever the spread of its trainings
+        return Difference(0.0, (0.0, 0.0), 0.5)
     ap, num_seeds = np.asarray(ap, float), np.shape(ap)[1]
     value = float(ap[network].mean() - ap[0].mean())
     differences = np.asarray(draws[network], float) - np.asarray(draws[0], float)
@@ -150,16 +154,6 @@ def decide(names: Sequence[str], ap: np.ndarray, draws: np.ndarray, confidence: 
     best = max(rows, key=lambda row: differences[row - 1].probability)
     reason = (
         f"on val no network is better than it with a probability of {confidence:g}; the best "
-        f"chance has {named(names[best])} with {differences[best - 1].probability:.2f}"
+        f"chance has the {CALLED[names[best]]} network with {differences[best - 1].probability:.2f}"
     )
     return Decision(BASELINE, names[best], differences[best - 1], reason)
-
-
-def named(network: str) -> str:
-    """Return what a compared network is called in sentences."""
-    names = {
-        BASELINE: "the baseline",
-        "stage_only": "the stage-only network",
-        "searched": "the found network",
-    }
-    return names.get(network, network)

@@ -11,7 +11,7 @@ from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings.data import image_size
 from crnas_jax.settings.fields import read
 from crnas_jax.settings.models import baseline, detector_cost
-from crnas_jax.settings.run import run_options
+from crnas_jax.settings.run import refine_options, run_options
 from crnas_jax.settings.supernets import stage_spaces
 from crnas_jax.spaces.constrained import Limit, limited, require_any
 from crnas_jax.spaces.space import Space
@@ -60,8 +60,14 @@ def search_options(config: ConfigDict) -> SearchOptions:
 
 def strategy_options(config: ConfigDict, repeat: int = 0) -> StrategyOptions:
     """Read the options of all strategies; a `repeat` draws anew."""
-    seed = run_options(config).seed + repeat
-    return read(StrategyOptions, config, "search", seed=seed, keep=(baseline(config).depths,))
+    return read(
+        StrategyOptions,
+        config,
+        "search",
+        seed=run_options(config).seed + repeat,
+        keep=(baseline(config).depths,),
+        num_best=max(refine_options(config).num_finalists("stage"), 1),
+    )
 
 
 def search_strategy(config: ConfigDict, level: str) -> Strategy:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
 from crnas_jax.settings.run import COMPARED
+from crnas_jax.settings.search import strategy_options
 from crnas_jax.settings.supernets import stage_supernet
 from crnas_jax.settings.training import RECIPE_OF, calibration_images
 
@@ -139,11 +140,15 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     """Return the fields that a step reads and their values, in JSON's types.
 
     Of a baseline in a file it is the file's content; of the grids, the depths that the supernet
-    holds; of `trained_bn_images`, what `trained_bn` makes of them.
+    holds; of `trained_bn_images`, what `trained_bn` makes of them; of racing also how many best
+    codes it looks for.
     """
     values = dict(_flat(config.to_dict()))
     if "supernet.grids" in reads.fields:
         values["supernet.grids"] = stage_supernet(config).grids
+    if values["search.stage_strategy"] == "racing":
+        num_best = strategy_options(config).num_best
+        values["search.stage_strategy"] = f"racing for the {num_best} best"
     if "trained_bn_images" in reads.fields:
         values["trained_bn_images"] = calibration_images(config)
     if config.baseline.endswith(".json"):

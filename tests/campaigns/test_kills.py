@@ -52,6 +52,7 @@ RUN = [
     "--config.operation_train.epochs=1",
     "--config.detector_train.epochs=1.5",
     "--config.search.all_zero=continue",
+    "--config.refine.operation_finalists=1",
     "--config.trained_bn_images=16",
     "--config.pretrain.data.synthetic.train=256",
     *(

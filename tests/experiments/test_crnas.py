@@ -76,8 +76,13 @@ def test_the_result_keeps_the_contract(workdir):
     assert all(0 <= row["AP"] <= 1 and 0 <= row["supernet_score"] <= 1 for row in rows)
     assert len(result["finalists"]["network"]) in (0, 2)  # none where ones were found
     decision = result["decision"]
-    assert decision["network"] == result["returned"] in ("baseline", "stage_only", "searched")
+    decided = ("baseline", "stage_only", "searched")
+    assert decision["network"] == result["returned"] in decided
     assert {"probability", "difference", "ci95", "reason"} <= set(decision)
+    # What is published is the decided network, trained with the run's seed.
+    same = [name for name in decided if result[name]["arch"] == result[decision["network"]]["arch"]]
+    digest = (workdir / "returned" / "variables.sha256").read_text()
+    assert digest == (workdir / same[0] / "variables.sha256").read_text()
     seconds = dict(result["seconds"])
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()), abs=0.1)
     low, high = result["difference"]["ci95"]

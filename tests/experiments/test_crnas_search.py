@@ -64,6 +64,28 @@ def test_codes_with_other_statistics_or_dilations_have_other_scores(tmp_path, mo
     assert len({journal.key for journal in journals}) == 4
 
 
+def test_the_last_codes_are_chosen_by_their_second_scores(supernet):
+    """Those that the search ended with were of completions and of mini-batches' statistics."""
+    again = types.SimpleNamespace(
+        score=lambda codes: [0.1 + 0.1 * sum(code) for code in codes],
+        effort=lambda: {"evaluated": len(set(asked)), "image_passes": 0},
+    )
+    asked = []
+    score = again.score
+    again.score = lambda codes: asked.extend(codes) or score(codes)
+    supernet.operation_scores = lambda partial, **_: Scores(0.5, 0.0) if partial else again
+    result = search_dilations(supernet)
+    assert (0,) * len(asked[0]) in asked  # the code of ones
+    best = max(asked, key=sum)
+    assert result["ranking"][0] == {
+        "code": list(best),
+        "score": pytest.approx(0.1 + 0.1 * sum(best)),
+    }
+    assert sum(best) > 0
+    supernet.run.config.search.rescore = False
+    assert search_dilations(supernet)["ranking"][0]["score"] == 0.5
+
+
 def test_one_score_above_zero_is_enough(supernet):
     supernet.stage_scores = lambda: Scores(0.0, 0.001)
     assert search_allocation(supernet)["arch"]["depths"] == [1, 1, 2, 4]

@@ -66,13 +66,13 @@ REPEATED = {
     "detector.head_channels=16": ALL,
     "seed=1": ALL,
 }
+# One code of dilations is trained beside that of ones.
+ONE = "refine.operation_finalists=1"
 # Fields that only add work, for which nobody is asked, and what is added.
 ADDED = {
     "refine.seeds=3": {f"{role}/seed2{part}" for role in ROLES for part in PARTS},
     "refine.finalists=3": {"finalists/2-1-1-4", "finalists/2-1-1-4/val"},
-    "refine.operation_finalists=1": {
-        f"finalists/1-1-2-4_2-1-1-1-1-1-1-1{part}" for part in ("", "/val")
-    },
+    ONE: {f"finalists/1-1-2-4_2-1-1-1-1-1-1-1{part}" for part in ("", "/val")},
 }
 
 
@@ -87,6 +87,7 @@ class Procedure:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.done, self.excess = folder, [], ""
+        monkeypatch.setattr(steps, "accuracy", lambda *_: {"top1": 0.0, "top5": 0.0})
         self.depths = [(1, 1, 2, 4), (2, 2, 2, 2), (2, 1, 1, 4)]
         for name in ("save_weights", "save_detector", "load_trained"):
             monkeypatch.setattr(steps, name, lambda *_: None)
@@ -146,16 +147,30 @@ class Procedure:
         finally:
             run.workdir.release()
         assert len(self.done) == len(set(self.done))
+        # The test split is read after everything that decides.
+        tested = [step.endswith("/test") for step in self.done]
+        assert tested == sorted(tested)
         return set(self.done)
 
 
 class _Scores(TrainedScores):
-    """Scores of 0 without matching."""
+    """Scores without matching.
 
-    def _table(self, results):
-        return types.SimpleNamespace(
-            metrics=lambda: {"AP": 0.0}, bootstrap_ap=lambda weights: np.zeros(len(weights))
-        )
+    Attributes:
+      ap_of: AP of a network's code.
+    """
+
+    ap_of = staticmethod(lambda code: 0.0)
+
+    def _match(self, codes):
+        for code in codes:
+            self.detections_of(code)
+            ap = self.ap_of(code)
+            self._tables[code] = types.SimpleNamespace(
+                metrics=lambda ap=ap: {"AP": ap},
+                bootstrap_ap=lambda weights, ap=ap: np.full(len(weights), ap),
+            )
+            yield code, self._tables[code]
 
 
 @pytest.fixture
@@ -193,6 +208,43 @@ def test_more_finalists_or_seeds_train_only_what_is_new(procedure, setting):
     assert procedure.result["decision"] == before["decision"]
 
 
+def test_the_best_finalist_is_chosen(tmp_path, monkeypatch):
+    """By its AP when trained alone, whatever the search says."""
+
+    def run(name, ap_of, setting=""):
+        monkeypatch.setattr(_Scores, "ap_of", staticmethod(ap_of))
+        procedure = Procedure(tmp_path / name, monkeypatch)
+        procedure.run(setting)
+        return procedure.result
+
+    for depths in ((2, 2, 2, 2), (1, 1, 2, 4)):
+        result = run(str(depths[3]), lambda code, depths=depths: 0.5 * (code[:4] == depths))
+        for network in ("stage_only", "searched"):
+            assert result[network]["arch"]["depths"] == list(depths)
+    for sign, dilation in ((1, 2), (-1, 1)):
+        result = run(f"dilation{dilation}", lambda code, s=sign: 0.5 + s * sum(code[4:]) / 100, ONE)
+        assert max(result["searched"]["arch"]["dilations"]) == dilation
+
+
+def test_seeds_of_a_run_with_more_are_not_asked_about(procedure):
+    procedure.run("refine.seeds=3")
+    changed = {"detector_train.epochs": 3.0}
+    assert "baseline/seed2" not in procedure.run(changed, redo=True)
+    assert procedure.run(changed | {"bootstrap": 20}) == set()  # nobody is asked
+
+
+def test_a_further_seed_starts_from_the_pretraining_of_its_config(tmp_path, monkeypatch):
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    pretrained = {"pretrain.networks": ("baseline",), "pretrain.data.name": "synthetic"}
+    weights = procedure.folder / "baseline" / "pretrain"
+    assert "baseline/pretrain" in procedure.run(pretrained)
+    before = (weights / "key.json").read_text()
+    assert "baseline/pretrain" in procedure.run(pretrained | {"pretrain.epochs": 8.0}, redo=True)
+    done = procedure.run(pretrained | {"refine.seeds": 3}, redo=True)
+    assert (weights / "key.json").read_text() == before
+    assert done == ADDED["refine.seeds=3"]
+
+
 def test_another_found_network_repeats_what_comes_after_it(procedure):
     procedure.depths = [(1, 1, 1, 5), (2, 2, 2, 2)]
     done = procedure.run("search.batches=1", redo=True)
@@ -214,12 +266,12 @@ def test_finalists_of_an_earlier_search_are_not_asked_about(procedure):
 def test_networks_that_coincide_are_trained_once(procedure):
     """Equal scores choose the smaller code: here that of ones, and then the baseline."""
     procedure.folder = procedure.folder.with_name("ones")
-    done = procedure.run("refine.operation_finalists=1")
+    done = procedure.run(ONE)
     assert done & RUNG == {step for step in RUNG if not step.startswith("searched")}
     result = procedure.result
     assert result["searched"] == result["stage_only"]
     procedure.folder, procedure.depths = procedure.folder.with_name("baseline"), [(2, 2, 2, 2)]
-    done = procedure.run("refine.operation_finalists=1")
+    done = procedure.run(ONE)
     assert done & RUNG == {"baseline", "baseline/test"}  # one seed: there is nothing to compare
     assert procedure.result["decision"]["reason"] == "the searches found the baseline itself"
     assert procedure.result["difference"] == {"AP": 0.0, "ci95": [0.0, 0.0]}
@@ -298,10 +350,12 @@ def test_changed_data_are_refused(procedure):
 def test_other_weights_at_the_same_path_repeat_what_starts_from_them(procedure, monkeypatch):
     """A path alone says nothing about what lies there."""
     baseline = {step for step in ALONE if step.startswith(("baseline", "finalists/2-2-2-2"))}
-    for digest, done in (("one", baseline), ("one", set()), ("two", baseline)):
-        monkeypatch.setattr(run_module, "weights_digest", lambda _, digest=digest: digest)
-        monkeypatch.setattr(run_module, "require_weights", lambda *_: None)
-        assert procedure.run("init_from.baseline='folder'", redo=True) == done
+    for start, steps_from in (("baseline", baseline), ("searched", ALONE - baseline)):
+        procedure.run(redo=True)
+        for digest, done in (("one", steps_from), ("one", set()), ("two", steps_from)):
+            monkeypatch.setattr(run_module, "weights_digest", lambda _, digest=digest: digest)
+            monkeypatch.setattr(run_module, "require_weights", lambda *_: None)
+            assert procedure.run(f"init_from.{start}='folder'", redo=True) == done
 
 
 def test_a_latency_that_nothing_has_is_found_before_any_training(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The last rung: the decision's arrays, limits that the baseline breaks, the returned folder."""
 
+import dataclasses
 import json
 import re
 import types
@@ -44,7 +45,7 @@ def run(tmp_path, monkeypatch):
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
     monkeypatch.setattr(last_rung, "TrainedScores", Scores)
     monkeypatch.setattr(keys, "compared", lambda run: ARCHS)
-    monkeypatch.setattr(keys, "baseline_excess", limits.baseline_excess)  # without a search
+    monkeypatch.setattr(keys, "recorded_excess", limits.baseline_excess)  # without a search
     return open_run(config, tmp_path / "run", dry=True)
 
 
@@ -71,6 +72,9 @@ def test_networks_that_coincide_have_one_row(run, monkeypatch):
     assert rung.names == ["baseline", "stage_only"]
     assert len(rung.ap("val")[0]) == 2
     assert rung.difference("searched", "val") == rung.difference("stage_only", "val")
+    rung = LastRung(run, {"baseline": BASELINE, "stage_only": BASELINE, "searched": SEARCHED})
+    same = rung.difference("stage_only", "test")  # the same weights, whatever seeds deviate by
+    assert (same.value, same.interval) == (0.0, (0.0, 0.0))
 
 
 def test_a_baseline_that_breaks_limits_is_returned_with_them_named_first(run, monkeypatch):
@@ -122,6 +126,25 @@ def test_the_returned_folder_is_a_copy_that_follows_the_decision(run, monkeypatc
     last_rung.publish(run, "searched")
     assert (returned / "variables" / "data").read_text() == "searched"
     assert not list(run.path.glob(".returned*"))
+
+
+def test_finished_weights_have_the_statistics_that_the_config_asks_for(run, monkeypatch):
+    saved, asked = [], []
+    monkeypatch.setattr(steps, "_fit", lambda run, job: "trained")
+    monkeypatch.setattr(
+        steps, "save_detector", lambda folder, model, weights, *_: saved.append(weights)
+    )
+    monkeypatch.setattr(steps, "recalibrate", lambda *args: asked.append(args) or "recalibrated")
+    run = dataclasses.replace(
+        run, workdir=types.SimpleNamespace(path=run.path, step=lambda *args: args[2]())
+    )
+    for kind in ("auto", "running", "recalibrate"):
+        run.config.trained_bn = kind
+        steps.train_network(run, "baseline", BASELINE)
+    assert saved == ["recalibrated", "trained", "recalibrated"]
+    _, weights, source, _, batch_size, num_images, *_ = asked[0]
+    assert (weights, source) == ("trained", run.sources["train"])
+    assert (batch_size, num_images) == (4, run.config.trained_bn_images)
 
 
 def test_metrics_are_means_over_seeds():

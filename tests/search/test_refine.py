@@ -57,8 +57,10 @@ def test_the_baseline_comes_back_where_none_passes():
     assert decision.challenger == "searched"
     assert "no network is better than it with a probability of 0.99" in decision.reason
     assert "the found network with 0." in decision.reason
-    worse = decide(NAMES[:2], AP[::-1], DRAWS[::-1], 0.51)
-    assert worse.network == "baseline" or worse.difference.value > 0
+    worse = decide(NAMES[:2], AP[[1, 0]], DRAWS[[1, 0]], 0.51)
+    assert (worse.network, worse.challenger) == ("baseline", "searched")
+    assert worse.difference.value < 0
+    assert worse.difference.probability < 0.5
     equal = decide(NAMES[:2], AP[[0, 0]], DRAWS[[0, 0]], 0.51)
     assert (equal.network, equal.difference.probability) == ("baseline", 0.5)
 

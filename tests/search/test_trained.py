@@ -17,11 +17,6 @@ SPLIT = SyntheticSource(6, 64, seed=1)
 CODE, OTHER_CODE = (1, 1, 1, 1), (1, 2, 1, 1)
 
 
-def _shift(code, index):
-    """Return the pixels that a code's detection of an object is off."""
-    return (1 + sum(code) % 3) * (index % 3)
-
-
 def _results(code):
     """Detect all objects, more or less exactly."""
     return [

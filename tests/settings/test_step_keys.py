@@ -117,8 +117,10 @@ UNUSED = {
         for n in ("size", "train", "val", "test")
     ),
     *("network", "bootstrap"),
-    # In the values of the grids, and of the images that statistics come from.
+    # In the values of the grids, and of the images that statistics come from; racing's is named
+    # with the number of finalists.
     *("supernet.depths", "trained_bn"),
+    *(f"refine.{name}" for name in ("finalists", "operation_finalists", "seeds", "confidence")),
 }
 UNUSED_BY = {
     "stage_supernet": {
@@ -126,12 +128,14 @@ UNUSED_BY = {
         *("budget", "search.budgets"),  # as `supernet.depths`
     },
     "stage_search": {
+        "refine.short",
         *("search.operation_strategy", "search.beam", "search.rescore"),
         *("supernet.dilations", "supernet.tie", "supernet.draws"),
         *("supernet.kernel_sharing", "supernet.widths", "supernet.stage_sharing"),
     },
     "operation_supernet": {"supernet.grids", "budget"},
     "operation_search": {
+        "refine.short",
         *("search.stage_strategy", "search.confidence", "search.budgets", "budget"),
         *("supernet.grids", "supernet.widths", "supernet.stage_sharing"),
         *("supernet.kernel_sharing", "supernet.draws"),

@@ -26,6 +26,7 @@ class StrategyOptions:
       parents: codes that evolution's next generation is bred from.
       confidence: how sure racing is not to drop the truly best candidate early.
       keep: codes that racing never drops.
+      num_best: best codes that racing looks for.
       seed: seed of everything that a strategy draws.
     """
 
@@ -35,10 +36,11 @@ class StrategyOptions:
     parents: int = 5
     confidence: float = 0.95
     keep: tuple[Code, ...] = ()
+    num_best: int = 1
     seed: int = 0
 
     def __post_init__(self):
-        check_counts(self, "beam", "evaluations", "population", "parents")
+        check_counts(self, "beam", "evaluations", "population", "parents", "num_best")
         check_positive(self, "confidence")
         check_below_one(self, "confidence")
 
@@ -67,7 +69,9 @@ def _exhaustive(options):
 
 
 def _racing(options):
-    run = functools.partial(racing, confidence=options.confidence, keep=options.keep)
+    run = functools.partial(
+        racing, confidence=options.confidence, keep=options.keep, num_best=options.num_best
+    )
     return Strategy("racing", run, lambda space: space.count())
 
 

@@ -6,6 +6,8 @@ dropped where another one is better by more than c standard errors of their pair
 standard error comes from a bootstrap with the same resampled images for all, so effects that an
 image has on all of them cancel.
 
+Where several best ones are wanted, as many have to be better.
+
 The best is compared with every other candidate at every look, and one unlucky comparison drops it.
 Therefore c shares the allowed error, 1 - confidence, among all of them (Bonferroni). Evidence alone
 drops: candidates that hardly differ are all scored on all images, as in the exhaustive search.
@@ -31,15 +33,17 @@ def racing(
     scores: PartialScores,
     confidence: float = 0.95,
     keep: Sequence[Code] = (),
+    num_best: int = 1,
 ) -> list[Ranked]:
-    """Find the best code of each space; drop others as soon as they surely are not.
+    """Find the best codes of each space; drop others as soon as they surely are not among them.
 
     Args:
       spaces: candidates of one space race each other; calls `enumerate`.
       scores: scorer of codes on a part of the images.
-      confidence: how probable it is, at least, that a space's truly best code is scored on all
-        images (where differences of scores are about normal).
+      confidence: how probable it is, at least, that a space's truly best code, or any other one of
+        its `num_best`, is scored on all images (where differences of scores are about normal).
       keep: codes that are never dropped; those that are in no space are ignored.
+      num_best: how many best codes of each space are wanted.
 
     Returns:
       For each space the codes that were scored on all images, best first.
@@ -56,7 +60,7 @@ def racing(
             draws = dict(zip(codes, scores.draws(codes, num_batches), strict=True))
             num_images = scores.num_images(num_batches)
             alive = [
-                _unbeaten(space_ranked, draws, num_images, tail, keep)
+                _unbeaten(space_ranked, draws, num_images, tail, keep, num_best)
                 for space_ranked, tail in zip(ranked, tails, strict=True)
             ]
     scores.clear()
@@ -94,9 +98,9 @@ def cutoff(num_images: int, num_samples: int, tail: float) -> float:
 
 
 def _unbeaten(
-    ranked: Ranked, draws: dict, num_images: int, tail: float, keep: Sequence[Code]
+    ranked: Ranked, draws: dict, num_images: int, tail: float, keep: Sequence[Code], num_best: int
 ) -> list[Code]:
-    """List the codes to keep, and those than which no other one is surely better."""
+    """List the codes to keep, and those than which fewer than `num_best` are surely better."""
     values = np.array([value for _, value in ranked])
     samples = np.stack([draws[code] for code, _ in ranked])
     if samples.shape[1] < 2:  # one draw has no spread
@@ -105,6 +109,7 @@ def _unbeaten(
     for place, (code, value) in enumerate(ranked):
         # Only those before it can be better. Identical ones differ by 0, with an error of 0: a tie.
         errors = (samples[:place] - samples[place]).std(axis=1, ddof=1)
-        if code in keep or not np.any(values[:place] - value > limit * errors):
+        num_better = np.count_nonzero(values[:place] - value > limit * errors)
+        if code in keep or num_better < num_best:
             unbeaten.append(code)
     return unbeaten

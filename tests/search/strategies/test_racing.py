@@ -56,6 +56,14 @@ def apart(*levels):
     return np.tile(noise, BATCHES // 2) + np.array(levels)[:, None]
 
 
+def test_as_many_have_to_be_better_as_are_wanted():
+    """Five levels surely apart: the best two, or three, stay to the end."""
+    for num_best in (1, 2, 3):
+        scores = Images(apart(0.9, 0.7, 0.5, 0.3, 0.1))
+        (ranked,) = racing([Listed(5)], scores, num_best=num_best)
+        assert [code for code, _ in ranked] == [(place,) for place in range(num_best)]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_race_finds_the_best_with_fewer_passes(seed):
     full, race = Noisy(seed), Noisy(seed)
