@@ -1,7 +1,7 @@
 """Blood cells (BCCD, 364 photographs of 640 x 480, 3 classes): the whole procedure on real images.
 
     python scripts/run_crnas.py --config=configs/bccd.py --workdir=runs/bccd \
-        --config.data.folder=DATA       two CPU cores, a little over an hour
+        --config.data.folder=DATA       two CPU cores, one to two hours
     ... --config=configs/bccd.py:gpu    480 x 640, standard widths, the paper's grid
 
 DATA is a folder with `images/`, `train.json`, `val.json` and `test.json`, of any data set in

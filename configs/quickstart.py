@@ -1,4 +1,4 @@
-"""The whole procedure on generated images, 13 minutes on two CPU cores: `make quickstart`.
+"""The whole procedure on generated images, about 15 minutes on two CPU cores: `make quickstart`.
 
 `configs/quickstart.py:pretrain` has every network classify generated images first.
 """

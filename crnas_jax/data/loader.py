@@ -75,6 +75,10 @@ class Plan:
         """Return the number of batches in the first epoch."""
         return len(self.epoch(0))
 
+    def num_batches(self, num_images: int) -> int:
+        """Return how many batches so many images fill: one at least, an epoch at most."""
+        return min(max(num_images // self._batch_size, 1), len(self))
+
     def __getitem__(self, step: int) -> Batch:
         epoch = int(step / self._batches_before(1.0))
         # Epochs differ by a batch or two.

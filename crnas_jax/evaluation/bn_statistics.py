@@ -52,7 +52,7 @@ def recalibrate(
     collect = compiled(_statistics, model, mesh)
     on_devices = jax.device_put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed)
-    num_batches = min(max(num_images // batch_size, 1), len(plan))
+    num_batches = plan.num_batches(num_images)
     progress = Progress("statistics", num_batches, unit="mini-batch")
     pooled, num_pooled = None, 0
     batches = loader.batches(source, plan, DetectionRows(size), stop=num_batches)

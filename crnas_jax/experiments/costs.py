@@ -94,13 +94,12 @@ def num_steps(run: Run, recipe: str, share: float = 1.0) -> int:
 def costs(run: Run) -> list[Cost]:
     """List what the whole procedure costs, in its order."""
     config, refine = run.config, run_settings.refine_options(run.config)
-    parts = []
     depths = model_settings.baseline(config).depths
     spaces = {
         "stage": list(supernet_settings.stage_spaces(config).values()),
         "operation": [supernet_settings.operation_space(config, depths)],
     }
-    parts += _pretrainings(run)
+    parts = _pretrainings(run)
     for level, recipe in (("stage", "stage_train"), ("operation", "operation_train")):
         steps = num_steps(run, recipe)
         share = steps * _batch_size(run, recipe) / _full_images(run)
@@ -160,11 +159,9 @@ def pretraining(run: Run) -> str:
         return ""
     if "searched" not in run_settings.pretrained_networks(run.config):
         return ""
-    options = training_settings.train_options(run.config, "pretrain")
-    num_images = options.epochs * len(run.classification_sources["train"])
     return (
         "finalists are not trained on classification first; for each of them that would be "
-        f"{num_images:,.0f} more image passes"
+        f"{_pretraining_images(run):,.0f} more image passes"
     )
 
 
@@ -174,18 +171,21 @@ def _pretrainings(run):
     networks = run_settings.pretrained_networks(config)
     if not networks:
         return []
-    options = training_settings.train_options(config, "pretrain")
-    num_images = options.epochs * len(run.classification_sources["train"])
+    num_images = _pretraining_images(run)
     side = data_settings.classification_data_options(config).size
-    arch = model_settings.baseline(config)
-    supernet = dataclasses.replace(arch, widths=supernet_settings.stage_supernet(config).widths)
-    parts = []
+    arch, parts = model_settings.baseline(config), []
     for network in networks:
-        backbone = supernet if network.endswith("supernet") else arch
+        backbone = _path(run) if network.endswith("supernet") else arch
         share = backbone_cost(backbone, (side, side)).flops / _detector_flops(run, arch)
         trainings = share * num_images / _full_images(run)
         parts.append(Cost(f"classification, {network}, {num_images:,.0f} images", trainings))
     return parts
+
+
+def _pretraining_images(run):
+    """Return the images that classification before detection passes over, for one network."""
+    epochs = training_settings.train_options(run.config, "pretrain").epochs
+    return epochs * len(run.classification_sources["train"])
 
 
 def _search(run, level, scoring):
@@ -221,10 +221,15 @@ def _full_images(run):
 
 def _supernet_ratio(run):
     """Return the multiply-adds of a path, at the baseline's depths, over those of the baseline."""
-    arch = model_settings.baseline(run.config)
+    return _detector_flops(run, _path(run)) / _detector_flops(
+        run, model_settings.baseline(run.config)
+    )
+
+
+def _path(run):
+    """Return the baseline at the supernet's widths."""
     widths = supernet_settings.stage_supernet(run.config).widths
-    path = dataclasses.replace(arch, widths=widths)
-    return _detector_flops(run, path) / _detector_flops(run, arch)
+    return dataclasses.replace(model_settings.baseline(run.config), widths=widths)
 
 
 def _detector_flops(run, arch):

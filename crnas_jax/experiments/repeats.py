@@ -86,8 +86,9 @@ def _with_earlier_rows(run, goals):
         row = waiting.pop()
         waiting += earlier_rows(run, row)
         network, slash, part = row.partition("/")
-        if network in COMPARED and owner(run, network) != network:
-            waiting.append(f"{owner(run, network)}{slash}{part}")  # whose training serves it
+        trained = owner(run, network) if network in COMPARED else network
+        if trained != network:
+            waiting.append(f"{trained}{slash}{part}")  # whose training serves it
         else:
             wanted.add(row)
     return wanted

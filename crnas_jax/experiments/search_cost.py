@@ -55,21 +55,25 @@ def search_cost(run: Run, level: str) -> dict:
         for code in codes
     ]
     detector = model_settings.detector(config, spec, run.num_classes)
-    parts, image_passes, total, seconds_per_image = scorings(run, level, spaces), 0, 0.0, []
+    variables = jit_once(detector.init)(jax.random.key(0))
+    parts, image_passes, total, seconds_per_image = scorings(run, level, spaces), 0, 0.0, None
     for part in parts:
         options = part.options
         plan, num_batches = options.score_plan(run.sources["val"])
         num_images, num_statistics = part.num_images(run)
-        seconds, statistics = _measure(detector, options, run.sources["val"], plan, choices)
-        total += part.count * num_batches * seconds
-        total += part.count * num_statistics // options.batch_size * statistics
+        seconds, statistics = _measure(
+            detector, variables, options, run.sources["val"], plan, choices
+        )
+        batches_of_statistics = num_statistics // options.batch_size
+        total += part.count * (num_batches * seconds + batches_of_statistics * statistics)
         image_passes += part.count * num_images
-        seconds_per_image.append(seconds / options.batch_size)
+        # Of what the search scores first, which is nearly all.
+        seconds_per_image = seconds_per_image or seconds / options.batch_size
     num_devices = run.options.num_devices or len(jax.devices())
     return {
         "evaluations": sum(part.count for part in parts),
         "image_passes": image_passes,
-        "seconds_per_image_pass": seconds_per_image[0],
+        "seconds_per_image_pass": seconds_per_image,
         "device_hours": total * num_devices / 3600,
         "devices": num_devices,
     }
@@ -81,11 +85,10 @@ def _depths(run):
     return arch.depths
 
 
-def _measure(detector, options, source, plan, choices):
+def _measure(detector, variables, options, source, plan, choices):
     """Return seconds for a subnet on a mini-batch, for detections and for statistics."""
     print(f"compiling, then timing {len(choices)} subnets", file=sys.stderr, flush=True)
     mesh = make_mesh(options.batch_size, options.num_devices)
-    variables = jit_once(detector.init)(jax.random.key(0))
     evaluator = SubnetEvaluator(detector, mesh, options.max_subnets_per_call, options.num_slots)
     batch = put_batch(mesh, next(loader.batches(source, plan, DetectionRows(options.size), stop=1)))
 

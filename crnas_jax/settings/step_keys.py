@@ -146,7 +146,7 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     values = dict(_flat(config.to_dict()))
     if "supernet.grids" in reads.fields:
         values["supernet.grids"] = stage_supernet(config).grids
-    if values["search.stage_strategy"] == "racing":
+    if "search.stage_strategy" in reads.fields and config.search.stage_strategy == "racing":
         num_best = strategy_options(config).num_best
         values["search.stage_strategy"] = f"racing for the {num_best} best"
     if "trained_bn_images" in reads.fields:

@@ -82,7 +82,7 @@ class ScoreOptions:
         At least one counts.
         """
         plan = loader.Plan(train_source.sizes, self.batch_size, self.seed)
-        return plan, min(max(self.calibration_images // self.batch_size, 1), len(plan))
+        return plan, plan.num_batches(self.calibration_images)
 
     def score_plan(self, val_source: DetectionSource) -> tuple[loader.Plan, int]:
         """Return the plan of validation images, and how many mini-batches count."""
