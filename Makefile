@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
+# Without bytecode files each process compiles three thousand modules again, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-full campaigns lint setup clean
 

@@ -4,7 +4,6 @@ python tests/forked.py < commands.json > results.json
 Commands: lists of a script and its arguments. Results: {"status", "stdout", "stderr"} in order.
 """
 
-import gc
 import json
 import os
 import pathlib
@@ -21,8 +20,6 @@ import tensorboardX  # noqa: E402, F401
 
 import crnas_jax.experiments.plan  # noqa: E402
 import crnas_jax.experiments.studies  # noqa: E402, F401
-
-gc.set_threshold(50_000, 10, 10)  # see conftest.py
 
 
 def run(command):

@@ -79,6 +79,7 @@ class Model:
         """A path for shapes; None for a stand-alone network."""
         return self.backbone.example_choice
 
+    @functools.partial(jax.jit, static_argnums=0)  # traced once for equal models, `shapes` included
     def init(self, key: Array) -> PyTree:
         """Draw fresh variables."""
         path_key, bank_key, loss_key = jax.random.split(key, 3)

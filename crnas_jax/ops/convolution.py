@@ -94,10 +94,10 @@ _switched_conv.defvjp(_switched_conv_fwd, _switched_conv_bwd)
 
 
 def _forward(x, kernel, spec):
-    compiler, cpu = (
-        functools.partial(_compiler_conv, spec=spec),
-        functools.partial(_cpu_conv, spec=spec),
-    )
+    compiler = functools.partial(_compiler_conv, spec=spec)
+    if not _has_tap_form(kernel, spec):  # one form for all: half of the tracing
+        return compiler(x, kernel)
+    cpu = functools.partial(_tap_conv, spec=spec)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=compiler)
 
 
@@ -106,11 +106,12 @@ def _backward(x, kernel, gradient, spec):
         return jax.vjp(functools.partial(_compiler_conv, spec=spec), x, kernel)[1](gradient)
 
     def cpu(x, kernel, gradient):
-        if not (_has_tap_form(kernel, spec) or spec.in_control_flow):
-            return compiler(x, kernel, gradient)
-        dx = jax.vjp(lambda x: _cpu_conv(x, kernel, spec), x)[1](gradient)[0]
+        conv = _tap_conv if _has_tap_form(kernel, spec) else _compiler_conv
+        dx = jax.vjp(lambda x: conv(x, kernel, spec), x)[1](gradient)[0]
         return dx, _tap_kernel_gradient(x, kernel, gradient, spec)
 
+    if not (_has_tap_form(kernel, spec) or spec.in_control_flow):
+        return compiler(x, kernel, gradient)
     return lax.platform_dependent(x, kernel, gradient, cpu=cpu, default=compiler)
 
 
@@ -125,10 +126,6 @@ def _compiler_conv(x, kernel, spec):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=spec.groups,
     )
-
-
-def _cpu_conv(x, kernel, spec):
-    return (_tap_conv if _has_tap_form(kernel, spec) else _compiler_conv)(x, kernel, spec)
 
 
 def _has_tap_form(kernel, spec):
