@@ -13,6 +13,7 @@ blocks that were not sampled cannot move. All sharing rules are nothing but diff
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -208,11 +209,8 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, ArrayLike]) -> PyTr
       where the path has no block; `WHOLE` for a leaf that is no bank.
     """
 
-    def leaf_rows(path, leaf):
-        place = bank_place(tuple(key.key for key in path))
-        if place is None:
-            return WHOLE
-        stage, first, module = place
+    @functools.cache  # a bank has many leaves
+    def bank_rows(stage, first, owns_kernels, num_rows):
         active, operations = place_codes(spec, choice, stage)
         branch = spec.branch(choice, stage)
         if first:
@@ -224,9 +222,17 @@ def rows(spec: SupernetSpec, tree: PyTree, choice: dict[str, ArrayLike]) -> PyTr
             starts = jnp.asarray(np.cumsum(grid - 1) - (grid - 1))
             start = starts[branch] if spec.stage_sharing == "branch" else 0
             index = start + jnp.arange(spec.places[stage] - 1)
-        if spec.owns_kernels and module in OPERATION_MODULES:
+        if owns_kernels:
             index = index * len(spec.dilations) + operations
-        return jnp.where(active, index, leaf.shape[0])
+        return jnp.where(active, index, num_rows)
+
+    def leaf_rows(path, leaf):
+        place = bank_place(tuple(key.key for key in path))
+        if place is None:
+            return WHOLE
+        stage, first, module = place
+        owns_kernels = spec.owns_kernels and module in OPERATION_MODULES
+        return bank_rows(stage, first, owns_kernels, leaf.shape[0])
 
     return jax.tree_util.tree_map_with_path(leaf_rows, tree)
 

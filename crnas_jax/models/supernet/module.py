@@ -8,6 +8,7 @@ it came first.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -189,6 +190,7 @@ def supernet_block(spec: SupernetSpec, part: Part, kind: str) -> Block:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))  # Flax asks for their shapes in every `apply`
 def _init_blocks(block, key, num_blocks):
     """Draw the variables of independent blocks, stacked."""
     x = jnp.zeros((1, 2, 2, block.shape.in_channels))
