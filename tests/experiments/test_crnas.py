@@ -17,7 +17,7 @@ TINY = [
     "--config.supernet.widths=(4,8,16,32)",
     "--config.supernet.grids=((1,2),(2,),(1,),(1,2))",
     "--config.data.synthetic.train=16",
-    "--config.data.synthetic.val=8",
+    "--config.data.synthetic.val=32",
     "--config.data.synthetic.test=8",
     "--config.data.min_size=64",
     "--config.data.max_size=64",
@@ -135,11 +135,12 @@ def test_another_strategy_scores_nothing_again(workdir, tmp_path):
     assert len(codes) == len(set(codes))
 
 
-def test_a_race_over_two_budgets_within_limits(tmp_path):
+def test_a_race_over_two_budgets_within_limits(workdir, tmp_path):
     folder, arguments = tmp_path / "run", ["--config.search.stage_strategy=racing"]
     arguments += ["--config.search.budgets=(5,)", "--config.search.max_flops=5400000"]
-    arguments += ["--config.search.max_latency=1e6", "--config.search.batch_size=4"]
-    arguments += ["--config.data.synthetic.val=32"]
+    arguments += ["--config.search.max_latency=1e6"]
+    shutil.copytree(workdir / "stage_supernet", folder / "stage_supernet")
+    shutil.copy(workdir / "config.json", folder)
     commands = [
         _command("search_stage", tmp_path / "dry", *arguments, "--dry_run", "--json"),
         _command("search_stage", folder, *arguments),
@@ -152,6 +153,7 @@ def test_a_race_over_two_budgets_within_limits(tmp_path):
     assert cost["device_hours"] > 0
     assert not (tmp_path / "dry").exists()
     assert run["status"] == 0, run["stderr"]
+    assert "stage_supernet: finished before" in run["stdout"]
     result = json.loads((folder / "stage_search" / "result.json").read_text())
     assert result["image_passes"] <= cost["image_passes"]
     assert [row["budget"] for row in result["pareto"]] == [5, 6]
