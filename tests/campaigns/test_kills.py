@@ -95,9 +95,14 @@ def _result(workdir):
 
 def _phase(workdir):
     """Return the step that a run was in: the one that is begun and not finished."""
-    keys = [path for path in workdir.rglob("key.json") if "set_aside" not in path.parts]
-    begun = [path.parent for path in keys if not (path.parent / "result.json").exists()]
-    return ",".join(sorted(str(path.relative_to(workdir)) for path in begun)) or "start"
+    # A run under way moves folders while they are listed, which `os.walk` passes over.
+    steps = [pathlib.Path(path) for path, _, files in os.walk(workdir) if "key.json" in files]
+    begun = [
+        str(path.relative_to(workdir))
+        for path in steps
+        if "set_aside" not in path.parts and not (path / "result.json").exists()
+    ]
+    return ",".join(sorted(begun)) or "start"
 
 
 def _missing(phases, whole):
