@@ -158,7 +158,8 @@ def get_config() -> ConfigDict:
     config.refine.operation_finalists = 2  # best codes of dilations, beside that of ones
     config.refine.short = 1 / 3  # epochs of a finalist over those of `detector_train`
     config.refine.seeds = 2  # trainings of the found network, its stage-only form, the baseline
-    config.refine.confidence = 0.8  # least probability of being better than the baseline
+    # Least probability, between 0 and 1, of being better than the baseline.
+    config.refine.confidence = 0.8
     config.bootstrap = 500  # resamplings of the images behind the interval of the difference
     return config.lock()
 

@@ -143,7 +143,8 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
 
 def recorded_excess(run: Run) -> str:
     """Return `limits.baseline_excess` as the finished stage search found it."""
-    return run.workdir.finished("stage_search", step_key(run, "stage_search"))["baseline_excess"]
+    result = run.workdir.finished("stage_search", step_key(run, "stage_search"))
+    return result.get("baseline_excess", "")  # results of earlier versions do not have it
 
 
 def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, float | None]]:
