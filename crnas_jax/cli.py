@@ -106,14 +106,16 @@ def prepare_process(name: str = "") -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     # JAX goes on without its cache where the disk is full.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
-    # Tracing fills the heap with objects that live long: looking at them all as often as Python
-    # does by default takes a tenth of the time before the first step.
+    speed_up_compilation()
+
+
+def speed_up_compilation() -> None:
+    """Store compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+
+    Tracing fills the heap with objects that live long: looking at them all as often as Python does
+    by default takes a tenth of the time before the first step.
+    """
     gc.set_threshold(50_000, 10, 10)
-    use_compilation_cache()
-
-
-def use_compilation_cache() -> None:
-    """Store compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     folder = (
         os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"

@@ -1,6 +1,5 @@
 """Eight virtual CPU devices, checked shapes, and the real data where it is present."""
 
-import gc
 import importlib.metadata
 import os
 import pathlib
@@ -29,9 +28,7 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Tracing fills the heap with objects that live long: looking at them all as often as Python does by
-# default took a seventh of the time. Nobody reads the source locations in the programs.
-gc.set_threshold(50_000, 10, 10)
+# Nobody reads the source locations in the programs.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Annotated shapes and dtypes are checked at run time in every test, and arrays of different ranks
@@ -40,10 +37,10 @@ CHECKED = ("ops", "models", "training", "search")
 jaxtyping.install_import_hook([f"crnas_jax.{name}" for name in CHECKED], "checker.check_types")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from crnas_jax.cli import use_compilation_cache  # noqa: E402
+from crnas_jax.cli import speed_up_compilation  # noqa: E402
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-use_compilation_cache()
+speed_up_compilation()
 
 # The slowest files come first, so that two processes finish at about the same time.
 SLOWEST = (
