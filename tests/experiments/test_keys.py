@@ -290,6 +290,15 @@ def test_a_baseline_that_breaks_a_limit_is_compared_in_the_last_rung_alone(tmp_p
     assert procedure.result["decision"]["reason"].startswith(procedure.excess)
 
 
+def test_a_search_of_an_earlier_version_goes_on(procedure):
+    """Its result does not say whether the baseline breaks a limit."""
+    file = procedure.folder / "stage_search" / "result.json"
+    result = json.loads(file.read_text())
+    del result["baseline_excess"]
+    write_json(file, result)
+    assert procedure.run("refine.seeds=3") == ADDED["refine.seeds=3"]
+
+
 def test_what_is_asked_for_by_a_network_is_that_of_the_one_it_coincides_with(tmp_path, monkeypatch):
     procedure = Procedure(tmp_path / "run", monkeypatch)
     procedure.depths = [(2, 2, 2, 2)]
