@@ -173,10 +173,20 @@ class _Scores(TrainedScores):
             yield code, self._tables[code]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return a procedure that has done everything; its folder is only to be copied."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        procedure = Procedure(tmp_path_factory.mktemp("finished") / "run", monkeypatch)
+        assert procedure.run() == ALL
+    return procedure
+
+
 @pytest.fixture
-def procedure(tmp_path, monkeypatch):
+def procedure(finished, tmp_path, monkeypatch):
     procedure = Procedure(tmp_path / "run", monkeypatch)
-    assert procedure.run() == ALL
+    shutil.copytree(finished.folder, procedure.folder)
+    procedure.result = finished.result
     return procedure
 
 

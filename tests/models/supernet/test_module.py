@@ -1,5 +1,7 @@
 """A supernet's path equals the stand-alone network, and blocks not sampled do not change."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,12 @@ def _scaled(tree, reference):
     return jax.tree.map(lambda x, r: np.asarray(x) / max(1.0, abs(r).max()), tree, reference)
 
 
+@functools.cache  # networks that several tests compare with are compiled once
+def _network_step(arch, step):
+    network = Detector(arch, tiny_options())
+    return jax.jit(lambda variables: step(network)(variables, None))
+
+
 def _check_path_equals_network(spec, depths, operations, step):
     """Compare a path with its network, each leaf relative to its largest entry.
 
@@ -47,7 +55,6 @@ def _check_path_equals_network(spec, depths, operations, step):
     """
     detector = Detector(spec, tiny_options())
     choice = spec.choice(depths, operations)
-    alone = Detector(spec.arch(depths, operations), tiny_options())
     variables = randomised(fresh_variables(detector))
 
     @jax.jit
@@ -61,7 +68,7 @@ def _check_path_equals_network(spec, depths, operations, step):
 
     outputs, back = run_path(variables, choice)
     network = jax.jit(lambda v, c: detector.extract(v, c, depths))(variables, choice)
-    run_network = jax.jit(lambda v: step(alone)(v, None))
+    run_network = _network_step(spec.arch(depths, operations), step)
     expected = run_network(network)
     others = [run_network(nudged(network, seed)) for seed in range(3)]
     path = (outputs, back["params"], back["batch_stats"])

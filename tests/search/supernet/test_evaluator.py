@@ -21,7 +21,7 @@ from crnas_jax.parallel.mesh import make_mesh, put_batch
 from crnas_jax.search.supernet.bn_calibration import calibrate
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
-GRIDS = ((1, 2), (1, 2), (1, 3), (1, 2))
+GRIDS = ((1, 2), (1,), (1, 3), (1, 2))
 SPEC = SupernetSpec("resnet_basic", (8, 8, 16, 16), GRIDS, (1, 2), stage_sharing="prefix")
 OPTIONS = tiny_options()
 MASKS = MaskHeadOptions(channels=8, num_convolutions=1)
