@@ -82,10 +82,9 @@ class Model:
     @functools.partial(jax.jit, static_argnums=0)  # traced once for equal models, `shapes` included
     def init(self, key: Array) -> PyTree:
         """Draw fresh variables."""
-        path_key, bank_key, loss_key = jax.random.split(key, 3)
-        keys = jax.random.split(loss_key, 1)
+        path_key, bank_key, _ = jax.random.split(key, 3)  # other splits are other weights
         variables = self.module.init(
-            path_key, example_batch(), self.example_choice, BN_TRAIN, keys, method="losses"
+            path_key, _example_batch(), self.example_choice, BN_TRAIN, method="init_layers"
         )
         backbone = {name: tree["backbone"] for name, tree in variables.items()}
         for name, tree in self.backbone.init(bank_key, backbone).items():
@@ -175,16 +174,10 @@ class Classifier(Model):
     module_class: ClassVar[type] = ImageClassifier
 
 
-def example_batch(size: int = 64, num_images: int = 1) -> dict[str, Array]:
-    """Return a batch without objects that both kinds of models take: for shapes only."""
+def _example_batch() -> dict[str, Array]:
+    """Return what `features` takes of a batch of one image: for shapes only."""
     return {
-        "image": jnp.zeros((num_images, size, size, 3), jnp.uint8),
-        "image_size": jnp.full((num_images, 2), size, jnp.int32),
-        "boxes": jnp.zeros((num_images, 1, 4)),
-        "labels": jnp.zeros((num_images, 1), jnp.int32),
-        "valid": jnp.zeros((num_images, 1), bool),
-        "crowd": jnp.zeros((num_images, 1), bool),
-        "masks": jnp.zeros((num_images, 1, 8, 8), jnp.uint8),
-        "label": jnp.zeros(num_images, jnp.int32),
-        "weight": jnp.ones(num_images),
+        "image": jnp.zeros((1, 64, 64, 3), jnp.uint8),
+        "image_size": jnp.full((1, 2), 64, jnp.int32),
+        "weight": jnp.ones(1),
     }

@@ -50,6 +50,10 @@ class ImageClassifier(nn.Module):
         x = self.features(batch, choice, mode)
         return {"logits": self.head(x.mean((1, 2))).astype(jnp.float32)}
 
+    def init_layers(self, batch: dict[str, Array], choice, mode: BNMode) -> None:
+        """Run each layer once, which gives it weights."""
+        self(batch, choice, mode)
+
     def features(
         self, batch: dict[str, Array], choice, mode: BNMode
     ) -> Float[Array, "batch _ _ channels"]:

@@ -122,6 +122,18 @@ class RCNN(nn.Module):
         pyramid = self.features(batch, choice, mode)
         return self.detections(pyramid, batch["image_size"], batch["image"].shape[1:3])
 
+    def init_layers(self, batch: dict[str, Array], choice, mode: BNMode) -> None:
+        """Run each layer once, which gives it weights: the heads on one RoI of zeros."""
+        pyramid = self.features(batch, choice, mode)
+        self.rpn(pyramid)
+        channels, dtype = pyramid[0].shape[-1], pyramid[0].dtype
+        for heads, options in (
+            (self.box_heads, self.options.box),
+            (self.mask_heads, self.options.mask),
+        ):
+            for head in heads:
+                head(jnp.zeros((1, options.pool_size, options.pool_size, channels), dtype))
+
     def detections(
         self,
         pyramid: tuple[Float[Array, "batch _ _ channels"], ...],

@@ -35,8 +35,7 @@ def test_noise_lowers_agreement():
     rng = np.random.default_rng(0)
     results = rng.normal(size=40)
     little, much = (
-        agreement(results + scale * rng.normal(size=40), results)["tau"]
-        for scale in (0.1, 3)
+        agreement(results + scale * rng.normal(size=40), results)["tau"] for scale in (0.1, 3)
     )
     assert little > 0.8 > much
 
