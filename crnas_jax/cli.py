@@ -121,7 +121,6 @@ def speed_up_compilation() -> None:
         or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"
     )
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _run(name, command, arguments):

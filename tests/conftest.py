@@ -21,6 +21,8 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION} {ENVIRONMENT_FLAGS}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiled this quickly, most programs take less than the second from which on they are stored.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 

@@ -128,6 +128,7 @@ class Procedure:
 
     def open(self, setting="", redo=False, **data):
         config = quickstart.get_config()
+        config.bootstrap = 10
         config.data.synthetic.update({"train": 4, "val": 4, "test": 4, **data})
         if isinstance(setting, str):
             name, _, value = setting.partition("=")

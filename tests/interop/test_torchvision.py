@@ -106,17 +106,21 @@ def _settled(errors):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "num_proposals"),
     [
-        ("fasterrcnn_resnet50_fpn", ImageSize(224, 320)),
-        ("maskrcnn_resnet50_fpn", ImageSize(192, 288)),
-        ("maskrcnn_resnet50_fpn", ImageSize(256, 384)),
+        ("fasterrcnn_resnet50_fpn", ImageSize(224, 320), None),
+        ("maskrcnn_resnet50_fpn", ImageSize(192, 288), 300),
+        ("maskrcnn_resnet50_fpn", ImageSize(256, 384), 300),
     ],
     ids=["faster", "mask", "mask, larger"],
 )
-def test_detections(shared_data, name, size):
-    """On two photographs, portrait at the middle size."""
+def test_detections(shared_data, name, size, num_proposals):
+    """On two photographs, portrait at the middle size; the first with proposals as by default."""
     theirs, ours, variables = _pair(name)
+    if num_proposals:
+        theirs.rpn._post_nms_top_n["testing"] = num_proposals
+        rpn = dataclasses.replace(ours.options.rpn, post_nms=(num_proposals, num_proposals))
+        ours = dataclasses.replace(ours, options=dataclasses.replace(ours.options, rpn=rpn))
     batch, tensor, sizes = _photographs(shared_data, size, size.min_size < 224, 2)
     detections = jax.device_get(jax.jit(lambda v, b: ours.apply(v, b, None))(variables, batch))
     ours_errors, theirs_errors = [], []
