@@ -60,10 +60,12 @@ def fresh_variables(model, seed: int = 0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        kind = path[-1].key
+        layer, kind = (None, *(part.key for part in path))[-2:]
         if kind == "kernel":
             fan_in = math.prod(leaf.shape[-4:-1])
-            values = rng.standard_normal(leaf.shape) * math.sqrt(2 / fan_in)
+            # Predictors start small, or all scores would be near 0 or 1.
+            scale = 0.01 if layer in ("class", "box", "objectness") else math.sqrt(2 / fan_in)
+            values = scale * rng.standard_normal(leaf.shape)
         else:
             values = np.full(leaf.shape, {"scale": 1, "var": 1, "bias": 0, "mean": 0}[kind])
         return values.astype(leaf.dtype)

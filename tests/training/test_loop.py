@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import largest_difference, tiny_batch, tiny_options
+from helpers import fresh_variables, largest_difference, tiny_batch, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import Checkpoints
@@ -87,23 +87,23 @@ def test_trainings_with_several_seeds_compile_once(tmp_path, caplog):
 
 def test_padding_images_do_not_change_the_losses():
     detector = Detector(TINY, tiny_options())
-    variables = jax.jit(detector.init)(jax.random.key(0))
+    variables = fresh_variables(detector)
     batch, changed = tiny_batch(4, seed=1), tiny_batch(4, seed=1)
     for name in ("image", "boxes", "labels"):
         changed[name][3] = tiny_batch(4, seed=2)[name][3]
     batch["weight"][3] = changed["weight"][3] = 0
     keys = jax.random.split(jax.random.key(0), 4)
-    losses = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))
-    assert largest_difference(losses(batch), losses(changed)) < 1e-6
+    losses = jax.jit(lambda v, batch: detector.losses(v, batch, None, keys))
+    assert largest_difference(losses(variables, batch), losses(variables, changed)) < 1e-6
 
 
 def test_images_without_objects_have_finite_losses():
     detector = Detector(TINY, tiny_options())
-    variables = jax.jit(detector.init)(jax.random.key(0))
+    variables = fresh_variables(detector)
     batch = tiny_batch(4)
     batch["valid"][:] = False
     keys = jax.random.split(jax.random.key(0), 4)
-    losses, _ = jax.jit(lambda batch: detector.losses(variables, batch, None, keys))(batch)
+    losses, _ = jax.jit(lambda v, b: detector.losses(v, b, None, keys))(variables, batch)
     assert all(np.isfinite(value) for value in losses.values())
     assert losses["loss_box"] == losses["loss_rpn_box"] == 0
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers import largest_difference, randomised, tiny_batch, tiny_options
+from helpers import fresh_variables, largest_difference, randomised, tiny_batch, tiny_options
 from rounding import EPSILON, FACTOR, detection_errors, nudged
 
 from crnas_jax.evaluation import matching
@@ -46,7 +46,7 @@ OTHERS = {
 
 def _model(spec, options):
     detector = Detector(spec, options)
-    variables = jax.device_get(jax.jit(detector.init)(jax.random.key(0)))
+    variables = fresh_variables(detector)
     return detector, randomised(variables, scale=0.03)  # more would amplify the last digit
 
 
