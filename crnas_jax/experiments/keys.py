@@ -1,7 +1,6 @@
 """Keys of the steps of a run, and what its finished steps hand over to the next."""
 
 import dataclasses
-import functools
 import re
 
 from crnas_jax.arch.staged import Arch
@@ -212,12 +211,14 @@ def _ranking(run, choice):
     if result is None:
         return None
     rows = [(tuple(row["code"]), row["score"]) for row in result["ranking"]]
-    network = functools.partial(dataclasses.replace, model_settings.baseline(run.config))
     if choice == "allocation":
-        return {network(depths=code, dilations=()): score for code, score in rows}
+        return {model_settings.found_arch(run.config, code): score for code, score in rows}
     depths = tuple(result["arch"]["depths"])
     dilations_of = operation_space(run.config, depths).dilations_of
-    return {network(depths=depths, dilations=dilations_of(code)): score for code, score in rows}
+    return {
+        model_settings.found_arch(run.config, depths, dilations_of(code)): score
+        for code, score in rows
+    }
 
 
 def _is_pretrained(run, row):
