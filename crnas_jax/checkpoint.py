@@ -17,7 +17,10 @@ from orbax.checkpoint import StandardCheckpointer
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
+from crnas_jax.parallel import hosts
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import replacing
+from crnas_jax.runtime.ownership import may_write
 
 _DIGEST = ".sha256"
 # What TensorStore says where the operating system refuses to write.
@@ -44,7 +47,7 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written; earlier checkpoints stay.
         """
-        if step in self.steps():
+        if team.decide(self._is_saved, step):
             return
         with _writing(self._folder, f"checkpoint of step {step}"):
             try:
@@ -53,16 +56,24 @@ class Checkpoints:
                 # After a failed save Orbax's object raises the same exception for ever.
                 self._checkpointer = self._open()
                 raise
-            if jax.process_index() == 0:
-                with replacing(self._folder / f"{step}{_DIGEST}") as file:
-                    file.write(_content(self._folder / str(step)).encode())
-                for old in self._folder.glob(f"*{_DIGEST}"):
-                    if not (self._folder / old.stem).exists():
-                        old.unlink()
+            team.decide(self._write_digest, step)
+
+    def _is_saved(self, step):
+        may_write(self._folder)
+        return step in self.steps()
+
+    def _write_digest(self, step):
+        with replacing(self._folder / f"{step}{_DIGEST}") as file:
+            file.write(_content(self._folder / str(step)).encode())
+        for old in self._folder.glob(f"*{_DIGEST}"):
+            if not (self._folder / old.stem).exists():
+                old.unlink()
 
     def steps(self) -> list[int]:
         """Return the steps that can be restored, ascending."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        return team.decide(
+            lambda: sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        )
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
         """Return the latest state that loads, with the layout of `like`; None if none was saved.
@@ -76,7 +87,9 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 with _quiet():
-                    self._require_whole(step)
+                    changed = team.decide(self._has_changed, step)
+                    if changed:
+                        raise ValueError("its content has changed")
                     state = self._checkpointer.load(step, abstract)
             except Exception as error:
                 if _is_machine_fault(error):
@@ -85,8 +98,9 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             # Left in their places they would block saving their steps and those before them.
-            for damaged_step in damaged:
-                self._move_aside(damaged_step)
+            if damaged:
+                team.decide(self._move_aside, damaged)
+                self._checkpointer.reload()
             return state
         if damaged:
             raise UserError(
@@ -97,19 +111,18 @@ class Checkpoints:
             )
         return None
 
-    def _require_whole(self, step):
-        """Raise ValueError if bytes changed; Orbax would load them as other numbers."""
+    def _has_changed(self, step):
+        """Return whether bytes changed; Orbax would load them as other numbers."""
         digest = self._folder / f"{step}{_DIGEST}"
         # A kill between the two leaves a checkpoint without its digest.
-        if digest.exists() and digest.read_text() != _content(self._folder / str(step)):
-            raise ValueError("its content has changed")
+        return digest.exists() and digest.read_text() != _content(self._folder / str(step))
 
-    def _move_aside(self, step):
-        aside = self._folder / f"unreadable-{step}"
-        while aside.exists():
-            aside = aside.with_name(aside.name + "-again")
-        (self._folder / str(step)).rename(aside)
-        self._checkpointer.reload()
+    def _move_aside(self, steps):
+        for step in steps:
+            aside = self._folder / f"unreadable-{step}"
+            while aside.exists():
+                aside = aside.with_name(aside.name + "-again")
+            (self._folder / str(step)).rename(aside)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -152,25 +165,38 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
     Arrays go to disk from the host: with shardings of devices they would load on the same devices
     alone. Orbax (v0 and v1) and Flax read the folder. A digest of its content is beside it.
 
+    Of several hosts the primary writes, and all have to call this.
+
     Raises:
       UserError: it cannot be written, or another kind of folder is there; what was there stays.
     """
     folder = pathlib.Path(folder).absolute()
+    variables, fresh = hosts.fetch(variables), folder.with_name(folder.name + ".new")
+    with _writing(folder, "variables"):
+        team.decide(_make_room, folder, fresh)
+        # Orbax writes NumPy arrays on the primary, but counts its calls on all hosts.
+        with StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh, variables)
+        team.decide(_replace, folder, fresh)
+
+
+def _make_room(folder, fresh):
+    """Remove what an interrupted save has left."""
+    may_write(folder)
     if folder.exists() and not _is_checkpoint(folder):
         raise UserError(folder, "variables", "something else is there", "name another folder")
-    fresh = folder.with_name(folder.name + ".new")
-    with _writing(folder, "variables"):
-        for rest in (fresh, *folder.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
-            shutil.rmtree(rest, ignore_errors=True)
-        with StandardCheckpointer() as checkpointer:
-            checkpointer.save(fresh, jax.device_get(variables))
-        content = _content(fresh)
-        _digest_of(folder).unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
-        with replacing(_digest_of(folder)) as file:
-            file.write(content.encode())
+    for rest in (fresh, *folder.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _replace(folder, fresh):
+    content = _content(fresh)
+    _digest_of(folder).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    fresh.rename(folder)
+    with replacing(_digest_of(folder)) as file:
+        file.write(content.encode())
 
 
 def load_variables(folder: str | pathlib.Path, like: PyTree | None = None) -> PyTree:

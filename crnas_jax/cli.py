@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import functools
 import gc
 import importlib
 import logging
@@ -19,6 +20,9 @@ from absl import flags
 from crnas_jax import __version__
 from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
+from crnas_jax.parallel.cluster import find_cluster
+from crnas_jax.parallel.hosts import connect
+from crnas_jax.parallel.supervisor import LOST, SupervisorOptions, supervise
 from crnas_jax.runtime import interruption
 
 _MISTAKE, _STOPPED = 2, 128 + 15  # the latter is the shell's for a process that SIGTERM ended
@@ -130,8 +134,43 @@ def _run(name, command, arguments):
     if any(re.fullmatch(r"--?h(elp(full|short)?)?", argument) for argument in arguments):
         print(_help(name, command))
         return 0
+    values = _parsed(command, arguments)
+    if not command.is_joint:
+        return _attempt(command, values)
+    cluster = find_cluster(values.coordinator, values.num_processes, values.process_id)
+    if cluster is None:
+        return _attempt(command, values)
+    options = SupervisorOptions(values.heartbeat_seconds, values.hang_seconds, values.restarts)
+    work = functools.partial(_work, command, values, cluster, options.heartbeat_seconds)
+    return supervise(work, cluster.index, options)
+
+
+def _work(command, values, cluster, heartbeat_seconds):
+    """Do one host's part of a command, and end the process."""
+    me = f"host {cluster.index}"
     try:
-        command.run(_parsed(command, arguments))
+        hosts = connect(cluster, heartbeat_seconds)
+    except Exception as error:
+        print(f"error: {me}: {_first_line(error)}", file=sys.stderr, flush=True)
+        return LOST
+    try:
+        hosts.leave(_attempt(command, values))
+    except UserError as error:
+        # What all hosts were told is not told by each.
+        is_known = getattr(error, "is_shared", False)
+        if is_known and cluster.index == 0:
+            _fail(error)
+        hosts.fail(_MISTAKE, "" if is_known else f"error: {me}: {error}")
+    except BaseException as error:
+        hosts.await_verdict(error)
+        traceback.print_exc()
+        hosts.fail(1, f"error: {me}: {type(error).__name__}: {_first_line(error)}")
+
+
+def _attempt(command, values):
+    """Run a command; return the status."""
+    try:
+        command.run(values)
     except interruption.Stopped as stopped:
         print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
         return _STOPPED
@@ -141,6 +180,10 @@ def _run(name, command, arguments):
         remedy = "make room or lift the limit, then give the same command again"
         raise UserError(error.filename or "disk", "file", error.strerror, remedy) from error
     return 0
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def _fail(error):

@@ -12,6 +12,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crnas_jax.errors import UserError
+from crnas_jax.parallel.supervisor import SupervisorOptions
+from crnas_jax.runtime import team
 
 # Flags of a typical run, for examples.
 RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
@@ -30,6 +32,7 @@ class Command:
       required: flags that must be given.
       has_config: whether it takes fields of a config.
       resumes: whether it saves and ends when asked to stop, and goes on when called again.
+      is_joint: whether it may run on several hosts; it then has the flags of `define_hosts`.
     """
 
     summary: str
@@ -39,6 +42,7 @@ class Command:
     required: tuple[str, ...] = ()
     has_config: bool = False
     resumes: bool = False
+    is_joint: bool = False
 
 
 def experiment(
@@ -79,6 +83,7 @@ def experiment(
             flag_values=values,
         )
         define_json(values)
+        define_hosts(values)
         define(values)
         define_config(values, arguments)
 
@@ -102,9 +107,9 @@ def experiment(
             )
             try:
                 wanted = goals(values.config, values)
-                print(plan(work, wanted), flush=True)
+                print(team.decide(plan, work, wanted), flush=True)
                 if not is_dry(values):
-                    repeats.require_no_repeats(work, wanted)
+                    team.decide(repeats.require_no_repeats, work, wanted)
                     work.record()
                 answer = action(work, values)
             finally:
@@ -113,7 +118,9 @@ def experiment(
             result, text = answer
             print(json.dumps(result) if values.json else text, flush=True, file=output)
 
-    return Command(summary, example, define_all, run, (), has_config=True, resumes=True)
+    return Command(
+        summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=True
+    )
 
 
 def define_json(values: flags.FlagValues) -> None:
@@ -121,6 +128,25 @@ def define_json(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "json", False, "Print the result as JSON, with all digits.", flag_values=values
     )
+
+
+def define_hosts(values: flags.FlagValues) -> None:
+    """Define the flags of a command that several hosts may run together."""
+    text = "host:port of the first process; where the launcher does not say it (docs/pods.md)."
+    flags.DEFINE_string("coordinator", None, text, flag_values=values)
+    text = "Number of processes, one for each host; beside --coordinator."
+    flags.DEFINE_integer("num_processes", None, text, 1, flag_values=values)
+    text = "Number of this process, from 0; beside --coordinator."
+    flags.DEFINE_integer("process_id", None, text, 0, flag_values=values)
+    defaults = SupervisorOptions()
+    text = "Seconds of silence after which a host counts as lost."
+    flags.DEFINE_integer(
+        "heartbeat_seconds", defaults.heartbeat_seconds, text, 1, flag_values=values
+    )
+    text = "Longest wait for a step or another host, seconds; compilation is left out."
+    flags.DEFINE_float("hang_seconds", defaults.hang_seconds, text, 0.1, flag_values=values)
+    text = "How often to begin again after a host was lost."
+    flags.DEFINE_integer("restarts", defaults.restarts, text, 0, flag_values=values)
 
 
 def define_config(values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -13,11 +13,13 @@ import grain
 import numpy as np
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime import team
 
 # The loader's threads keep all cores busy; further threads of OpenCV in each would slow them down.
 cv2.setNumThreads(0)
 # Keys that keep the random draws of augmentation and order apart.
 _AUGMENT, _ORDER = 1, 2
+_ROW_FIELDS = ("image_id", "weight", "scale", "original_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +172,11 @@ def batches(
     seed: int = 0,
     start: int = 0,
     stop: int | None = None,
-    host: int = 0,
-    hosts: int = 1,
     threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield this host's rows of the batches of steps `start` to `stop` - 1.
+
+    Several hosts share each batch evenly, see `all_rows`.
 
     Args:
       source: random access to records, a `crnas_jax.data.source.DetectionSource` or
@@ -185,15 +187,28 @@ def batches(
       seed: seed of the random draws in `row`.
       start: first step.
       stop: step after the last one; None for the end of the first epoch.
-      host: index of this process.
-      hosts: number of processes, which share each batch evenly.
       threads: number of threads that read ahead.
 
     Yields:
       The arrays that `row` returns, stacked to [batch / hosts, ...], and `weight` float32
       [batch / hosts], 0 for padding rows; NumPy.
     """
-    stop = len(plan) if stop is None else stop
-    steps = _Steps(source, plan, row, seed, stop, host, hosts)
+    stop, hosts = len(plan) if stop is None else stop, team.current()
+    steps = _Steps(source, plan, row, seed, stop, hosts.index, hosts.count)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     yield from grain.MapDataset.source(steps)[start:stop].to_iter_dataset(options)
+
+
+def all_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what results are assigned to images by, for the rows of all hosts in the plan's order.
+
+    Every host calls it with its own rows of the batch.
+
+    Returns:
+      `image_id`, `weight`, and of a detection batch `scale` and `original_size`.
+    """
+    own = {name: batch[name] for name in _ROW_FIELDS if name in batch}
+    if not team.is_joint():
+        return own
+    parts = team.gather(own)
+    return {name: np.concatenate([part[name] for part in parts]) for name in own}

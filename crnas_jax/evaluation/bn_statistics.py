@@ -7,7 +7,6 @@ between-batch variance included.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.data import loader
@@ -15,6 +14,7 @@ from crnas_jax.data.source import DetectionSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.predict_split import compiled
 from crnas_jax.models.build import Detector
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.progress import Progress
@@ -50,15 +50,16 @@ def recalibrate(
     """
     mesh = make_mesh(batch_size, num_devices)
     collect = compiled(_statistics, model, mesh)
-    on_devices = jax.device_put(variables, replicated(mesh))
+    on_devices = hosts.put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed)
     num_batches = plan.num_batches(num_images)
     progress = Progress("statistics", num_batches, unit="mini-batch")
     pooled, num_pooled = None, 0
     batches = loader.batches(source, plan, DetectionRows(size), stop=num_batches)
     for index, batch in enumerate(batches):
-        batch_images = int(np.count_nonzero(batch["weight"] > 0))
-        moments = collect(on_devices, put_batch(mesh, batch), None)
+        device_batch = put_batch(mesh, batch)
+        batch_images = count_images(device_batch["weight"])
+        moments = collect(on_devices, device_batch, None)
         pooled = moments if pooled is None else merge(pooled, num_pooled, moments, batch_images)
         num_pooled += batch_images
         # Without waiting, mini-batches would pile up on the devices and progress run ahead.
@@ -66,14 +67,20 @@ def recalibrate(
         progress.update(index + 1)
         interruption.stop_if_requested("the statistics start again from their beginning")
     progress.close()
-    return {**jax.device_get(variables), "batch_stats": jax.device_get(pooled)}
+    return {**hosts.fetch(variables), "batch_stats": hosts.fetch(pooled)}
 
 
 def _statistics(model, variables, batch, choice):
     return model.statistics(variables, batch, choice)
 
 
-@jax.jit
+@hosts.jit
+def count_images(weight: jax.Array) -> jax.Array:
+    """Return how many images of a mini-batch count, float32, given their weights [images]."""
+    return (weight > 0).sum().astype(jnp.float32)
+
+
+@hosts.jit
 def merge(pooled: PyTree, num_images, moments: PyTree, batch_images) -> PyTree:
     """Return mean and variance over two sets of images from those of each.
 

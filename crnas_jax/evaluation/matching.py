@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from crnas_jax.parallel import hosts
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # Area ranges all, small, medium, large in square pixels. Both ends belong to a range.
 AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
@@ -159,7 +161,7 @@ def match(
         return _match(boxes, valid, labels, ground_truth, scale, xywh)
 
 
-@functools.partial(jax.jit, static_argnames="xywh")
+@functools.partial(hosts.jit, static_argnames="xywh")
 def _match(boxes, valid, labels, ground_truth, scale, xywh):
     num_subnets, num_images, num_detections = valid.shape
     num_rows = num_subnets * num_images

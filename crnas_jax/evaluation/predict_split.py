@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -15,6 +14,7 @@ from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.evaluation.coco import CocoEvaluator, compact_detections, to_results
 from crnas_jax.evaluation.voc import voc_ap
 from crnas_jax.models.build import Detector, Model
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.progress import Progress
@@ -30,7 +30,10 @@ def run_on_split(
     num_devices: int | None = None,
     choice_of: Callable[[int], PyTree] = lambda index: None,
 ) -> Iterator[tuple[dict[str, np.ndarray], PyTree]]:
-    """Yield every mini-batch of a split in order, and the function's result for it (NumPy).
+    """Yield the function's result for every mini-batch of a split, in order.
+
+    With it comes of the mini-batch what results are assigned to images by (`loader.all_rows`); all
+    NumPy, on every host alike.
 
     Args:
       function: function of (model, variables, batch, choice), one of a module: it is compiled once
@@ -48,12 +51,12 @@ def run_on_split(
     """
     mesh = make_mesh(batch_size, num_devices)
     run = compiled(function, model, mesh)
-    variables = jax.device_put(variables, replicated(mesh))
+    variables = hosts.put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
     progress = Progress("evaluation", len(plan), unit="mini-batch")
     for index, batch in enumerate(loader.batches(source, plan, to_row)):
         result = run(variables, put_batch(mesh, batch), choice_of(index))
-        yield batch, jax.tree.map(np.asarray, result)
+        yield loader.all_rows(batch), hosts.fetch(result)
         progress.update(index + 1)
         interruption.stop_if_requested("the evaluation starts again from its beginning")
     progress.close()
@@ -69,7 +72,7 @@ def compiled(function: Callable, model: Model, mesh: Mesh) -> Callable:
       model: see `run_on_split`.
       mesh: the results are replicated over it.
     """
-    return jax.jit(functools.partial(function, model), out_shardings=replicated(mesh))
+    return hosts.jit(functools.partial(function, model), out_shardings=replicated(mesh))
 
 
 def predict_split(

@@ -155,7 +155,7 @@ def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, flo
     archs = candidates(run, choice) or []
     in_supernet = _ranking(run, choice) or {}
     file, alone = journal_file(run), {}
-    if len(archs) > 1 and file.exists():
+    if len(archs) > 1:
         journal = Journal(file, scores_key(run, FINALISTS, "val"), read_only=True)
         alone = {arch: journal.get(FINALISTS, network_code(arch), 0) for arch in archs}
     return [

@@ -17,6 +17,8 @@ import numpy as np
 from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments import keys, steps
 from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.runtime import team
+from crnas_jax.runtime.ownership import may_write
 from crnas_jax.search import refine
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScores
@@ -139,6 +141,10 @@ class LastRung:
 
 def publish(run: Run, network: str) -> None:
     """Copy a compared network, trained with the run's seed, to `<workdir>/returned`."""
+    team.decide(_publish, run, network)
+
+
+def _publish(run, network):
     source, target = run.path / keys.owner(run, network), run.path / RETURNED
     digest_file = "variables.sha256"
     if target.exists() and all(
@@ -146,6 +152,7 @@ def publish(run: Run, network: str) -> None:
         for name in (digest_file, "detector.json")
     ):
         return
+    may_write(target)
     # Folders are whole at any moment: a kill leaves the old one, none, or the new one.
     partial, old = (run.path / f".{RETURNED}_{kind}" for kind in ("partial", "old"))
     for folder in (partial, old):

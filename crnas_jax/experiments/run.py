@@ -2,17 +2,22 @@
 
 import dataclasses
 import functools
+import importlib.metadata
+import json
 import pathlib
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from crnas_jax import __version__
 from crnas_jax.data.build import classification_sources, detection_sources
 from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.export.weights import require_weights, weights_digest
+from crnas_jax.parallel.supervisor import log_to
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.workdir import Workdir
 from crnas_jax.search.journal import Journal
@@ -21,7 +26,7 @@ from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.check import check
-from crnas_jax.settings.step_keys import Reads, fields
+from crnas_jax.settings.step_keys import Reads, fields, flat_fields
 
 # Files whose check takes long enough to say so.
 _MANY_FILES = 5000
@@ -131,11 +136,13 @@ def open_run(
             require_weights(start, f"config.init_from.{network}")
     options, workdir = run_settings.run_options(config), Workdir(path, redo)
     run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
+    _require_alike(run)
     if dry:
         workdir.require_same_data(run.data_digests)
     else:
         workdir.claim(config.to_dict(), run.data_digests)
         workdir.consent(config.to_dict())
+        log_to(run.path / "logs" / f"host-{team.current().index}.txt")
         try:
             Journal(journal_file(run), "")  # refuses a damaged one now
         except UserError:
@@ -147,6 +154,41 @@ def open_run(
 def journal_file(run: Run) -> pathlib.Path:
     """Return the path of the run's journal."""
     return run.path / "journal.jsonl"
+
+
+def _require_alike(run):
+    """Raise UserError unless all hosts have the same config, data and packages."""
+    if not team.is_joint():
+        return
+    first, *others = team.gather(_environment(run))
+    for host, own in enumerate(others, 1):
+        for name in sorted(first.keys() | own.keys()):
+            if own.get(name) != first.get(name):
+                problem = f"{own.get(name)}, on host 0 {first.get(name)}"
+                remedy = "give all hosts the same config, data and packages"
+                raise UserError(f"host {host}", name, problem, remedy)
+
+
+def _environment(run):
+    """Return by name what has to be the same on all hosts; folders of data may differ."""
+    config = run.config.to_dict()
+    for section in (config["data"], config["pretrain"]["data"]):
+        del section["folder"]
+    versions = {
+        f"package {name}": importlib.metadata.version(name)
+        for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    }
+    digests = {
+        f"data.{split} {part}": value
+        for split, parts in run.data_digests.items()
+        for part, value in parts.items()
+    }
+    return {
+        "package crnas_jax": __version__,
+        **versions,
+        **{f"config.{name}": json.dumps(value) for name, value in flat_fields(config)},
+        **digests,
+    }
 
 
 def _images_digest(source):

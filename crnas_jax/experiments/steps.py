@@ -31,6 +31,7 @@ from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -149,6 +150,9 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
             search_settings.score_options(run.config, "running").batch_size,
             run.options.num_devices,
         )
+        return team.decide(measure, detections)
+
+    def measure(detections):
         write_json(detections_file(run, step, split), detections)
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
@@ -164,9 +168,12 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
 
 
 def detections(run: Run, step: str, detector: Detector, split: str) -> list[dict]:
-    """Return a trained network's detections on a split, in COCO's result format."""
+    """Return a trained network's detections on a split, in COCO's result format.
+
+    Of several hosts the primary gets them, the others none.
+    """
     evaluate(run, step, detector, split)
-    return read_json(detections_file(run, step, split))
+    return read_json(detections_file(run, step, split)) if team.is_primary() else []
 
 
 def detections_file(run: Run, step: str, split: str) -> pathlib.Path:

@@ -10,6 +10,7 @@ from crnas_jax.analysis import plots, ranking
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas, keys, steps
 from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
@@ -60,7 +61,7 @@ def ranking_study(
     if against is None:
         codes, reached = sample_codes(space, num_subnets, run.options.seed), None
     else:
-        codes, reached = _recorded(against, space)
+        codes, reached = team.decide(_recorded, against, space)
     if len(codes) < 3:
         problem = f"{len(codes)} allocations cost {budget:g} blocks"
         raise UserError("config", "supernet.grids", problem, "a ranking needs three or more")
@@ -87,7 +88,8 @@ def ranking_study(
     folder = run.path / "ranking"
     write_json(folder / "result.json", result)
     tau = result["agreement"]["tau"]
-    plots.scatter(
+    team.decide(
+        plots.scatter,
         folder / "scatter.png",
         first,
         reached,

@@ -1,4 +1,8 @@
-"""The device mesh: one axis, `data`, over which batches are split."""
+"""The device mesh: its axes, what is put where on it.
+
+Batches are split over all devices. The axis `data` is there always; with an axis `fsdp` beside it
+the state of a training is split over that one (`state_shardings`).
+"""
 
 from collections.abc import Callable
 
@@ -7,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from crnas_jax.errors import UserError
+from crnas_jax.parallel import hosts
 
 # Batch fields that a step uses; the others stay on the host.
 _DEVICE_FIELDS = (
@@ -17,16 +22,21 @@ _DEVICE_FIELDS = (
 )
 
 
-def make_mesh(batch_size: int, num_devices: int | None = None, num_parts: int = 1) -> Mesh:
+def make_mesh(
+    batch_size: int, num_devices: int | None = None, num_parts: int = 1, fsdp: int = 1
+) -> Mesh:
     """Make a mesh of the first `num_devices` devices (all when None).
+
+    Devices stand in the order of their hosts, so that a host's rows of a batch are neighbours.
 
     Args:
       batch_size: images in a global batch.
       num_devices: number of devices.
       num_parts: equal parts that the batch is cut into for gradient accumulation.
+      fsdp: devices that a training's state is split over.
 
     Raises:
-      UserError: the devices cannot share the batch evenly.
+      UserError: the devices cannot share the batch evenly, or some host would have none.
     """
     available = jax.devices()
     num_devices = len(available) if num_devices is None else num_devices
@@ -34,6 +44,12 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_parts: int = 
         raise UserError(
             "config", "devices", f"{num_devices} asked for", f"{len(available)} are there"
         )
+    if num_devices < len(available) and jax.process_count() > 1:
+        problem = f"{num_devices}, and {jax.process_count()} hosts have {len(available)}"
+        raise UserError("config", "devices", problem, "set 0: several hosts use all of theirs")
+    if num_devices % fsdp:
+        problem = f"{fsdp} on {num_devices} devices"
+        raise UserError("config", "fsdp", problem, "give a divisor of the number of devices")
     if batch_size < 1 or num_parts < 1 or batch_size % (num_devices * num_parts):
         parts = f", accumulated over {num_parts} parts" if num_parts != 1 else ""
         raise UserError(
@@ -42,10 +58,21 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_parts: int = 
             f"{batch_size} on {num_devices} devices{parts}",
             f"use a multiple of {num_devices * max(num_parts, 1)}",
         )
+    shape, names = (num_devices,), ("data",)
+    if fsdp > 1:
+        shape, names = (num_devices // fsdp, fsdp), ("data", "fsdp")
     # Auto axes: the compiler places the collectives.
-    return jax.make_mesh(
-        (num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:num_devices]
-    )
+    types = (AxisType.Auto,) * len(shape)
+    if jax.process_count() == 1:
+        devices = available[:num_devices]
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    devices = sorted(available, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
+
+
+def batch_spec(mesh: Mesh) -> PartitionSpec:
+    """Return the partition of a batch's first axis: over all devices."""
+    return PartitionSpec(mesh.axis_names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -53,7 +80,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def jit_once(function: Callable, **options) -> Callable:
+def jit_once(function: Callable, **options) -> hosts.Program:
     """Jit a function that runs once, such as one that draws weights.
 
     On CPUs its code is not optimised: the compilation of what draws a detector's weights, hundreds
@@ -65,11 +92,11 @@ def jit_once(function: Callable, **options) -> Callable:
     """
     on_cpu = jax.default_backend() == "cpu"
     quickly = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(function, compiler_options=quickly, **options)
+    return hosts.jit(function, compiler_options=quickly, **options)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Put this host's rows of a batch on the devices as global arrays, sharded over `data`.
+    """Put this host's rows of a batch on the devices as global arrays, split over all devices.
 
     Returns:
       The batch fields that a step uses, and `image_key`, uint32 [images]: the image id folded to
@@ -78,7 +105,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     ids = batch["image_id"].astype(np.uint64)
     arrays = {name: batch[name] for name in _DEVICE_FIELDS if name in batch}
     arrays["image_key"] = ((ids & 0xFFFFFFFF) ^ (ids >> np.uint64(32))).astype(np.uint32)
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, batch_spec(mesh))
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in arrays.items()
@@ -90,7 +117,7 @@ def put_parts(
 ) -> list[dict[str, jax.Array]]:
     """Cut a batch into `num_parts` equal parts for gradient accumulation, each as `put_batch`.
 
-    Part j has every `num_parts`-th image from the j-th on, whatever the number of devices.
+    Part j has every `num_parts`-th image from the j-th on, whatever the devices and hosts.
     """
     return [
         put_batch(mesh, {name: rows[part::num_parts] for name, rows in batch.items()})

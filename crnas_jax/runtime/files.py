@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, and digests of what they hold."""
+"""Files that are written whole or not at all, and digests of what they hold.
+
+On a process that is not the primary (`runtime.team`) what writes here does nothing.
+"""
 
 import contextlib
 import errno
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.ownership import may_write
 
 
 @contextlib.contextmanager
@@ -18,7 +22,14 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path`, flushed to disk, when the block ends.
 
     Where the block fails, `path` stays as it was.
+
+    Raises:
+      UserError: the working folder belongs to another run now (`ownership`).
     """
+    if not may_write(path):
+        with open(os.devnull, "wb") as file:
+            yield file
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -30,6 +41,16 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def append(path: pathlib.Path, text: str) -> None:
+    """Append text to a file, flushed to disk; errors as of `replacing`."""
+    if not may_write(path):
+        return
+    with path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_regular(path: str | os.PathLike) -> bytes:
@@ -53,6 +74,8 @@ def write_json(path: pathlib.Path, value) -> None:
       UserError: the file cannot be written.
     """
     content = json.dumps(value, indent=1, allow_nan=False).encode()
+    if not may_write(path):
+        return
     if path.exists() and not path.is_file():  # replacing a device would remove it
         raise UserError(path, "file", "it is there, and is no regular file", "name another one")
     try:

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 
+from crnas_jax.runtime import team
+
 _request = threading.Event()
 
 
@@ -25,8 +27,11 @@ def listen() -> None:
 
 
 def requested() -> bool:
-    """Return whether a stop was requested."""
-    return _request.is_set()
+    """Return whether a stop was requested, of this process or another of its team.
+
+    All processes of a team get the same answer, and have to ask equally often.
+    """
+    return team.current().stop_requested() or _request.is_set()
 
 
 def stop_if_requested(message: str) -> None:

@@ -1,20 +1,27 @@
-"""The working folder of a run: its config and data, and which steps are finished."""
+"""The working folder of a run: its config and data, and which steps are finished.
+
+Of several processes the primary alone looks at the folder and changes it; what it finds and decides
+is the same for all of them.
+"""
 
 import contextlib
 import fcntl
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 
 from crnas_jax.errors import UserError
-from crnas_jax.runtime import interruption
+from crnas_jax.runtime import interruption, ownership, team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.step_key import StepKey
 
 # Version of the folder's files. Before format 3 a folder belonged to one whole config.
 FORMAT = 3
 _ANOTHER = "restore it, or choose another --workdir"
+# Within which a file of one host has to appear on the others.
+_SHARED_SECONDS = 30.0
 _SET_ASIDE = "set_aside"
 
 
@@ -46,15 +53,41 @@ class Workdir:
           UserError: another process works here, the folder belongs to other data or has another
             format, or it cannot be written.
         """
+        if "://" in str(self.path) or re.match(r"[a-z0-9]{2,}:/", str(self.path)):
+            remedy = "mount the bucket on every host, and name a folder of the mount"
+            raise UserError(self.path, "--workdir", "an address, not a folder", remedy)
+        token = team.decide(self._claim, config, data)
+        try:
+            self._require_shared(token)
+        except UserError:
+            self.release()
+            raise
+
+    def _claim(self, config, data):
+        """Claim the folder for the primary; return its token."""
         self._take_lock()
         try:
             self.require_same_data(data)
+            token = ownership.claim(self.path)
             if not (self.path / "config.json").exists():
                 content = {"format": FORMAT, "config": config, "data": data}
                 write_json(self.path / "config.json", content)
         except UserError:
             self.release()
             raise
+        return token
+
+    def _require_shared(self, token):
+        """Raise UserError unless every process sees what the primary wrote."""
+        end = time.monotonic() + _SHARED_SECONDS
+        # A network's mount may show a new file late.
+        while ownership.read_token(self.path) != token and time.monotonic() < end:
+            time.sleep(0.5)
+        sees = team.gather(ownership.read_token(self.path) == token)
+        blind = [f"host {index}" for index, sees_it in enumerate(sees) if not sees_it]
+        if blind:
+            problem = f"{', '.join(blind)} cannot see what host 0 writes there"
+            raise UserError(self.path, "--workdir", problem, "name a folder that all hosts share")
 
     def _take_lock(self):
         try:
@@ -79,6 +112,9 @@ class Workdir:
 
     def require_same_data(self, data: Mapping[str, Mapping[str, str]]) -> None:
         """Raise UserError if the folder belongs to other data or has another format."""
+        team.decide(self._require_same_data, data)
+
+    def _require_same_data(self, data):
         file = self.path / "config.json"
         if not file.exists():
             if (self.path / "journal.jsonl").exists() or any(self.path.glob("*/result.json")):
@@ -97,12 +133,15 @@ class Workdir:
 
     def consent(self, config: dict) -> None:
         """Set `redo` where it was given for this config before: a stopped run goes on."""
-        content = read_config(self.path)
+        content = team.decide(read_config, self.path)
         if content.get("redo") and json.dumps(content["config"]) == json.dumps(config):
             self.redo = True
 
     def record(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
         """Write the config that the folder is worked on with; the data of further splits too."""
+        team.decide(self._record, config, data)
+
+    def _record(self, config, data):
         file = self.path / "config.json"
         content = read_json(file, _ANOTHER)
         new = {"format": FORMAT, "config": config, "data": {**content["data"], **data}}
@@ -113,24 +152,29 @@ class Workdir:
 
     def release(self) -> None:
         """Let other processes work here."""
+        ownership.release(self.path)
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def finished(self, step: str, key: StepKey) -> dict | None:
         """Return the result of a step that is finished with this key, be it set aside; or None."""
+        return team.decide(self._finished, step, key)
+
+    def _finished(self, step, key):
         stored = self.stored_key(step)
         is_here = stored is not None and stored.digest == key.digest
         path = (self.path / step if is_here else self._aside(step, key)) / "result.json"
-        return read_json(path) if path.exists() else None
+        return _read_if_there(path)
 
     def stored_key(self, step: str) -> StepKey | None:
         """Return the key that a step was begun with; None if it is not begun."""
         file = self.path / step / "key.json"
-        if not file.exists():
+        content = team.decide(_read_if_there, file)
+        if content is None:
             return None
         try:
-            return StepKey.from_json(read_json(file))
+            return StepKey.from_json(content)
         except (KeyError, TypeError) as error:
             raise UserError(file, "fields", f"no key: {error}", "restore the file") from error
 
@@ -140,6 +184,9 @@ class Workdir:
         Raises:
           UserError: the step was begun with another key, and `redo` is not set.
         """
+        return team.decide(self._resume, step, key)
+
+    def _resume(self, step, key):
         stored, aside = self.stored_key(step), self._aside(step, key)
         if stored is not None and stored.digest != key.digest:
             if not (self.redo or aside.exists()):
@@ -157,7 +204,7 @@ class Workdir:
 
     def is_set_aside(self, step: str, key: StepKey) -> bool:
         """Return whether a step was begun with this key and is set aside."""
-        return self._aside(step, key).exists()
+        return team.decide(self._aside(step, key).exists)
 
     def step(self, name: str, key: StepKey, run: Callable[[], dict]) -> dict:
         """Return the result of a step; call `run` unless the step is finished.
@@ -172,11 +219,8 @@ class Workdir:
         if result is not None:
             return result
         interruption.stop_if_requested(f"{name} is not begun")
-        if self.stored_key(name) is None:
-            self._require_nothing_in(name)
-            write_json(self.path / name / "key.json", {"format": FORMAT, **key.to_json()})
         spent_file = self.path / name / "spent.json"
-        spent = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
+        spent = team.decide(self._begin, name, key, spent_file)
         start = time.monotonic()
         try:
             result = run()
@@ -185,7 +229,17 @@ class Workdir:
                 write_json(spent_file, {"seconds": spent + time.monotonic() - start})
             raise
         seconds = round(spent + time.monotonic() - start, 1)
-        result = {"format": FORMAT, **result, "seconds": seconds}
+        return team.decide(self._finish, name, {**result, "seconds": seconds}, spent_file)
+
+    def _begin(self, name, key, spent_file):
+        """Write the key of a step unless it is begun; return the seconds spent on it."""
+        if self.stored_key(name) is None:
+            self._require_nothing_in(name)
+            write_json(self.path / name / "key.json", {"format": FORMAT, **key.to_json()})
+        return (_read_if_there(spent_file) or {"seconds": 0.0})["seconds"]
+
+    def _finish(self, name, result, spent_file):
+        result = {"format": FORMAT, **result}
         write_json(self.path / name / "result.json", result)
         spent_file.unlink(missing_ok=True)
         return result
@@ -200,6 +254,10 @@ class Workdir:
 
     def _aside(self, step, key):
         return self.path / _SET_ASIDE / f"{step.replace('/', '-')}-{key.digest[:8]}"
+
+
+def _read_if_there(file):
+    return read_json(file) if file.exists() else None
 
 
 def read_config(path: pathlib.Path) -> dict:

@@ -12,10 +12,13 @@ import numpy as np
 
 from crnas_jax.evaluation.average_precision import RECORD_FIELDS
 from crnas_jax.runtime.files import digest, replacing
+from crnas_jax.runtime.ownership import may_write
 
 
 class ResultCache:
     """Matches by code and mini-batch, or statistics or draws by code, of one search.
+
+    Of several hosts the primary alone reads and writes it.
 
     A file holds several codes. Files appear whole or not at all; a file that cannot be read counts
     as absent.
@@ -29,7 +32,6 @@ class ResultCache:
           key: everything the contents depend on besides code and mini-batch.
         """
         self._folder = pathlib.Path(folder) / digest(key)
-        self._folder.mkdir(parents=True, exist_ok=True)
 
     def add_matches(self, batch: int, codes: Sequence, records: Sequence[dict]) -> None:
         """Store the records of each code on one mini-batch (`average_precision.match_records`)."""
@@ -76,9 +78,13 @@ class ResultCache:
 
     def clear(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if may_write(self._folder):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, kind, codes, **arrays):
+        if not may_write(self._folder):
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
         name = digest(repr((arrays.get("batch"), codes)))
         with replacing(self._folder / f"{kind}-{name}.npz") as file:
             # Unused places of a path are zeros, and most rows of matches are alike: they compress.

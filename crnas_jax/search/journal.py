@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime import team
+from crnas_jax.runtime.files import append
 
 FORMAT = 2
 
@@ -32,7 +33,7 @@ class Journal:
     """One JSON line for each scored subnet, flushed to disk before the next line.
 
     A torn last line (the process died while writing) is dropped when the file is opened again.
-    Who only reads leaves it.
+    Who only reads leaves it. Of several hosts the primary reads and writes it for all.
 
     Attributes:
       key: digest of everything a score depends on besides search, code and mini-batches; lines
@@ -51,13 +52,17 @@ class Journal:
           UserError: a line other than the last is no JSON.
         """
         self._path, self.key = pathlib.Path(path), key
-        if not read_only:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._scores: dict[tuple, Score] = {}
-        if self._path.exists():
-            self._read(read_only)
+        self._scores: dict[tuple, Score] = {
+            key: Score(**fields) for key, fields in team.decide(self._read, read_only).items()
+        }
 
     def _read(self, read_only):
+        """Return the fields of the scores with this key; drop a torn last line."""
+        if not read_only:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            return {}
+        scores = {}
         content = self._path.read_bytes()
         whole_lines = content[: content.rfind(b"\n") + 1]
         if whole_lines != content and not read_only:
@@ -68,12 +73,17 @@ class Journal:
                 row = json.loads(line)
                 if row["format"] == FORMAT and row["config"] == self.key:
                     low, high = row["ci95"]
-                    score = Score(float(row["score"]), (low, high), row["batches"], row["images"])
-                    self._scores[row["search"], tuple(row["code"]), score.num_batches] = score
+                    scores[row["search"], tuple(row["code"]), row["batches"]] = {
+                        "value": float(row["score"]),
+                        "interval": (low, high),
+                        "num_batches": row["batches"],
+                        "num_images": row["images"],
+                    }
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     self._path, f"line {line_number}", f"no score: {error}", "remove the line"
                 ) from error
+        return scores
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -112,8 +122,5 @@ class Journal:
             "batches": score.num_batches,
             **details,
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, json.dumps(row) + "\n")
         self._scores[search, tuple(code), score.num_batches] = score

@@ -16,6 +16,7 @@ from crnas_jax.evaluation.average_precision import (
     match_tables,
 )
 from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.runtime import team
 from crnas_jax.search.executors import Executor, InProcess
 from crnas_jax.search.journal import Journal, Score
 from crnas_jax.spaces.space import Code
@@ -25,7 +26,8 @@ from crnas_jax.spaces.space import Code
 class TrainedScores:
     """AP of candidates after training each; implements `search.scores.Scores`.
 
-    A candidate in the journal is neither trained nor evaluated again.
+    A candidate in the journal is neither trained nor evaluated again. Of several hosts the primary
+    alone needs the detections.
 
     Attributes:
       name: name of the search in the journal.
@@ -65,8 +67,8 @@ class TrainedScores:
         missing = [
             code for code in dict.fromkeys(codes) if self.journal.get(self.name, code, 0) is None
         ]
-        for code, table in self._match(missing):
-            self.journal.add(self.name, code, self._score(table))
+        for code in self._match_all(missing):
+            self.journal.add(self.name, code, Score(**team.decide(self._score, code)))
         return [self.journal.get(self.name, code, 0).value for code in codes]
 
     def effort(self) -> dict[str, int]:
@@ -76,7 +78,10 @@ class TrainedScores:
     def draws(self, codes: Sequence[Code]) -> np.ndarray:
         """Return the AP of every code on the same resampled images: [codes, samples]."""
         codes = [tuple(code) for code in codes]
-        list(self._match([code for code in codes if code not in self._tables]))
+        list(self._match_all([code for code in codes if code not in self._tables]))
+        return team.decide(self._draws, codes)
+
+    def _draws(self, codes):
         return np.stack([self._tables[code].bootstrap_ap(self._weights) for code in codes])
 
     @functools.cached_property
@@ -84,12 +89,16 @@ class TrainedScores:
         """The matches of the candidates that were asked for, by code."""
         return {}
 
-    def _match(self, codes):
-        """Yield codes and their matches, each as soon as its detections are there."""
+    def _match_all(self, codes):
+        """Yield codes, each as soon as its detections are matched."""
         results = self.executor.map(self.detections_of, codes)
         for code, detections in zip(codes, results, strict=True):
-            self._tables[code] = self._table(detections)
-            yield code, self._tables[code]
+            team.decide(self._match, code, detections)
+            self._tables.setdefault(code, None)  # on the other hosts
+            yield code
+
+    def _match(self, code, detections):
+        self._tables[code] = self._table(detections)
 
     @functools.cached_property
     def _weights(self):
@@ -102,8 +111,11 @@ class TrainedScores:
         (table,) = match_tables(self._ground_truth, detections, image_ids)
         return table
 
-    def _score(self, table):
+    def _score(self, code):
+        """Return the fields of a code's score."""
+        table = self._tables[code]
         ap = table.metrics()["AP"]
         interval = confidence_interval(table.bootstrap_ap(self._weights), ap)
         # No mini-batches: the split as a whole.
-        return Score(ap, interval, num_batches=0, num_images=len(self.split.image_ids))
+        score = Score(ap, interval, num_batches=0, num_images=len(self.split.image_ids))
+        return dataclasses.asdict(score)

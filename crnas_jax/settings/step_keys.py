@@ -1,6 +1,7 @@
 """What each step of a run reads: the table of `docs/design.md`, from which keys are made."""
 
 import dataclasses
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -143,7 +144,7 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     holds; of `trained_bn_images`, what `trained_bn` makes of them; of racing also how many best
     codes it looks for.
     """
-    values = dict(_flat(config.to_dict()))
+    values = dict(flat_fields(config.to_dict()))
     if "supernet.grids" in reads.fields:
         values["supernet.grids"] = stage_supernet(config).grids
     if "search.stage_strategy" in reads.fields and config.search.stage_strategy == "racing":
@@ -162,10 +163,11 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     }
 
 
-def _flat(section, prefix=""):
+def flat_fields(section: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the fields of a config, as a dict, by dotted name."""
     for name, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -6,11 +6,12 @@ import pathlib
 import time
 
 from crnas_jax.runtime.files import replacing
+from crnas_jax.runtime.ownership import may_write
 from crnas_jax.runtime.progress import Progress
 
 
 class RunLog:
-    """Write `metrics.jsonl` and TensorBoard events to a folder, and show progress.
+    """Write `metrics.jsonl` and TensorBoard events to a folder (the primary), and show progress.
 
     Steps after `start` that an interrupted run logged are dropped: they are repeated.
     """
@@ -27,11 +28,13 @@ class RunLog:
           num_steps: steps in all.
           batch_size: images in a global batch.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._name, self._batch_size = name, batch_size
-        _drop_after(folder / "metrics.jsonl", start)
-        self._jsonl = (folder / "metrics.jsonl").open("a")
-        self._events = _Events(folder, start + 1)
+        self._folder, self._name, self._batch_size = folder, name, batch_size
+        self._jsonl = self._events = None
+        if may_write(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _drop_after(folder / "metrics.jsonl", start)
+            self._jsonl = (folder / "metrics.jsonl").open("a")
+            self._events = _Events(folder, start + 1)
         self._progress = Progress(name, num_steps, start)
         self._last = (start, time.monotonic())
 
@@ -41,9 +44,10 @@ class RunLog:
         rate = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
         self._last = (step, now)
         row = {"step": step, **values, "images_per_second": round(rate, 2)}
-        self._jsonl.write(json.dumps({"run": self._name, **row}) + "\n")
-        self._jsonl.flush()
-        self._events.add(step, {name: value for name, value in row.items() if name != "step"})
+        if self._events is not None and may_write(self._folder):
+            self._jsonl.write(json.dumps({"run": self._name, **row}) + "\n")
+            self._jsonl.flush()
+            self._events.add(step, {name: value for name, value in row.items() if name != "step"})
         self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
     def __enter__(self) -> "RunLog":
@@ -51,8 +55,9 @@ class RunLog:
 
     def __exit__(self, *error) -> None:
         self._progress.close()
-        self._jsonl.close()
-        self._events.close()
+        if self._events is not None:
+            self._jsonl.close()
+            self._events.close()
 
 
 class _Events:

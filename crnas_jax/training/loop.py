@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
 from crnas_jax.errors import UserError
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_parts, replicated
-from crnas_jax.runtime import interruption
+from crnas_jax.runtime import interruption, team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.logging import RunLog
@@ -59,10 +61,7 @@ def train(
         state = _first_state(trainer, checkpoints, initialise)
         start = int(state["step"])
         if start < num_steps:
-            host, hosts = jax.process_index(), jax.process_count()
-            batches = loader.batches(
-                job.source, plan, job.to_row, options.seed, start, num_steps, host, hosts
-            )
+            batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
             with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
                 state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
@@ -76,13 +75,17 @@ def _require_same_options(folder, options):
         if name not in ("checkpoint_seconds", "log_every", "num_devices")
     }
     fields, file = json.loads(json.dumps(fields)), folder / "options.json"
-    if not file.exists():
-        write_json(file, fields)
-    begun = read_json(file)
+    begun = team.decide(_begin_with, file, fields)
     for name, value in fields.items():
         if begun.get(name) != value:
             problem = f"{value}; the training here was begun with {begun.get(name)}"
             raise UserError(file, name, problem, "set it back, or train in another folder")
+
+
+def _begin_with(file, fields):
+    if not file.exists():
+        write_json(file, fields)
+    return read_json(file)
 
 
 def _first_state(trainer, checkpoints, initialise):
@@ -93,8 +96,8 @@ def _first_state(trainer, checkpoints, initialise):
     state = trainer.init()
     if initialise is None:
         return state
-    fresh = {name: state[name] for name in ("params", "batch_stats")}
-    return {**state, **jax.device_put(initialise(fresh), replicated(trainer.mesh))}
+    fresh = hosts.fetch({name: state[name] for name in ("params", "batch_stats")})
+    return {**state, **hosts.put(initialise(fresh), replicated(trainer.mesh))}
 
 
 def _run(trainer, state, batches, job, num_steps, checkpoints, log):
@@ -109,9 +112,9 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
         state, metrics = trainer.step(state, parts, choice)
         watch.add(step, batch["image_id"], metrics)
         stop = interruption.requested()
+        due = team.decide(_is_due, saved_at, options.checkpoint_seconds)
         if step % options.log_every == 0 or step == num_steps:
             log.metrics(step, watch.settle())
-        due = time.monotonic() - saved_at > options.checkpoint_seconds
         if step == num_steps or stop or due:
             watch.require_finite(step, state, batch["image_id"])
             checkpoints.save(step, state)
@@ -119,6 +122,10 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
         if stop and step < num_steps:
             raise interruption.Stopped(f"{job.name}: saved at step {step} of {num_steps}")
     return state
+
+
+def _is_due(saved_at, seconds):
+    return time.monotonic() - saved_at > seconds
 
 
 class _LossWatch:
@@ -143,17 +150,19 @@ class _LossWatch:
         """Raise UserError unless the state after `step` may be saved."""
         if self._pending:
             self.settle()
-        if not _all_finite({name: state[name] for name in ("params", "batch_stats")}):
+        weights = {name: state[name] for name in ("params", "batch_stats")}
+        if not hosts.fetch(_all_finite(weights)):
             self._fail(step, "a parameter or statistic is not finite", image_ids)
 
     def _check(self, step, image_ids, metrics):
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in hosts.fetch(metrics).items()}
         if not all(map(math.isfinite, values.values())):
             problem = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
             self._fail(step, problem, image_ids)
         return {**values, "learning_rate": float(self._schedule(step - 1))}
 
     def _fail(self, step, problem, image_ids):
+        image_ids = np.concatenate(team.gather(image_ids))
         raise UserError(
             self._name,
             f"step {step}",
@@ -164,6 +173,6 @@ class _LossWatch:
         )
 
 
-@jax.jit
+@hosts.jit
 def _all_finite(tree):
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

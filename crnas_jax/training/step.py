@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import jit_once, replicated
 from crnas_jax.training.job import Trainable
 
@@ -181,24 +182,24 @@ class _Programs:
         def take(banks, choice):
             return gather(banks, self.split(self._rows(choice))[0])
 
-        return jax.jit(take, out_shardings=replicated(self.mesh))
+        return hosts.jit(take, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def scatter(self):
         def put(banks, blocks, choice):
             return scatter(banks, self.split(self._rows(choice))[0], blocks)
 
-        return jax.jit(put, donate_argnums=0, out_shardings=replicated(self.mesh))
+        return hosts.jit(put, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def accumulate(self):
-        return jax.jit(
+        return hosts.jit(
             self._add_gradient, donate_argnums=(0, 4), out_shardings=replicated(self.mesh)
         )
 
     @functools.cached_property
     def update(self):
-        return jax.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
+        return hosts.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
 
     def _add_gradient(self, state, batch, choice, seed, total):
         """Return the state with new statistics, and `total` (None for nothing) plus this part."""

@@ -23,6 +23,7 @@ from crnas_jax.models.layers import BN_COLLECT, BN_RUNNING, Normalization, prepr
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.module import supernet_block
 from crnas_jax.models.supernet.prefix_tree import Path, Visits
+from crnas_jax.parallel.mesh import batch_spec
 
 # Statistics that a path may be run with: those of `build.BN_MODES`, given ones, or the
 # mini-batch's, which are collected on the way.
@@ -144,7 +145,7 @@ class SharedPaths:
                 lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections
             )
 
-        split, whole = PartitionSpec("data"), PartitionSpec()
+        split, whole = batch_spec(mesh), PartitionSpec()
         run = jax.shard_map(
             heads, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
         )

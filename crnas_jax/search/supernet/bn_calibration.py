@@ -8,12 +8,12 @@ exponential average would weigh the last few batches alone.
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from crnas_jax.evaluation.bn_statistics import merge
+from crnas_jax.evaluation.bn_statistics import count_images, merge
 from crnas_jax.models.supernet.prefix_tree import Schedule
+from crnas_jax.parallel import hosts
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
 
@@ -30,13 +30,13 @@ def calibrate(
       batches: mini-batches on the devices.
       choices: paths of the subnets.
     """
-    pooled, num_images = None, jnp.float32(0)
+    pooled, num_images = None, 0
     for batch in batches:
-        batch_images = jnp.sum(batch["weight"] > 0).astype(jnp.float32)
+        batch_images = count_images(batch["weight"])
         moments = evaluator.moments(variables, batch, choices)
         pooled = moments if pooled is None else merge(pooled, num_images, moments, batch_images)
         num_images += batch_images
-    stem, chunks = jax.device_get(pooled)
+    stem, chunks = hosts.fetch(pooled)
     visits = [
         jax.tree.map(lambda leaf, i=index: leaf[i], chunk)
         for chunk in chunks

@@ -19,6 +19,8 @@ from jaxtyping import Array, PyTree
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet import prefix_tree
 from crnas_jax.models.supernet.shared_paths import SharedPaths, Weights
+from crnas_jax.parallel import hosts
+from crnas_jax.parallel.mesh import batch_spec
 from crnas_jax.search.supernet import memory
 from crnas_jax.search.supernet.custom import CustomModel, CustomPaths
 
@@ -85,7 +87,7 @@ class SubnetEvaluator:
         for positions, detections in self.detect_in_chunks(
             variables, batch, choices, stats, bn, masks=True
         ):
-            parts.append(jax.tree.map(np.asarray, detections))
+            parts.append(hosts.fetch(detections))
             order.extend(positions)
         back = np.argsort(order)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
@@ -189,12 +191,12 @@ class SubnetEvaluator:
         def begin(variables, batch, stats, bn):
             return self._paths.begin(Weights(variables, bn, stats), batch)
 
-        return jax.jit(begin, static_argnames="bn")
+        return hosts.jit(begin, static_argnames="bn")
 
     @functools.cached_property
     def _detect(self):
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, "data"))
-        return jax.jit(
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, *batch_spec(self.mesh)))
+        return hosts.jit(
             self._detections,
             static_argnames=("bn", "masks"),
             donate_argnums=2,
@@ -203,7 +205,7 @@ class SubnetEvaluator:
 
     @functools.cached_property
     def _collect(self):
-        return jax.jit(self._moments, donate_argnums=2)
+        return hosts.jit(self._moments, donate_argnums=2)
 
     def _detections(self, variables, batch, state, rows, bn, masks):
         """Run visits one after the other, then the heads on all their images."""

@@ -12,6 +12,7 @@ import numpy as np
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import jit_once, make_mesh, put_batch
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest, read_json, write_json
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
 
@@ -37,7 +38,13 @@ class LatencyMeter:
     file: pathlib.Path
 
     def milliseconds(self, arch: Arch) -> float:
-        """Return the median of several runs after a warm-up; a network is measured once."""
+        """Return the median of several runs after a warm-up; a network is measured once.
+
+        Of several hosts the primary measures, on its first device.
+        """
+        return team.decide(self._milliseconds, arch)
+
+    def _milliseconds(self, arch):
         around = digest(repr(self.detector.options), self.detector.precision, repr(self.canvas))
         key = f"{jax.devices()[0].device_kind}, {around}: {arch.to_json()}"
         if key not in self._measured:

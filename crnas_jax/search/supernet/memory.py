@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
+from crnas_jax.runtime import team
+
 # Share of the free memory for such work.
 _SHARE = 0.4
 
@@ -20,7 +22,14 @@ def peak_bytes(function: Callable, *arguments) -> int:
 
 
 def fitting(device, bytes_each: int) -> int:
-    """Return how many pieces of work of `bytes_each` a device should do at once, at least one."""
+    """Return how many pieces of work of `bytes_each` a device should do at once, at least one.
+
+    Of several hosts the primary's device decides.
+    """
+    return team.decide(_fitting, device, bytes_each)
+
+
+def _fitting(device, bytes_each):
     if device.platform == "cpu":
         return 1  # one keeps the cores busy, and its arrays are more often in the cache
     stats = device.memory_stats() or {}

@@ -24,8 +24,9 @@ from crnas_jax.evaluation.average_precision import (
 from crnas_jax.evaluation.coco import require_finite
 from crnas_jax.evaluation.matching import GroundTruth, match
 from crnas_jax.models.build import Detector
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_batch, replicated
-from crnas_jax.runtime import interruption
+from crnas_jax.runtime import interruption, team
 from crnas_jax.runtime.options import check_choice, check_counts
 from crnas_jax.runtime.progress import Progress
 from crnas_jax.search.cache import ResultCache
@@ -132,7 +133,7 @@ class SubnetScorer:
             detect.
         """
         self._mesh = make_mesh(options.batch_size, options.num_devices)
-        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self._variables = hosts.put(variables, replicated(self._mesh))
         self._train, self._val, self._options = train_source, val_source, options
         self.journal, self._folder = journal, pathlib.Path(folder)
         self._evaluator = shared_evaluator(
@@ -193,12 +194,11 @@ class SubnetScorer:
         if missing:
             start = time.monotonic()
             records = self._records(search, missing, choice_of, label or search, num_batches)
-            weights = self._bootstrap_weights(num_batches)
-            score = functools.partial(self._score, records, num_batches, weights)
-            scores = map_in_threads(score, missing)
+            scores = team.decide(self._scores, records, missing, num_batches)
             seconds = round((time.monotonic() - start) / len(missing), 3)
-            for code, code_score in zip(missing, scores, strict=True):
-                self.journal.add(search, code, code_score, seed=self._options.seed, seconds=seconds)
+            for code, fields in zip(missing, scores, strict=True):
+                score = Score(**fields)
+                self.journal.add(search, code, score, seed=self._options.seed, seconds=seconds)
             if not keep_matches:
                 self.clear(search)
         return [self.journal.get(search, code, num_batches) for code in codes]
@@ -213,19 +213,22 @@ class SubnetScorer:
         options = self._options
         key = f"{search} {num_batches} {options.bootstrap_samples} {options.seed}"
         cache = self._cache("draws", key)
-        draws = cache.draws()
+        draws = team.decide(cache.draws)
         missing = [code for code in codes if code not in draws]
         if missing:
             records = self._records(search, missing, choice_of, search, num_batches)
-            weights = self._bootstrap_weights(num_batches)
-
-            def bootstrap(code):
-                return self._table(records, code, num_batches).bootstrap_ap(weights)
-
-            new_draws = map_in_threads(bootstrap, missing)
+            new_draws = team.decide(self._new_draws, records, missing, num_batches)
             cache.add_draws(missing, new_draws)
             draws |= dict(zip(missing, new_draws, strict=True))
         return np.stack([draws[code] for code in codes])
+
+    def _new_draws(self, records, codes, num_batches):
+        weights = self._bootstrap_weights(num_batches)
+
+        def bootstrap(code):
+            return self._table(records, code, num_batches).bootstrap_ap(weights)
+
+        return list(map_in_threads(bootstrap, codes))
 
     def clear(self, search: str) -> None:
         """Remove the matches of a search, when all it needs is in the journal."""
@@ -242,6 +245,12 @@ class SubnetScorer:
         parts = [records[code, batch] for batch in range(num_batches)]
         return MatchTable.from_records(self._ground_truth, parts, self.image_ids(num_batches))
 
+    def _scores(self, records, codes, num_batches):
+        """Return the fields of the codes' scores."""
+        weights = self._bootstrap_weights(num_batches)
+        score = functools.partial(self._score, records, num_batches, weights)
+        return list(map(dataclasses.asdict, map_in_threads(score, codes)))
+
     def _score(self, records, num_batches, weights, code):
         table = self._table(records, code, num_batches)
         ap = table.metrics()["AP"]
@@ -249,9 +258,14 @@ class SubnetScorer:
         return Score(ap, interval, num_batches, len(table.num_objects))
 
     def _records(self, search, codes, choice_of, label, num_batches):
-        """Return the match records by (code, mini-batch); compute what is not cached."""
+        """Return the match records by (code, mini-batch); compute what is not cached.
+
+        Of several hosts the primary has them, the others None in their places.
+        """
         cache = self._cache("matches", search)
-        records = cache.matches()
+        records = cache.matches() if team.is_primary() else {}
+        cached = team.decide(lambda: list(records))
+        records = {key: records.get(key) for key in cached}
         todo = [[code for code in codes if (code, b) not in records] for b in range(num_batches)]
         first = next((b for b in range(num_batches) if todo[b]), num_batches)
         if first == num_batches:
@@ -281,6 +295,7 @@ class SubnetScorer:
 
     def _matched(self, batch, chunks, codes):
         """Yield codes and their records, about `CHUNK` at a time."""
+        batch = loader.all_rows(batch)
         ground_truth = self._ground_truth.batch(batch["image_id"])
         done, rows = [], []
         for positions, detections in chunks:
@@ -288,7 +303,7 @@ class SubnetScorer:
             boxes, valid, labels = (detections[name] for name in ("boxes", "valid", "labels"))
             matches = match(boxes, valid, labels, ground_truth, batch["scale"])
             scored = {name: detections[name] for name in ("scores", "labels", "valid")}
-            scored, matches = jax.device_get((scored, matches))
+            scored, matches = hosts.fetch((scored, matches))
             require_finite(scored["scores"], f"codes {[codes[p] for p in positions]}")
             for row, position in enumerate(positions):
                 trees = (
@@ -316,7 +331,7 @@ class SubnetScorer:
         }
         # The seed draws the images for statistics.
         cache = self._cache("statistics", options.seed)
-        cached = cache.statistics()
+        cached = team.decide(cache.statistics)
         plan, num_batches = options.calibration_plan(self._train)
         # In sorted order neighbours share most blocks.
         missing = sorted(code for code in codes if path_of[code] not in cached)
