@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seed of everything drawn: weights, paths, samples, order
     config.devices = 0  # number of devices; 0 for all
+    # Devices that the state of a training is split over, a divisor of their number; 1: each has it
+    # whole. For supernets that do not fit otherwise (docs/pods.md).
+    config.fsdp = 1
     config.precision = "float32"  # activations: "float32" or "bfloat16"; parameters are float32
     config.remat = False  # recompute backbone blocks in the backward pass: less memory, more time
     # Name in the zoo, or a .json with an architecture; its cost in blocks is the budget.

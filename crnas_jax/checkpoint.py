@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
+from crnas_jax.parallel.supervisor import waiting
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import replacing
 from crnas_jax.runtime.ownership import may_write
@@ -51,7 +52,8 @@ class Checkpoints:
             return
         with _writing(self._folder, f"checkpoint of step {step}"):
             try:
-                self._checkpointer.save(step, state)
+                with waiting(f"the checkpoint of step {step}"):
+                    self._checkpointer.save(step, state)
             except Exception:
                 # After a failed save Orbax's object raises the same exception for ever.
                 self._checkpointer = self._open()
@@ -175,7 +177,7 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
     with _writing(folder, "variables"):
         team.decide(_make_room, folder, fresh)
         # Orbax writes NumPy arrays on the primary, but counts its calls on all hosts.
-        with StandardCheckpointer() as checkpointer:
+        with waiting("the finished weights"), StandardCheckpointer() as checkpointer:
             checkpointer.save(fresh, variables)
         team.decide(_replace, folder, fresh)
 

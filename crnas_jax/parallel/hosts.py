@@ -7,6 +7,7 @@ programs. Alone, nothing here does anything.
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -60,6 +61,8 @@ class Hosts:
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
+        # JAX passes SIGTERM on to all hosts, and a handler of Python's would keep it from that.
+        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         self._client = global_state.client
         self._epoch, self._messages, self._barriers, self._questions = 0, 0, 0, 0
         self._is_stopping = False
@@ -72,14 +75,14 @@ class Hosts:
         if self.index == 0:
             self._client.key_value_set(key, text)
             return text
-        with waiting("waiting for host 0"):
+        with waiting("a word from host 0"):
             return self._client.blocking_key_value_get(key, _FOREVER)
 
     def gather(self, text: str) -> list[str]:
         """Return the texts of all hosts by index; every host calls it."""
         key = self._next_key()
         self._client.key_value_set(f"{key}/{self.index}", text)
-        with waiting("waiting for the other hosts"):
+        with waiting("a word from the other hosts"):
             return [
                 self._client.blocking_key_value_get(f"{key}/{index}", _FOREVER)
                 for index in range(self.count)
@@ -124,7 +127,7 @@ class Hosts:
         """End this process in order, when all have come to their end."""
         sys.stdout.flush()
         sys.stderr.flush()
-        with waiting("ending"):
+        with waiting("the end of the other hosts"):
             jax.distributed.shutdown()
         os._exit(status)
 
@@ -198,6 +201,7 @@ class Program:
         return getattr(self._jitted, name)
 
     def __call__(self, *args, **kwargs):
+        """Run the function; see the class."""
         if not team.is_joint():
             return self._jitted(*args, **kwargs)
         key = _signature((args, kwargs))
@@ -205,7 +209,7 @@ class Program:
             self._jitted.lower(*args, **kwargs).compile()
             team.current().barrier()
             self._compiled.add(key)
-        with waiting(f"a step of {getattr(self._jitted, '__name__', 'a program')}"):
+        with waiting("a step"):
             return self._jitted(*args, **kwargs)
 
 
@@ -226,11 +230,13 @@ def put(tree: PyTree, sharding: Sharding | PyTree) -> PyTree:
     `jax.device_put` would first compare the values of all hosts.
 
     Args:
-      tree: arrays, of NumPy where there are several hosts.
+      tree: arrays.
       sharding: of all leaves, or of each.
     """
     if not team.is_joint():
         return jax.device_put(tree, sharding)
+
+    tree = fetch(tree)
 
     def put_leaf(leaf, leaf_sharding):
         leaf = np.asarray(leaf)
@@ -245,7 +251,7 @@ def fetch(tree: PyTree) -> PyTree:
     """Return arrays as NumPy arrays, on every host all of their values."""
     if team.is_joint():
         tree = _replicated(tree)
-    with waiting("results of a step"):
+    with waiting("the result of a step"):
         return jax.device_get(tree)
 
 

@@ -4,6 +4,7 @@ Batches are split over all devices. The axis `data` is there always; with an axi
 the state of a training is split over that one (`state_shardings`).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
 
+# Arrays (rows of a bank) with fewer numbers than this are not split: that would save nothing.
+_SMALL = 1024
 # Batch fields that a step uses; the others stay on the host.
 _DEVICE_FIELDS = (
     *("image", "image_size", "weight"),
@@ -73,6 +76,23 @@ def make_mesh(
 def batch_spec(mesh: Mesh) -> PartitionSpec:
     """Return the partition of a batch's first axis: over all devices."""
     return PartitionSpec(mesh.axis_names)
+
+
+def state_sharding(mesh: Mesh, shape: tuple[int, ...], first_axis: int = 0) -> NamedSharding:
+    """Return where a parameter or its momentum stands: split over `fsdp` where there is such.
+
+    Args:
+      mesh: the mesh.
+      shape: the array's.
+      first_axis: axes before it are not split, such as the rows of a bank: a path takes some rows,
+        which every device would have to send to all others.
+    """
+    parts = mesh.shape.get("fsdp", 1)
+    axes = [axis for axis in range(first_axis, len(shape)) if shape[axis] % parts == 0]
+    if parts == 1 or not axes or math.prod(shape[first_axis:]) < _SMALL:
+        return replicated(mesh)
+    axis = max(axes, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -31,7 +31,7 @@ def requested() -> bool:
 
     All processes of a team get the same answer, and have to ask equally often.
     """
-    return team.current().stop_requested() or _request.is_set()
+    return team.current().stop_requested() if team.is_joint() else _request.is_set()
 
 
 def stop_if_requested(message: str) -> None:

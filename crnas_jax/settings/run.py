@@ -26,6 +26,7 @@ class RunOptions:
     Attributes:
       seed: seed of everything drawn: weights, paths, samples, order.
       devices: number of devices; 0 for all.
+      fsdp: devices that the state of a training is split over.
       network: network that `train_detector` and `evaluate` mean: one of `COMPARED`, or `RETURNED`.
       budget: total cost in blocks; 0 for the baseline's.
       bootstrap: resamplings behind the interval of the difference.
@@ -33,12 +34,14 @@ class RunOptions:
 
     seed: int = 0
     devices: int = 0
+    fsdp: int = 1
     network: str = RETURNED
     budget: float = 0.0
     bootstrap: int = 500
 
     def __post_init__(self):
         check_counts(self, "seed", "devices", least=0)
+        check_counts(self, "fsdp")
         check_counts(self, "bootstrap", least=2)
         check_not_negative(self, "budget")
         check_choice(self, "network", (*COMPARED, RETURNED))

@@ -14,7 +14,7 @@ from crnas_jax.settings.training import RECIPE_OF, calibration_images
 # Fields that change how a run is executed, not its results, wherever they stand. What the files
 # hold is in the digests of the data.
 EXECUTION = (
-    *("devices", "remat", "checkpoint_seconds", "log_every", "max_subnets_per_call"),
+    *("devices", "fsdp", "remat", "checkpoint_seconds", "log_every", "max_subnets_per_call"),
     *("nms_candidates", "all_zero", "strict", "max_pixels"),
 )
 _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.max_size")

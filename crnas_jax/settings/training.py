@@ -53,6 +53,7 @@ def train_options(config: ConfigDict, recipe: str) -> TrainOptions:
         optimizer=read(OptimizerOptions, config, recipe),
         seed=run.seed,
         num_devices=run.num_devices,
+        fsdp=run.fsdp,
     )
 
 
@@ -85,7 +86,8 @@ def require_even_batches(
 ) -> None:
     """Raise UserError about a section unless the devices can share its batches evenly."""
     try:
-        make_mesh(batch_size, run_options(config).num_devices, num_parts)
+        run = run_options(config)
+        make_mesh(batch_size, run.num_devices, num_parts, run.fsdp)
     except UserError as error:
-        field = error.field if error.field == "devices" else f"{place}.{error.field}"
+        field = error.field if error.field in ("devices", "fsdp") else f"{place}.{error.field}"
         raise UserError("config", field, error.problem, error.remedy) from error

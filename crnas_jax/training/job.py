@@ -51,6 +51,7 @@ class TrainOptions:
       checkpoint_seconds: least time between checkpoints.
       log_every: steps between log entries.
       num_devices: number of devices; all when None.
+      fsdp: devices that parameters and momentum are split over; 1 for a copy on each.
     """
 
     epochs: float
@@ -61,10 +62,11 @@ class TrainOptions:
     checkpoint_seconds: float = 120.0
     log_every: int = 10
     num_devices: int | None = None
+    fsdp: int = 1
 
     def __post_init__(self):
         check_positive(self, "epochs")
-        check_counts(self, "batch_size", "accumulate", "log_every")
+        check_counts(self, "batch_size", "accumulate", "log_every", "fsdp")
         check_counts(self, "seed", least=0)
         check_not_negative(self, "checkpoint_seconds")
 

@@ -17,7 +17,7 @@ from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
 from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
-from crnas_jax.parallel.mesh import make_mesh, put_parts, replicated
+from crnas_jax.parallel.mesh import make_mesh, put_parts
 from crnas_jax.runtime import interruption, team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.training.job import TrainingJob
@@ -52,7 +52,7 @@ def train(
     """
     options = job.options
     _require_same_options(folder, options)
-    mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate)
+    mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate, options.fsdp)
     plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
     num_steps = plan.num_steps(options.epochs)
     optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
@@ -72,7 +72,7 @@ def _require_same_options(folder, options):
     fields = {
         name: value
         for name, value in dataclasses.asdict(options).items()
-        if name not in ("checkpoint_seconds", "log_every", "num_devices")
+        if name not in ("checkpoint_seconds", "log_every", "num_devices", "fsdp")
     }
     fields, file = json.loads(json.dumps(fields)), folder / "options.json"
     begun = team.decide(_begin_with, file, fields)
@@ -96,8 +96,12 @@ def _first_state(trainer, checkpoints, initialise):
     state = trainer.init()
     if initialise is None:
         return state
-    fresh = hosts.fetch({name: state[name] for name in ("params", "batch_stats")})
-    return {**state, **hosts.put(initialise(fresh), replicated(trainer.mesh))}
+    names = ("params", "batch_stats")
+    start = initialise(hosts.fetch({name: state[name] for name in names}))
+    for name in names:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.shapes[name])
+        state[name] = hosts.put(start[name], shardings)
+    return state
 
 
 def _run(trainer, state, batches, job, num_steps, checkpoints, log):

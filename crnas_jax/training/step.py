@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel import hosts
-from crnas_jax.parallel.mesh import jit_once, replicated
+from crnas_jax.parallel.mesh import jit_once, replicated, state_sharding
 from crnas_jax.training.job import Trainable
 
 
@@ -34,7 +34,8 @@ class Trainer:
       model: what is trained: a `models.build.Model`, or a custom one (`search.supernet.custom`).
       optimizer: an optax chain with a state that is elementwise in the parameters
         (`optimizer.make_optimizer`, which returns the same chain for equal options).
-      mesh: the state is replicated over it, batches are split over its axis `data`.
+      mesh: batches are split over all of it; the state is replicated, or split over its axis `fsdp`
+        (`mesh.state_sharding`).
       seed: seed of initialisation and of the draws of anchors and RoIs.
     """
 
@@ -95,7 +96,13 @@ class Trainer:
 
     def path_shapes(self, choice=None) -> PyTree:
         """Return shapes of the state on which a step runs: one path's, or all of a network's."""
-        return jax.eval_shape(lambda state: self._programs.take_path(state, choice), self.shapes)
+        programs = self._programs
+        shapes = jax.eval_shape(lambda state: programs.take_path(state, choice), self.shapes)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            programs.shardings,
+        )
 
     @functools.cached_property
     def _programs(self):
@@ -127,16 +134,41 @@ class _Programs:
 
     @functools.cached_property
     def create(self):
-        def create(seed):
-            variables = self.model.init(jax.random.key(seed))
-            return {
-                "params": variables["params"],
-                "batch_stats": variables["batch_stats"],
-                "opt_state": self.optimizer.init(variables["params"]),
-                "step": jnp.int32(0),
-            }
+        return jit_once(self._create, out_shardings=self.shardings)
 
-        return jit_once(create, out_shardings=replicated(self.mesh))
+    def _create(self, seed):
+        variables = self.model.init(jax.random.key(seed))
+        return {
+            "params": variables["params"],
+            "batch_stats": variables["batch_stats"],
+            "opt_state": self.optimizer.init(variables["params"]),
+            "step": jnp.int32(0),
+        }
+
+    @functools.cached_property
+    def _plain_shapes(self):
+        """Shapes of the state without shardings, which follow from them."""
+        return jax.eval_shape(self._create, np.int64(0))
+
+    @functools.cached_property
+    def shardings(self):
+        """Shardings of the state, of a path's as well: each leaf has its axes there too."""
+        whole = replicated(self.mesh)
+
+        def split(leaf, is_bank):
+            return state_sharding(self.mesh, leaf.shape, int(is_bank))
+
+        shapes = self._plain_shapes
+        params = jax.tree.map(split, shapes["params"], self._is_bank["params"])
+        opt_state = optax.tree_map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            shapes["opt_state"],
+            params,
+            transform_non_params=lambda _: whole,
+        )
+        stats = jax.tree.map(lambda _: whole, shapes["batch_stats"])
+        return {"params": params, "batch_stats": stats, "opt_state": opt_state, "step": whole}
 
     def take_path(self, state, choice):
         banks, whole = self.split(state)
@@ -152,11 +184,12 @@ class _Programs:
     def _rows(self, choice):
         """Return which rows of each leaf of the state the path uses (see `banks.rows`)."""
         names = ("params", "batch_stats")
-        where = {name: self.model.rows(self.shapes[name], choice) for name in names}
+        shapes = self._plain_shapes
+        where = {name: self.model.rows(shapes[name], choice) for name in names}
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
-            self.shapes["opt_state"],
+            shapes["opt_state"],
             where["params"],
             transform_non_params=lambda _: WHOLE,
         )
@@ -182,24 +215,28 @@ class _Programs:
         def take(banks, choice):
             return gather(banks, self.split(self._rows(choice))[0])
 
-        return hosts.jit(take, out_shardings=replicated(self.mesh))
+        return hosts.jit(take, out_shardings=self.split(self.shardings)[0])
 
     @functools.cached_property
     def scatter(self):
         def put(banks, blocks, choice):
             return scatter(banks, self.split(self._rows(choice))[0], blocks)
 
-        return hosts.jit(put, donate_argnums=0, out_shardings=replicated(self.mesh))
+        banks, _ = self.split(self.shardings)
+        return hosts.jit(put, donate_argnums=0, out_shardings=banks)
 
     @functools.cached_property
     def accumulate(self):
+        whole = replicated(self.mesh)
+        sums = {"gradient": self.shardings["params"], "losses": whole, "images": whole}
         return hosts.jit(
-            self._add_gradient, donate_argnums=(0, 4), out_shardings=replicated(self.mesh)
+            self._add_gradient, donate_argnums=(0, 4), out_shardings=(self.shardings, sums)
         )
 
     @functools.cached_property
     def update(self):
-        return hosts.jit(self._advance, donate_argnums=0, out_shardings=replicated(self.mesh))
+        shardings = (self.shardings, replicated(self.mesh))
+        return hosts.jit(self._advance, donate_argnums=0, out_shardings=shardings)
 
     def _add_gradient(self, state, batch, choice, seed, total):
         """Return the state with new statistics, and `total` (None for nothing) plus this part."""
@@ -207,6 +244,7 @@ class _Programs:
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(batch["image_key"])
 
         def loss(params):
+            params = self._whole_params(params)
             variables = {"params": params, "batch_stats": state["batch_stats"]}
             losses, batch_stats = self.model.losses(variables, batch, choice, keys)
             return sum(losses.values()), (losses, batch_stats)
@@ -218,6 +256,21 @@ class _Programs:
         if total is not None:
             sums = jax.tree.map(jnp.add, total, sums)
         return {**state, "batch_stats": batch_stats}, sums
+
+    def _whole_params(self, params):
+        """Have parameters that are split gathered where they are used, and their gradients split.
+
+        The compiler would else move the activations where it finds that cheaper.
+        """
+        if "fsdp" not in self.mesh.shape:
+            return params
+
+        def gather(leaf, sharding):
+            if sharding.is_fully_replicated:
+                return leaf
+            return _gathered(leaf, sharding, replicated(self.mesh))
+
+        return jax.tree.map(gather, params, self.shardings["params"])
 
     def _advance(self, state, batch, choice, seed, total):
         state, sums = self._add_gradient(state, batch, choice, seed, total)
@@ -246,3 +299,15 @@ class _Programs:
             "step": state["step"] + 1,
         }
         return new_state, metrics
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(leaf, split, whole):
+    """Return an array on every device as a whole; its gradient is split as the array was."""
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+_gathered.defvjp(
+    lambda leaf, split, whole: (_gathered(leaf, split, whole), None),
+    lambda split, whole, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+)

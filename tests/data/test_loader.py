@@ -1,5 +1,7 @@
 """Batches: order from seed and step, canvases, resizing, flips, hosts, and generated data sets."""
 
+import types
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.runtime import team
 
 RNG = np.random.default_rng(0)
 SIZES = np.array([(3, 4)] * 11 + [(4, 3)] * 3, np.int32)
@@ -49,11 +52,14 @@ def test_evaluation_reads_every_image_once():
         loader.Plan(SIZES[:0], 4, seed=0)
 
 
-def test_hosts_read_parts_of_the_same_batches_and_resuming_continues_the_order():
+def test_hosts_read_parts_of_the_same_batches_and_resuming_continues_the_order(monkeypatch):
     source, rows = SyntheticSource(12, 64), DetectionRows(ImageSize(64, 64), 6, flip=True)
     plan = loader.Plan(source.sizes, 4, seed=3)
     batches = list(loader.batches(source, plan, rows, 3, 0, 5))
-    parts = [list(loader.batches(source, plan, rows, 3, 2, 5, host, 2)) for host in (0, 1)]
+    parts = []
+    for host in (0, 1):
+        monkeypatch.setattr(team, "_team", types.SimpleNamespace(index=host, count=2))
+        parts.append(list(loader.batches(source, plan, rows, 3, 2, 5)))
     assert len(batches) == 5
     for step in range(3):
         for name, values in batches[step + 2].items():
