@@ -55,6 +55,19 @@ def tiny_batch(num_images: int = 2, height: int = 64, width: int = 64, seed: int
     }
 
 
+def fixed_proposals(num_images: int = 8) -> dict:
+    """Return a batch that brings its proposals, so that rounding cannot change which are chosen."""
+    batch = {**tiny_batch(num_images), "image_id": np.arange(num_images)}
+    batch["label"] = np.arange(num_images, dtype=np.int32) % 3  # for classifiers
+    rng = np.random.default_rng(5)
+    corner = rng.uniform(0, 40, (num_images, 24, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, (num_images, 24, 2))], -1)
+    boxes[:, :8] = np.repeat(batch["boxes"], 4, 1) + rng.uniform(-2, 2, (num_images, 8, 4))
+    batch["proposals"] = boxes.astype(np.float32)
+    batch["proposals_valid"] = np.ones((num_images, 24), bool)
+    return batch
+
+
 def fresh_variables(model, seed: int = 0):
     """Draw variables of a model in NumPy: `init` would take seconds to compile in each test."""
     rng = np.random.default_rng(seed)

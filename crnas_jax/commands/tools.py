@@ -12,8 +12,15 @@ from absl import flags
 from crnas_jax.arch import zoo
 from crnas_jax.arch.cost.detectors import DETECTORS, NECKS, detector_parts, total
 from crnas_jax.arch.cost.layers import CONVENTIONS
-from crnas_jax.commands.command import Command, config_errors, define_config, define_json
+from crnas_jax.commands.command import (
+    Command,
+    config_errors,
+    define_config,
+    define_hosts,
+    define_json,
+)
 from crnas_jax.errors import UserError
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import write_json
 
 
@@ -31,6 +38,7 @@ def _predict_flags(values, _):
     flags.DEFINE_integer("batch_size", 8, text, 1, flag_values=values)
     text = "Pixels of the largest image that is decoded."
     flags.DEFINE_integer("max_pixels", MAX_PIXELS, text, 1, flag_values=values)
+    define_hosts(values)
 
 
 def _predict(values):
@@ -38,7 +46,7 @@ def _predict(values):
 
     import crnas_jax
     from crnas_jax.data import images
-    from crnas_jax.evaluation.predict import list_images, predictions_to_coco
+    from crnas_jax.evaluation.predict import Prediction, list_images, predictions_to_coco
 
     output = pathlib.Path(values.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
@@ -49,8 +57,15 @@ def _predict(values):
     for file in files:  # before the detector is loaded and compiled
         images.check(file, values.max_pixels)
     detector = crnas_jax.load_detector(values.detector)
-    shown = tqdm(files, unit="image", disable=None)  # on a terminal alone
+    hosts = team.current()
+    shown = tqdm(files[hosts.index :: hosts.count], unit="image", disable=None)  # on a terminal
     predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
+    if hosts.count > 1:
+        parts = team.gather([dataclasses.asdict(prediction) for prediction in predictions])
+        predictions = [
+            Prediction(**parts[number % hosts.count][number // hosts.count])
+            for number in range(len(files))
+        ]
     result = predictions_to_coco(
         [str(file) for file in files], predictions, detector.category_ids, detector.class_names
     )
@@ -294,6 +309,7 @@ COMMANDS = {
         _predict_flags,
         _predict,
         ("detector", "images", "output"),
+        is_joint=True,
     ),
     "ap": Command(
         "Print COCO's twelve metrics, and AP by class, of detections in a file.",

@@ -19,7 +19,7 @@ from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.coco import compact_detections
 from crnas_jax.models.build import Detector
-from crnas_jax.parallel.mesh import make_mesh, put_batch
+from crnas_jax.parallel.mesh import local_mesh, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +149,10 @@ class Predictor:
         padding = (1 << (len(rows) - 1).bit_length()) - len(rows)
         rows += [{**rows[0], "weight": np.float32(0)}] * padding
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        mesh = make_mesh(len(rows), num_devices=1)
         # Below the detector's own threshold another program is needed, above it the detections are
         # the same ones.
         run = self._program(min(min_score, self.detector.options.box.score_threshold))
-        outputs = jax.device_get(run(self.variables, put_batch(mesh, batch)))
+        outputs = jax.device_get(run(self.variables, put_batch(local_mesh(), batch)))
         detections = compact_detections(outputs, batch)
         predictions = {}
         for index, image in images:

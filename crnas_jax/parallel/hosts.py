@@ -191,26 +191,29 @@ class Program:
 
     Before its first run with such arguments all hosts wait until each has compiled it: where one
     compiles for longer than another waits in a collective (30 s on CPUs), the latter would fail.
+
+    Attributes:
+      jitted: the function as `jax.jit` returned it; its attributes are this object's too.
     """
 
     def __init__(self, jitted: Callable):
-        """Wrap a jitted function; its attributes are this object's too."""
-        self._jitted, self._compiled = jitted, set()
+        """Wrap a jitted function."""
+        self.jitted, self._compiled = jitted, set()
 
     def __getattr__(self, name):
-        return getattr(self._jitted, name)
+        return getattr(self.jitted, name)
 
     def __call__(self, *args, **kwargs):
         """Run the function; see the class."""
         if not team.is_joint():
-            return self._jitted(*args, **kwargs)
+            return self.jitted(*args, **kwargs)
         key = _signature((args, kwargs))
         if key not in self._compiled:
-            self._jitted.lower(*args, **kwargs).compile()
+            self.jitted.lower(*args, **kwargs).compile()
             team.current().barrier()
             self._compiled.add(key)
         with waiting("a step"):
-            return self._jitted(*args, **kwargs)
+            return self.jitted(*args, **kwargs)
 
 
 def _signature(tree):

@@ -73,6 +73,11 @@ def make_mesh(
     return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
 
 
+def local_mesh() -> Mesh:
+    """Return a mesh of this host's first device, for work that no other host takes part in."""
+    return Mesh(np.array(jax.local_devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+
+
 def batch_spec(mesh: Mesh) -> PartitionSpec:
     """Return the partition of a batch's first axis: over all devices."""
     return PartitionSpec(mesh.axis_names)

@@ -84,14 +84,14 @@ class Trainer:
           choice: the path of a supernet.
         """
         programs, path = self._programs, self.path_shapes(choice)
-        update = (programs.update, (path, part, choice, self._seed, None))
+        update = (programs.update.jitted, (path, part, choice, self._seed, None))
         (banks, _), (blocks, _) = programs.split(self.shapes), programs.split(path)
         if not banks:
             return [update]
         return [
-            (programs.gather, (banks, choice)),
+            (programs.gather.jitted, (banks, choice)),
             update,
-            (programs.scatter, (banks, blocks, choice)),
+            (programs.scatter.jitted, (banks, blocks, choice)),
         ]
 
     def path_shapes(self, choice=None) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import largest_difference, tiny_batch, tiny_options
+from helpers import fixed_proposals, largest_difference, tiny_batch, tiny_options
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Classifier, Detector
@@ -34,22 +34,9 @@ def _trainer(model, num_devices=1, batch_size=8, seed=0, **options):
     return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed)
 
 
-def _batch(num_images=8):
-    """Return a batch that brings its proposals, so that rounding cannot change which are chosen."""
-    batch = {**tiny_batch(num_images), "image_id": np.arange(num_images)}
-    batch["label"] = np.arange(num_images, dtype=np.int32) % 3  # for classifiers
-    rng = np.random.default_rng(5)
-    corner = rng.uniform(0, 40, (num_images, 24, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, (num_images, 24, 2))], -1)
-    boxes[:, :8] = np.repeat(batch["boxes"], 4, 1) + rng.uniform(-2, 2, (num_images, 8, 4))
-    batch["proposals"] = boxes.astype(np.float32)
-    batch["proposals_valid"] = np.ones((num_images, 24), bool)
-    return batch
-
-
 def _steps(model, num_steps, num_devices=1, num_parts=1, batch=None, **options):
     """Return the state and the losses after some steps on one batch."""
-    batch = _batch() if batch is None else batch
+    batch = fixed_proposals() if batch is None else batch
     trainer = _trainer(model, num_devices, len(batch["image"]), **options)
     state, losses = trainer.init(), []
     for step in range(num_steps):
@@ -101,7 +88,7 @@ def test_the_first_state_is_that_of_the_seed_as_a_constant(seed):
 def test_seeds_share_programs_and_draw_their_own_samples(caplog):
     """From one state a step has other losses, because it samples other anchors and RoIs."""
     trainer, other = (_trainer(Detector(TINY, tiny_options()), seed=seed) for seed in (1, 2))
-    parts = put_parts(trainer.mesh, _batch(), 1)
+    parts = put_parts(trainer.mesh, fixed_proposals(), 1)
     losses = [float(trainer.step(trainer.init(), parts)[1]["loss"])]
     with jax.log_compiles():
         other_start = other.init()
@@ -133,7 +120,7 @@ def test_bfloat16_follows_float32(spec):
 
 def test_accumulation_over_equal_parts_is_the_plain_step():
     """A batch that repeats half of itself has the same statistics as each of its halves."""
-    half = {name: rows[:4] for name, rows in _batch().items()}
+    half = {name: rows[:4] for name, rows in fixed_proposals().items()}
     batch = {name: np.repeat(rows, 2, 0) for name, rows in half.items()}
     model = Detector(SUPERNET, tiny_options())
     plain, losses = _steps(model, 1, batch=batch)
@@ -145,7 +132,7 @@ def test_accumulation_over_equal_parts_is_the_plain_step():
 
 def test_accumulation_weighs_parts_by_their_images():
     """A part of padding alone changes neither the step nor the statistics."""
-    batch = _batch(4)
+    batch = fixed_proposals(4)
     model = CLASSIFIER
     alone, losses = _steps(model, 1, batch={name: rows[::2] for name, rows in batch.items()})
     batch["weight"][1::2] = 0
@@ -159,7 +146,7 @@ def test_accumulation_weighs_parts_by_their_images():
 
 def test_accumulation_weighs_unequal_parts():
     """Parts of three images and one: but for statistics, the gradient is that of all four."""
-    batch = _batch(8)
+    batch = fixed_proposals(8)
     batch["weight"][:] = [1, 1, 1, 0, 1, 0, 0, 0]  # parts of even and odd rows: 3 and 1
     model = CLASSIFIER
     _, losses = _steps(model, 1, num_parts=2, batch=batch)
@@ -185,7 +172,7 @@ def test_clipping_scales_the_gradient_of_the_path():
     trainer = _trainer(model, weight_decay=0.0, clip_norm=0.5)
     before = trainer.init()
     start = jax.device_get(before["params"])
-    parts = put_parts(trainer.mesh, _batch(), 1)
+    parts = put_parts(trainer.mesh, fixed_proposals(), 1)
     after, metrics = trainer.step(before, parts, model.sample(0, 0))
     assert metrics["gradient_norm"] > 0.5
     moved = jax.tree.map(lambda a, b: np.asarray(a) - b, jax.device_get(after["params"]), start)

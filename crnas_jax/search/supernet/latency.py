@@ -11,7 +11,7 @@ import numpy as np
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.models.build import Detector
-from crnas_jax.parallel.mesh import jit_once, make_mesh, put_batch
+from crnas_jax.parallel.mesh import jit_once, local_mesh, put_batch
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest, read_json, write_json
 from crnas_jax.search.supernet.evaluator import SubnetEvaluator
@@ -71,7 +71,7 @@ class LatencyMeter:
     @functools.cached_property
     def _program(self):
         print("latency: compiling, then measuring each network once", flush=True)
-        mesh = make_mesh(1, 1)
+        mesh = local_mesh()
         variables = jit_once(self.detector.init)(jax.random.key(0))
         rng = np.random.default_rng(0)
         batch = {
