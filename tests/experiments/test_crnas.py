@@ -8,45 +8,12 @@ import sys
 import pytest
 from helpers import ENVIRONMENT, ROOT, run_commands
 from orbax.checkpoint import v1 as ocp
-
-from crnas_jax.arch.staged import Arch
-
-TINY = [
-    "--config=configs/quickstart.py",
-    "--config.widths=(4,8,16,32)",
-    "--config.supernet.widths=(4,8,16,32)",
-    "--config.supernet.grids=((1,2),(2,),(1,),(1,2))",
-    "--config.data.synthetic.train=16",
-    "--config.data.synthetic.val=32",
-    "--config.data.synthetic.test=8",
-    "--config.data.min_size=64",
-    "--config.data.max_size=64",
-    "--config.detector.pyramid_channels=16",
-    "--config.detector.head_channels=32",
-    "--config.detector.rpn_samples=32",
-    "--config.detector.pre_nms=(40,40)",
-    "--config.detector.post_nms=(20,20)",
-    "--config.detector.roi_samples=16",
-    "--config.detector.nms_candidates=40",
-    "--config.stage_train.epochs=1",
-    "--config.operation_train.epochs=1",
-    "--config.detector_train.epochs=1",
-    "--config.search.batch_size=8",
-    "--config.search.calibration_images=8",
-    "--config.bootstrap=10",
-    "--config.search.all_zero=continue",
-    "--config.trained_bn_images=8",
-    "--config.refine.finalists=2",
-    "--config.refine.operation_finalists=1",
-    "--config.refine.short=1.0",  # so that finalists and last rung share programs
-]
+from tiny_run import TINY, baseline, check_result, scored
 
 
 def _command(script, workdir, *arguments):
     """Return a command on a baseline of six blocks, in a file beside the working folder."""
-    baseline = workdir.with_name("baseline.json")
-    baseline.write_text(Arch("resnet_basic", (1, 2, 1, 2)).to_json())
-    flags = [f"--workdir={workdir}", f"--config.baseline={baseline}"]
+    flags = [f"--workdir={workdir}", baseline(workdir, (1, 2, 1, 2))]
     return [f"scripts/{script}.py", *TINY, *flags, *arguments]
 
 
@@ -68,33 +35,8 @@ def workdir(tmp_path_factory):
 
 
 def test_the_result_keeps_the_contract(workdir):
-    result = json.loads((workdir / "result.json").read_text())
-    assert result["stage_search"]["evaluated"] == 2
-    assert 2 + 4 + 6 + 6 + 2 <= result["operation_search"]["evaluated"] <= 2 + 4 + 6 + 6 + 4
+    result = check_result(workdir)
     assert result["searched"]["flops"] == pytest.approx(result["baseline"]["flops"], rel=0.02)
-    for network in ("baseline", "stage_only", "searched"):
-        assert {"arch", "flops", "params", "AP", "AP50", "ARl", "per_class"} <= set(result[network])
-        mean = sum(row["AP"] for row in result[network]["seeds"]) / len(result[network]["seeds"])
-        assert result[network]["AP"] == pytest.approx(mean)
-    rows = result["finalists"]["allocation"]
-    assert {tuple(row["arch"]["depths"]) for row in rows} == {(1, 2, 1, 2), (2, 2, 1, 1)}
-    assert all(0 <= row["AP"] <= 1 and 0 <= row["supernet_score"] <= 1 for row in rows)
-    assert len(result["finalists"]["network"]) in (0, 2)  # none where ones were found
-    decision = result["decision"]
-    decided = ("baseline", "stage_only", "searched")
-    assert decision["network"] == result["returned"] in decided
-    assert {"probability", "difference", "ci95", "reason"} <= set(decision)
-    # What is published is the decided network, trained with the run's seed.
-    same = [name for name in decided if result[name]["arch"] == result[decision["network"]]["arch"]]
-    digest = (workdir / "returned" / "variables.sha256").read_text()
-    assert digest == (workdir / same[0] / "variables.sha256").read_text()
-    seconds = dict(result["seconds"])
-    assert seconds.pop("total") == pytest.approx(sum(seconds.values()), abs=0.1)
-    low, high = result["difference"]["ci95"]
-    assert low <= result["difference"]["AP"] <= high
-    journal = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
-    codes = [(row["search"], tuple(row["code"])) for row in journal]
-    assert len(codes) == len(set(codes))
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -135,9 +77,7 @@ def test_another_strategy_scores_nothing_again(workdir, tmp_path):
     assert ": step" not in run["stdout"]
     after = journal.read_text()
     assert after.startswith(before)
-    codes = [json.loads(line) for line in after.splitlines()]
-    codes = [(row["search"], tuple(row["code"]), row["batches"]) for row in codes]
-    assert len(codes) == len(set(codes))
+    scored(folder)
 
 
 def test_a_race_over_two_budgets_within_limits(workdir, tmp_path):

@@ -63,7 +63,7 @@ def training(source, num_devices, epochs, log_every, fsdp=1):
 
 
 def steps(mesh):
-    """Take three steps with proposals and samples fixed; return losses and the leaves after them."""
+    """Take three steps with proposals and samples fixed; return losses, and the state's numbers."""
     model = Detector(TINY, tiny_options())
     trainer = Trainer(model, make_optimizer(OptimizerOptions(), BATCH_SIZE, 10), mesh, 0)
     batch, here = fixed_proposals(BATCH_SIZE), team.current()
@@ -121,7 +121,7 @@ def main(fields):
     few = CocoSource(folder / "images", pathlib.Path(fields["few"]))
     num_devices = fields["num_devices"]
     if fields["do"] == "train":
-        job = training(few, num_devices, 400.0, 50)
+        job = training(few, num_devices, 250.0, 50)
         variables = train(job, output.with_suffix(""))
         save_weights(fields["weights"], job.model, variables)
         return

@@ -1,0 +1,306 @@
+"""Several hosts: the whole procedure on two processes, and how they end when one of them fails.
+
+One fault of each kind in `make test-full`; sixty at random moments in `make campaigns`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+from helpers import ENVIRONMENT, ROOT
+from tiny_run import HANG_SECONDS, HEARTBEAT_SECONDS, Hosts, check_result, joint_flags, scored
+
+pytestmark = pytest.mark.campaign
+
+LOST, STOPPED, MISTAKE, BUG = 75, 143, 2, 1
+# Seconds in which hosts must have ended: they may be loading when a host is lost.
+LIMIT = HEARTBEAT_SECONDS + HANG_SECONDS + 30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the folder of the whole procedure, whose steps ran on two processes one by one.
+
+    The first command begins on one process, which is asked to stop and goes on with two. The last
+    one is asked to stop on one of two, and goes on with one.
+    """
+    workdir = tmp_path_factory.mktemp("joint") / "run"
+    flags = joint_flags(workdir)
+    alone = tiny_run.start("train_supernet", *flags, num_devices=1)
+    _wait_until((workdir / "stage_supernet" / "options.json").exists, 120)
+    alone.send_signal(signal.SIGTERM)
+    _, err = alone.communicate()
+    assert alone.returncode == STOPPED, err
+    for script, *more in (
+        ("train_supernet",),
+        ("search_stage",),
+        ("search_operations",),
+        ("train_detector", "--network=baseline"),
+        ("evaluate", "--network=baseline"),
+    ):
+        (status, out, err), (other, *_) = Hosts.start(script, *flags, *more).wait()
+        assert (status, other) == (0, 0), err
+        assert out
+    hosts = Hosts.start("run_crnas", *flags)
+    _wait_until(lambda: (workdir / "searched").exists() or (workdir / "stage_only").exists(), 120)
+    os.kill(hosts.processes[1].pid, signal.SIGTERM)
+    (status, _, err), (other, *_) = hosts.wait()
+    assert status == other
+    assert status in (0, STOPPED), err
+    alone = tiny_run.start("run_crnas", *flags, num_devices=8)
+    out, err = alone.communicate()
+    assert alone.returncode == 0, err
+    assert "returned: the " in out
+    return workdir
+
+
+def _wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert condition(), "nothing happened"
+
+
+def test_the_procedure_on_two_processes_keeps_the_contract(run):
+    """Same result as on one process; the primary wrote all but the other's log."""
+    result = check_result(run)
+    assert len({tuple(result[name]["arch"]["depths"]) for name in ("baseline", "searched")}) == 2
+    assert [len(result[name]["seeds"]) for name in ("baseline", "searched")] == [2, 2]
+    assert len(scored(run)) > 10
+    log = (run / "logs" / "host-1.txt").read_text()
+    assert "stage_supernet: step 2/2" in log
+    assert "Traceback" not in log
+
+
+def test_predict_on_two_processes(run, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        pixels = rng.integers(0, 255, (64, 48 + 8 * number, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    outputs = [tmp_path / "joint.json", tmp_path / "alone.json"]
+    flags = [f"--detector={run / 'returned'}", f"--images={photos}", "--score=0.0"]
+    (status, out, err), (other, *_) = Hosts.start(
+        "predict", *flags, f"--output={outputs[0]}"
+    ).wait()
+    assert (status, other) == (0, 0), err
+    assert "in 5 images" in out
+    alone = tiny_run.start("predict", *flags, f"--output={outputs[1]}", num_devices=1)
+    assert alone.communicate() is not None
+    joint, expected = (json.loads(file.read_text()) for file in outputs)
+    assert joint["images"] == expected["images"]
+    scores = [[row["score"] for row in result["annotations"]] for result in (joint, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def agreement(shared_data, tmp_path_factory):
+    """Return what one device, eight, and two processes of four computed from the same weights."""
+    folder = tmp_path_factory.mktemp("agreement")
+    content = json.loads((shared_data / "bccd" / "train.json").read_text())
+    ids = sorted(image["id"] for image in content["images"])[:8]
+    content["images"] = [image for image in content["images"] if image["id"] in ids]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
+    (folder / "few.json").write_text(json.dumps(content))
+    fields = {"folder": str(shared_data / "bccd"), "few": str(folder / "few.json")}
+    fields |= {"weights": str(folder / "weights"), "num_devices": 1}
+
+    def start(name, num_devices, flags="", **more):
+        flags = f"{flags} --xla_force_host_platform_device_count={num_devices}"
+        content = {**fields, "output": str(folder / f"{name}.npz"), "do": "compare", **more}
+        return subprocess.Popen(
+            [sys.executable, "tests/parallel/agreement.py", json.dumps(content)],
+            cwd=ROOT,
+            env={**ENVIRONMENT, "XLA_FLAGS": flags},
+        )
+
+    quick = ENVIRONMENT["XLA_FLAGS"]
+    well = "--xla_backend_optimization_level=3"
+    assert start("train", 1, well, do="train").wait() == 0
+    for name, num_devices in (("one", 1), ("eight", 8)):
+        assert start(name, num_devices, quick, num_devices=num_devices).wait() == 0
+    cluster = {"coordinator": f"localhost:{tiny_run.free_port()}", "count": 2}
+    processes = [
+        start("two", 4, quick, num_devices=8, cluster={**cluster, "index": index})
+        for index in range(2)
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    return {name: np.load(folder / f"{name}.npz") for name in ("one", "eight", "two")}
+
+
+@pytest.mark.parametrize("name", ["eight", "two"])
+def test_devices_and_hosts_compute_the_same(agreement, name):
+    one, other = agreement["one"], agreement[name]
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4)
+    np.testing.assert_allclose(other["leaves"], one["leaves"], atol=1e-4)
+    np.testing.assert_array_equal(other["ids"], one["ids"])
+    np.testing.assert_array_equal(other["paths"], one["paths"])
+    assert float(other["mean_loss"]) == pytest.approx(float(one["mean_loss"]), rel=0.02)
+    assert min(one["scores"]) > 0.2
+    np.testing.assert_allclose(other["scores"], one["scores"], atol=1e-3)
+
+
+class Training:
+    """A supernet's training on two processes that would go on for hours, in one folder.
+
+    Attributes:
+      workdir: the working folder.
+      folder: the training's.
+    """
+
+    def __init__(self, workdir):
+        """Name the folder."""
+        self.workdir, self.folder = workdir, workdir / "stage_supernet"
+        self._flags = [
+            *joint_flags(workdir),
+            "--config.stage_train.epochs=100000",
+            "--config.stage_train.checkpoint_seconds=0.5",
+            "--config.stage_train.log_every=1",
+        ]
+
+    def start(self, **options):
+        """Start the processes; see `Hosts.start`."""
+        return Hosts.start("train_supernet", *self._flags, num_devices=1, **options)
+
+    def steps(self):
+        """Return the logged steps; each is logged once."""
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+    def saved(self):
+        """Return the last whole checkpoint's step."""
+        names = [path.name for path in (self.folder / "checkpoints").glob("[0-9]*")]
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def run_until_steps(self, hosts, count=4):
+        """Wait until some further steps are logged."""
+        begun = self.saved()
+        _wait_until(lambda: sum(step > begun for step in self.steps()[-50:]) >= count, 120)
+        assert all(process.poll() is None for process in hosts.processes)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    return Training(tmp_path_factory.mktemp("faults") / "run")
+
+
+def _signal(host, number, to_worker=True):
+    """Return a function that sends a signal to a host's worker, or to its supervisor."""
+
+    def send(hosts):
+        os.kill(hosts.worker(host) if to_worker else hosts.processes[host].pid, number)
+
+    return send
+
+
+def _nothing(hosts):
+    """Leave it to what the processes were started with."""
+
+
+PRIMARY, OTHER = 0, 1
+# Options of `Hosts.start`, what is done after some steps, the statuses, and what the screen of
+# which host says.
+FAULTS = {
+    "primary killed": ({}, _signal(PRIMARY, 9), [LOST, LOST], OTHER, "host 0: lost"),
+    "other killed": ({}, _signal(OTHER, 9), [LOST, LOST], PRIMARY, "host 1: lost"),
+    "supervisor killed": ({}, _signal(OTHER, 9, False), [LOST, -9], PRIMARY, "host 1: lost"),
+    "asked to stop": ({}, _signal(OTHER, 15, False), [STOPPED, STOPPED], PRIMARY, "stopped: "),
+    "interrupted": ({}, _signal(PRIMARY, 2), [STOPPED, STOPPED], PRIMARY, "stopped: "),
+    "primary stopped": ({}, _signal(PRIMARY, 19), [LOST, LOST], PRIMARY, "--hang_seconds"),
+    "bug": ({"faults": {1: ("fail", 25)}}, _nothing, [BUG, BUG], PRIMARY, "host 1: KeyError"),
+    "hang": ({"faults": {1: ("hang", 25)}}, _nothing, [LOST, LOST], PRIMARY, "--hang_seconds"),
+    "full disk": (
+        {"faults": {0: ("full disk", 25)}},
+        *(_nothing, [MISTAKE, MISTAKE], PRIMARY, "make room"),
+    ),
+    "no numbers": (
+        {"faults": {1: ("no numbers", 25)}},
+        *(_nothing, [MISTAKE, MISTAKE], PRIMARY, "not finite"),
+    ),
+    "another config": (
+        {"own_flags": {1: ["--config.seed=1"]}},
+        *(_nothing, [MISTAKE, MISTAKE], PRIMARY, "host 1: config.seed: 1, on host 0 0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_host_ends_as_defined(training, name):
+    """With one line on the screen; the training goes on from its last checkpoint."""
+    options, act, statuses, host, line = FAULTS[name]
+    before = training.saved()
+    hosts = training.start(**options)
+    if act is not _nothing:
+        training.run_until_steps(hosts)
+        act(hosts)
+    results = hosts.wait(LIMIT + 60)
+    assert [status for status, *_ in results] == statuses, results
+    screen = results[host][2]
+    assert line in screen, screen
+    assert screen.count("error: ") + screen.count("stopped: ") == 1, screen
+    if name != "bug":
+        assert "Traceback" not in screen
+    assert training.saved() >= before
+    steps = training.steps()
+    assert len(steps) == len(set(steps))
+    if act is not _nothing:
+        assert training.saved() > before
+
+
+def test_a_damaged_checkpoint_is_passed_over(training):
+    """Once more on two processes: the one before it loads, on both."""
+    damaged = training.saved()
+    files = (training.folder / "checkpoints" / str(damaged)).rglob("*")
+    largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    hosts = training.start()
+    _wait_until(lambda: (training.folder / "checkpoints" / f"unreadable-{damaged}").exists(), 120)
+    training.run_until_steps(hosts)
+    hosts.processes[0].send_signal(signal.SIGTERM)
+    (status, out, _), _ = hosts.wait()
+    assert status == STOPPED
+    assert f"stage_supernet: step {damaged}/" not in out
+
+
+def test_a_stopped_primary_that_wakes_after_a_restart_writes_nothing(training):
+    """Where the mount does not honour locks, it sees that another run has gone on."""
+    no_locks = {"faults": dict.fromkeys((0, 1), ("no locks", 0))}
+    first = training.start(**no_locks)
+    training.run_until_steps(first)
+    stopped = [first.processes[0].pid, first.worker(0)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    second = training.start(**no_locks)
+    _, err = first.processes[1].communicate(timeout=LIMIT)
+    assert first.processes[1].returncode == LOST, err
+    training.run_until_steps(second)
+    token = (training.workdir / ".generation").read_text()
+    for pid in reversed(stopped):
+        os.kill(pid, signal.SIGCONT)
+    first.processes[0].communicate(timeout=LIMIT)
+    assert first.processes[0].returncode in (MISTAKE, LOST)
+    training.run_until_steps(second)
+    second.processes[0].send_signal(signal.SIGTERM)
+    assert [status for status, *_ in second.wait()] == [STOPPED, STOPPED]
+    assert (training.workdir / ".generation").read_text() == token
+    steps = training.steps()
+    assert steps == sorted(set(steps))
+
+
+def test_folders_that_are_not_shared_are_refused(training, tmp_path):
+    own = {host: [f"--workdir={tmp_path / str(host)}"] for host in (0, 1)}
+    (status, _, err), (other, *_) = training.start(own_flags=own).wait()
+    assert (status, other) == (MISTAKE, MISTAKE)
+    assert "host 1 cannot see what host 0 writes there" in err
