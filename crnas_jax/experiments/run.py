@@ -93,6 +93,7 @@ class Run:
     def record(self) -> None:
         """Write the config into the working folder, for who goes on there without a config."""
         self.workdir.record(self.config.to_dict(), self.data_digests)
+        log_to(self.path / "logs" / f"host-{team.current().index}.txt")
 
 
 def open_run(
@@ -142,7 +143,6 @@ def open_run(
     else:
         workdir.claim(config.to_dict(), run.data_digests)
         workdir.consent(config.to_dict())
-        log_to(run.path / "logs" / f"host-{team.current().index}.txt")
         try:
             Journal(journal_file(run), "")  # refuses a damaged one now
         except UserError:

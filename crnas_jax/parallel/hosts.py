@@ -31,6 +31,8 @@ _EPOCH = 256
 _PREFIX, _FAILED, _GONE = "crnas_jax", "crnas_jax/failed", "crnas_jax/gone"
 # Seconds in which hosts leave together after a failure.
 _LEAVING = 5.0
+# Seconds in which all hosts have to be there: launchers start them minutes apart.
+_STARTING = 300
 # Of an exception that another host's end may have caused.
 _OF_OTHERS = ("gloo", "peer", "socket", "nccl", "coordination", "unavailable", "cancelled")
 
@@ -57,7 +59,7 @@ class Hosts:
             cluster.index,
             list(cluster.local_devices) if cluster.local_devices else None,
             cluster_detection_method="deactivate",
-            initialization_timeout=max(heartbeat_seconds, 60),
+            initialization_timeout=max(heartbeat_seconds, _STARTING),
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
@@ -221,7 +223,7 @@ def _signature(tree):
     shapes = tuple(
         (leaf.shape, str(leaf.dtype), getattr(leaf, "sharding", None))
         if hasattr(leaf, "dtype")
-        else leaf
+        else (leaf if isinstance(leaf, str | bool) else type(leaf))
         for leaf in leaves
     )
     return structure, shapes

@@ -130,7 +130,7 @@ class _Child:
 
     def __init__(self, work, host, options):
         self._host, self._options, self._is_stopping = host, options, False
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115, the child writes to it for long
         self._reports, pipe = os.pipe()
         life, self._life = os.pipe()
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from crnas_jax.runtime.step_key import StepKey
 FORMAT = 3
 _ANOTHER = "restore it, or choose another --workdir"
 # Within which a file of one host has to appear on the others.
-_SHARED_SECONDS = 30.0
+_SHARED_SECONDS = 15.0
 _SET_ASIDE = "set_aside"
 
 
@@ -53,29 +53,21 @@ class Workdir:
           UserError: another process works here, the folder belongs to other data or has another
             format, or it cannot be written.
         """
-        if "://" in str(self.path) or re.match(r"[a-z0-9]{2,}:/", str(self.path)):
+        if re.match(r"[a-z0-9]{2,}:/", str(self.path)):  # a path's form of gs://
             remedy = "mount the bucket on every host, and name a folder of the mount"
             raise UserError(self.path, "--workdir", "an address, not a folder", remedy)
-        token = team.decide(self._claim, config, data)
-        try:
-            self._require_shared(token)
-        except UserError:
-            self.release()
-            raise
+        team.decide(self._claim, config, data)
 
     def _claim(self, config, data):
-        """Claim the folder for the primary; return its token."""
         self._take_lock()
         try:
             self.require_same_data(data)
-            token = ownership.claim(self.path)
             if not (self.path / "config.json").exists():
                 content = {"format": FORMAT, "config": config, "data": data}
                 write_json(self.path / "config.json", content)
         except UserError:
             self.release()
             raise
-        return token
 
     def _require_shared(self, token):
         """Raise UserError unless every process sees what the primary wrote."""
@@ -138,7 +130,14 @@ class Workdir:
             self.redo = True
 
     def record(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
-        """Write the config that the folder is worked on with; the data of further splits too."""
+        """Write the config that the folder is worked on with; the data of further splits too.
+
+        From then on no earlier run writes here any more (`ownership`).
+
+        Raises:
+          UserError: a process of the team does not see the folder.
+        """
+        self._require_shared(team.decide(ownership.claim, self.path))
         team.decide(self._record, config, data)
 
     def _record(self, config, data):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crnas_jax.evaluation.average_precision import RECORD_FIELDS
+from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest, replacing
 from crnas_jax.runtime.ownership import may_write
 
@@ -18,7 +19,7 @@ from crnas_jax.runtime.ownership import may_write
 class ResultCache:
     """Matches by code and mini-batch, or statistics or draws by code, of one search.
 
-    Of several hosts the primary alone reads and writes it.
+    Of several hosts the primary alone reads and writes it, for all.
 
     A file holds several codes. Files appear whole or not at all; a file that cannot be read counts
     as absent.
@@ -40,7 +41,11 @@ class ResultCache:
         self._write("matches", codes, batch=np.int64(batch), counts=counts, **arrays)
 
     def matches(self) -> dict[tuple, dict]:
-        """Return all stored records by (code, mini-batch)."""
+        """Return all stored records by (code, mini-batch); on other hosts None in their places."""
+        records = self._matches() if team.is_primary() else {}
+        return {key: records.get(key) for key in team.decide(lambda: list(records))}
+
+    def _matches(self):
         records = {}
         for codes, file in self._read("matches"):
             ends = np.cumsum(file["counts"])
@@ -58,6 +63,9 @@ class ResultCache:
 
     def statistics(self) -> dict[tuple, list[np.ndarray]]:
         """Return all stored statistics by code, leaves in the order given."""
+        return team.decide(self._statistics)
+
+    def _statistics(self):
         statistics = {}
         for codes, file in self._read("statistics"):
             leaves = [file[name] for name in sorted(file) if name.startswith("leaf")]
@@ -71,6 +79,9 @@ class ResultCache:
 
     def draws(self) -> dict[tuple, np.ndarray]:
         """Return all stored draws by code."""
+        return team.decide(self._draws)
+
+    def _draws(self):
         draws = {}
         for codes, file in self._read("draws"):
             draws |= dict(zip(codes, file["draws"], strict=True))

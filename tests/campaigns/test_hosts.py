@@ -3,6 +3,8 @@
 One fault of each kind in `make test-full`; sixty at random moments in `make campaigns`.
 """
 
+import collections
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +20,9 @@ from tiny_run import HANG_SECONDS, HEARTBEAT_SECONDS, Hosts, check_result, joint
 
 pytestmark = pytest.mark.campaign
 
+# A whole campaign, as in `test_kills`.
+WHOLE = int(os.environ.get("CAMPAIGN_KILLS", "3")) >= 20
+NUM_FAULTS = int(os.environ.get("CAMPAIGN_FAULTS", "60"))
 LOST, STOPPED, MISTAKE, BUG = 75, 143, 2, 1
 # Seconds in which hosts must have ended: they may be loading when a host is lost.
 LIMIT = HEARTBEAT_SECONDS + HANG_SECONDS + 30
@@ -225,7 +230,7 @@ FAULTS = {
     ),
     "no numbers": (
         {"faults": {1: ("no numbers", 25)}},
-        *(_nothing, [MISTAKE, MISTAKE], PRIMARY, "not finite"),
+        *(_nothing, [MISTAKE, MISTAKE], PRIMARY, "loss nan"),
     ),
     "another config": (
         {"own_flags": {1: ["--config.seed=1"]}},
@@ -304,3 +309,131 @@ def test_folders_that_are_not_shared_are_refused(training, tmp_path):
     (status, _, err), (other, *_) = training.start(own_flags=own).wait()
     assert (status, other) == (MISTAKE, MISTAKE)
     assert "host 1 cannot see what host 0 writes there" in err
+
+
+# What may befall hosts at any moment of a run: like `FAULTS`, but with any status that is fair
+# there, since the run may end first, or be loading.
+_ENDS = {0, LOST, STOPPED}
+RANDOM_FAULTS = {
+    "primary killed": (None, _signal(PRIMARY, 9), _ENDS),
+    "other killed": (None, _signal(OTHER, 9), _ENDS),
+    "supervisor killed": (None, _signal(PRIMARY, 9, False), {*_ENDS, -9}),
+    "asked to stop": (None, _signal(OTHER, 15, False), {0, STOPPED}),
+    "other stopped": (None, _signal(OTHER, 19), _ENDS),
+    "bug": ((OTHER, "fail"), None, {0, BUG}),
+    "bug of the primary": ((PRIMARY, "fail"), None, {0, BUG}),
+    "hang": ((OTHER, "hang"), None, _ENDS),
+    "full disk": ((PRIMARY, "full disk"), None, {0, MISTAKE}),
+    "torn files": (None, _signal(PRIMARY, 9), _ENDS),
+    "damaged checkpoint": (None, _signal(OTHER, 9), _ENDS),
+}
+
+
+def _tear(workdir):
+    """Leave the files as a crash of the machine would."""
+    with (workdir / "journal.jsonl").open("a") as file:
+        file.write('{"format": 2, "search": "st')
+    for file in workdir.glob("*/metrics.jsonl"):
+        with file.open("a") as log:
+            log.write('{"step": 9')
+    (workdir / "config.json.tmp").write_text("{")
+
+
+def _damage(workdir):
+    """Change a byte of the last checkpoint of a training that is not finished."""
+    for folder in workdir.glob("*/checkpoints"):
+        steps = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+        if len(steps) > 1 and not (folder.parent / "result.json").exists():
+            files = (folder / str(steps[-1])).rglob("*")
+            largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
+            content = bytearray(largest.read_bytes())
+            content[len(content) // 2] ^= 1
+            largest.write_bytes(content)
+
+
+@pytest.mark.skipif(not WHOLE, reason="sixty faults; see make campaigns")
+def test_sixty_faults_at_random_moments_lose_nothing_finished(tmp_path):
+    """No finished step or score is lost or repeated; the decision is that of a run without faults.
+
+    The runs go on on two processes; after one that ends, the next faults meet a new one.
+    """
+    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    frequent = [
+        f"--config.{recipe}.{field}"
+        for recipe in ("stage_train", "operation_train", "detector_train")
+        for field in ("checkpoint_seconds=0.1", "epochs=10")
+    ]
+    expected, total = None, 0.0
+    table, number, runs = collections.Counter(), 0, 0
+    names = [name for name in RANDOM_FAULTS for _ in range(6)][:NUM_FAULTS]
+    rng.shuffle(names)
+    workdir = tmp_path / "whole"
+    start = time.monotonic()
+    (status, *_), _ = Hosts.start("run_crnas", *joint_flags(workdir), *frequent).wait(900)
+    assert status == 0
+    total, expected = time.monotonic() - start, _finished(workdir)
+    while number < len(names):
+        runs += 1
+        workdir, status = tmp_path / f"run{runs}", None
+        flags = [*joint_flags(workdir), *frequent]
+        while status != 0 and number < len(names):
+            name = names[number]
+            status = _one_fault(name, workdir, flags, rng.uniform(5, 60), table)
+            number += 1
+        print(f"run {runs}: {number} faults", flush=True)
+    (status, _, err), _ = Hosts.start("run_crnas", *flags).wait(900)
+    assert status == 0, err
+    assert _finished(workdir).keys() == expected.keys()
+    print(f"\n{number} faults in {runs} runs of {total:.0f} s without any:")
+    for (name, phase), count in sorted(table.items()):
+        print(f"{count:3} {name}, {phase}")
+
+
+def _finished(workdir):
+    """Return the results of finished steps, as they stand in their files."""
+    return {
+        str(file.relative_to(workdir)): file.read_text()
+        for file in workdir.rglob("result.json")
+        if file.parent != workdir and "set_aside" not in file.parts
+    }
+
+
+def _phase(workdir):
+    """Return the step that was begun last."""
+    begun = [
+        file for file in workdir.rglob("key.json") if not file.with_name("result.json").exists()
+    ]
+    latest = max(begun, key=lambda file: file.stat().st_mtime, default=None)
+    return "between steps" if latest is None else str(latest.parent.relative_to(workdir))
+
+
+def _one_fault(name, workdir, flags, moment, table):
+    """Have a run meet a fault; check that nothing finished is lost; return its status."""
+    fault, act, statuses = RANDOM_FAULTS[name]
+    finished = _finished(workdir)
+    scores = scored(workdir) if (workdir / "journal.jsonl").exists() else {}
+    faults = {fault[0]: (fault[1], moment)} if fault else {}
+    hosts = Hosts.start("run_crnas", *flags, faults=faults)
+    if act is not None:
+        end = time.monotonic() + moment
+        while time.monotonic() < end and hosts.processes[0].poll() is None:
+            time.sleep(0.1)
+        with contextlib.suppress(OSError, IndexError):  # it had come to its end
+            act(hosts)
+    if name == "other stopped":
+        time.sleep(HEARTBEAT_SECONDS + 5)
+        with contextlib.suppress(OSError, IndexError):
+            _signal(OTHER, signal.SIGCONT)(hosts)
+    results = hosts.wait(LIMIT if act else 300)
+    assert {status for status, *_ in results} <= statuses, (name, results)
+    table[name, _phase(workdir)] += 1
+    if name == "torn files" and (workdir / "journal.jsonl").exists():
+        _tear(workdir)
+    if name == "damaged checkpoint":
+        _damage(workdir)
+    after = _finished(workdir)
+    assert {step: after.get(step) for step in finished} == finished
+    if (workdir / "journal.jsonl").exists() and name != "torn files":
+        now = scored(workdir)
+        assert {key: now.get(key) for key in scores} == scores
+    return results[0][0]

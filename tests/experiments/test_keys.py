@@ -163,15 +163,11 @@ class _Scores(TrainedScores):
 
     ap_of = staticmethod(lambda code: 0.0)
 
-    def _match(self, codes):
-        for code in codes:
-            self.detections_of(code)
-            ap = self.ap_of(code)
-            self._tables[code] = types.SimpleNamespace(
-                metrics=lambda ap=ap: {"AP": ap},
-                bootstrap_ap=lambda weights, ap=ap: np.full(len(weights), ap),
-            )
-            yield code, self._tables[code]
+    def _match(self, code, detections):
+        ap = self.ap_of(code)
+        self._tables[code] = types.SimpleNamespace(
+            metrics=lambda: {"AP": ap}, bootstrap_ap=lambda weights: np.full(len(weights), ap)
+        )
 
 
 @pytest.fixture(scope="module")

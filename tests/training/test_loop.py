@@ -126,6 +126,8 @@ def test_a_batch_the_devices_cannot_share_is_refused():
         make_mesh(6, 8)
     with pytest.raises(UserError, match="are there"):
         make_mesh(6, 1000)
+    with pytest.raises(UserError, match="fsdp: 3 on 8 devices; give a divisor"):
+        make_mesh(8, 8, fsdp=3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(tmp_path):
@@ -173,6 +175,34 @@ def test_a_training_that_was_asked_to_stop_resumes_to_the_same_result(tmp_path, 
     quicker = dataclasses.replace(options, log_every=3, checkpoint_seconds=1.0)
     again = train(dataclasses.replace(job, options=quicker), tmp_path / "cut")
     assert largest_difference(whole, again) == 0
+
+
+def test_a_state_that_is_split_goes_on_whole_and_on_other_devices(tmp_path, monkeypatch):
+    """Eight devices in groups of four, then one, then eight in groups of two: as on one alone."""
+    model = Classifier(SMALL, ClassifierOptions(9))
+    source, rows = SyntheticClassification(16, 32), ClassificationRows(32, augment=False)
+    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
+
+    def run(name, num_devices, fsdp, num_steps):
+        options = TrainOptions(3, 8, optimizer, log_every=1, num_devices=num_devices, fsdp=fsdp)
+        answers = iter([False] * (num_steps - 1) + [True])
+        monkeypatch.setattr(interruption, "requested", lambda: next(answers, False))
+        job = TrainingJob("classifier", model, source, rows, options)
+        return jax.device_get(train(job, tmp_path / name))
+
+    for num_devices, fsdp in ((8, 4), (1, 1)):
+        with pytest.raises(interruption.Stopped):
+            run("parts", num_devices, fsdp, 2)
+    parts, whole = run("parts", 8, 2, 2), run("whole", 1, 1, 6)
+    assert largest_difference(parts, whole) < 1e-5
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("parts", "whole")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    trainer = Trainer(model, make_optimizer(optimizer, 8, 6), make_mesh(8, 8, fsdp=4), 0)
+    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(trainer.shapes["opt_state"])}
+    assert len(specs) > 1
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ CLASSIFIER = Classifier(TINY, ClassifierOptions(3))
 
 
 @functools.cache  # what one test traced serves the others
-def _trainer(model, num_devices=1, batch_size=8, seed=0, **options):
+def _trainer(model, num_devices=1, batch_size=8, seed=0, fsdp=1, **options):
     optimizer = make_optimizer(OptimizerOptions(**options), batch_size, 10)
-    return Trainer(model, optimizer, make_mesh(batch_size, num_devices), seed)
+    return Trainer(model, optimizer, make_mesh(batch_size, num_devices, fsdp=fsdp), seed)
 
 
 def _steps(model, num_steps, num_devices=1, num_parts=1, batch=None, **options):
@@ -193,14 +193,14 @@ def _cascade_options():
 
 
 @pytest.mark.parametrize(
-    ("spec", "options"),
-    [(TINY, tiny_options()), (SUPERNET, tiny_options()), (MOBILE, _cascade_options())],
-    ids=["network", "supernet", "cascade mask"],
+    ("spec", "options", "fsdp"),
+    [(TINY, tiny_options(), 1), (SUPERNET, tiny_options(), 4), (MOBILE, _cascade_options(), 1)],
+    ids=["network", "split supernet", "cascade mask"],
 )
-def test_steps_export_for_accelerators(spec, options):
+def test_steps_export_for_accelerators(spec, options, fsdp):
     """Training, and detection on 8 devices, use nothing that only the CPU has."""
     model = Detector(spec, options, precision="bfloat16")
-    trainer = _trainer(model, num_devices=8)
+    trainer = _trainer(model, num_devices=8, fsdp=fsdp)
     batch = {**tiny_batch(8), "image_id": np.arange(8)}
     batch["masks"] = np.zeros((8, 2, 8, 8), np.uint8)
     part = put_batch(trainer.mesh, batch)

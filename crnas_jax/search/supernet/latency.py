@@ -40,19 +40,25 @@ class LatencyMeter:
     def milliseconds(self, arch: Arch) -> float:
         """Return the median of several runs after a warm-up; a network is measured once.
 
-        Of several hosts the primary measures, on its first device.
+        Of several hosts each measures on its first device, at the same time; the primary's counts.
         """
-        return team.decide(self._milliseconds, arch)
-
-    def _milliseconds(self, arch):
         around = digest(repr(self.detector.options), self.detector.precision, repr(self.canvas))
         key = f"{jax.devices()[0].device_kind}, {around}: {arch.to_json()}"
-        if key not in self._measured:
+        milliseconds = team.decide(self._stored, key)
+        if milliseconds is None:
             spec = self.detector.spec
             operations = [spec.dilations.index(dilation) for dilation in arch.dilations]
-            self._measured[key] = self._measure(spec.choice(arch.depths, operations))
-            write_json(self.file, self._measured)
-        return self._measured[key]
+            own = self._measure(spec.choice(arch.depths, operations))
+            milliseconds = team.decide(self._store, key, own)
+        return milliseconds
+
+    def _stored(self, key):
+        return self._measured.get(key)
+
+    def _store(self, key, milliseconds):
+        self._measured[key] = milliseconds
+        write_json(self.file, self._measured)
+        return milliseconds
 
     @functools.cached_property
     def _measured(self):

@@ -1,7 +1,6 @@
 """From subnets to AP with inherited weights, every score journaled."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -194,10 +193,10 @@ class SubnetScorer:
         if missing:
             start = time.monotonic()
             records = self._records(search, missing, choice_of, label or search, num_batches)
-            scores = team.decide(self._scores, records, missing, num_batches)
+            scores = self._of_tables(_score, records, missing, num_batches)
             seconds = round((time.monotonic() - start) / len(missing), 3)
             for code, fields in zip(missing, scores, strict=True):
-                score = Score(**fields)
+                score = Score(**fields, num_batches=num_batches)
                 self.journal.add(search, code, score, seed=self._options.seed, seconds=seconds)
             if not keep_matches:
                 self.clear(search)
@@ -213,22 +212,14 @@ class SubnetScorer:
         options = self._options
         key = f"{search} {num_batches} {options.bootstrap_samples} {options.seed}"
         cache = self._cache("draws", key)
-        draws = team.decide(cache.draws)
+        draws = cache.draws()
         missing = [code for code in codes if code not in draws]
         if missing:
             records = self._records(search, missing, choice_of, search, num_batches)
-            new_draws = team.decide(self._new_draws, records, missing, num_batches)
+            new_draws = self._of_tables(MatchTable.bootstrap_ap, records, missing, num_batches)
             cache.add_draws(missing, new_draws)
             draws |= dict(zip(missing, new_draws, strict=True))
         return np.stack([draws[code] for code in codes])
-
-    def _new_draws(self, records, codes, num_batches):
-        weights = self._bootstrap_weights(num_batches)
-
-        def bootstrap(code):
-            return self._table(records, code, num_batches).bootstrap_ap(weights)
-
-        return list(map_in_threads(bootstrap, codes))
 
     def clear(self, search: str) -> None:
         """Remove the matches of a search, when all it needs is in the journal."""
@@ -245,17 +236,14 @@ class SubnetScorer:
         parts = [records[code, batch] for batch in range(num_batches)]
         return MatchTable.from_records(self._ground_truth, parts, self.image_ids(num_batches))
 
-    def _scores(self, records, codes, num_batches):
-        """Return the fields of the codes' scores."""
+    def _of_tables(self, function, records, codes, num_batches):
+        """Return the function of each code's match table and the bootstrap's weights."""
         weights = self._bootstrap_weights(num_batches)
-        score = functools.partial(self._score, records, num_batches, weights)
-        return list(map(dataclasses.asdict, map_in_threads(score, codes)))
 
-    def _score(self, records, num_batches, weights, code):
-        table = self._table(records, code, num_batches)
-        ap = table.metrics()["AP"]
-        interval = confidence_interval(table.bootstrap_ap(weights), ap)
-        return Score(ap, interval, num_batches, len(table.num_objects))
+        def run(code):
+            return function(self._table(records, code, num_batches), weights)
+
+        return team.decide(map_in_threads, run, codes)
 
     def _records(self, search, codes, choice_of, label, num_batches):
         """Return the match records by (code, mini-batch); compute what is not cached.
@@ -263,9 +251,7 @@ class SubnetScorer:
         Of several hosts the primary has them, the others None in their places.
         """
         cache = self._cache("matches", search)
-        records = cache.matches() if team.is_primary() else {}
-        cached = team.decide(lambda: list(records))
-        records = {key: records.get(key) for key in cached}
+        records = cache.matches()
         todo = [[code for code in codes if (code, b) not in records] for b in range(num_batches)]
         first = next((b for b in range(num_batches) if todo[b]), num_batches)
         if first == num_batches:
@@ -331,7 +317,7 @@ class SubnetScorer:
         }
         # The seed draws the images for statistics.
         cache = self._cache("statistics", options.seed)
-        cached = team.decide(cache.statistics)
+        cached = cache.statistics()
         plan, num_batches = options.calibration_plan(self._train)
         # In sorted order neighbours share most blocks.
         missing = sorted(code for code in codes if path_of[code] not in cached)
@@ -354,3 +340,10 @@ class SubnetScorer:
         to_row = DetectionRows(self._options.size)
         for batch in loader.batches(source, plan, to_row, start=start, stop=stop):
             yield batch, put_batch(self._mesh, batch)
+
+
+def _score(table, weights):
+    """Return the fields of a score but for its mini-batches."""
+    ap = table.metrics()["AP"]
+    interval = confidence_interval(table.bootstrap_ap(weights), ap)
+    return {"value": ap, "interval": interval, "num_images": len(table.num_objects)}
