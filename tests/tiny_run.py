@@ -59,7 +59,7 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
-HEARTBEAT_SECONDS, HANG_SECONDS = 10, 20
+HEARTBEAT_SECONDS, HANG_SECONDS = 10, 40
 
 
 def baseline(workdir, depths):

@@ -4,12 +4,15 @@ Batches are split over all devices. The axis `data` is there always; with an axi
 the state of a training is split over that one (`state_shardings`).
 """
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
@@ -92,12 +95,54 @@ def state_sharding(mesh: Mesh, shape: tuple[int, ...], first_axis: int = 0) -> N
       first_axis: axes before it are not split, such as the rows of a bank: a path takes some rows,
         which every device would have to send to all others.
     """
+    return NamedSharding(mesh, _state_spec(mesh, shape, first_axis))
+
+
+def _state_spec(mesh, shape, first_axis):
     parts = mesh.shape.get("fsdp", 1)
     axes = [axis for axis in range(first_axis, len(shape)) if shape[axis] % parts == 0]
     if parts == 1 or not axes or math.prod(shape[first_axis:]) < _SMALL:
-        return replicated(mesh)
+        return PartitionSpec()
     axis = max(axes, key=lambda axis: (shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def gathered(parameters: PyTree) -> PyTree:
+    """Return parameters on every device as wholes, where the mesh in context splits them.
+
+    Their gradients are split as they are. Without this the compiler would move the activations
+    where it finds that cheaper; where it stands decides how long the wholes are in memory.
+
+    Args:
+      parameters: arrays as `state_sharding` splits them, banks without their rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.shape:
+        return parameters
+
+    def gather(leaf):
+        spec = _state_spec(mesh, leaf.shape, 0)
+        return leaf if spec == PartitionSpec() else _gathered(leaf, spec)
+
+    return jax.tree.map(gather, parameters)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(leaf, spec):
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
+
+
+_gathered.defvjp(
+    lambda leaf, spec: (_gathered(leaf, spec), None),
+    lambda spec, _, gradient: (jax.lax.with_sharding_constraint(gradient, spec),),
+)
+
+
+def splitting(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Return the context in which `gathered` knows the mesh."""
+    if "fsdp" not in mesh.shape:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

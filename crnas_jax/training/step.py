@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.models.supernet.banks import WHOLE, gather, scatter
 from crnas_jax.parallel import hosts
-from crnas_jax.parallel.mesh import jit_once, replicated, state_sharding
+from crnas_jax.parallel.mesh import gathered, jit_once, replicated, splitting, state_sharding
 from crnas_jax.training.job import Trainable
 
 
@@ -244,9 +244,15 @@ class _Programs:
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(batch["image_key"])
 
         def loss(params):
-            params = self._whole_params(params)
-            variables = {"params": params, "batch_stats": state["batch_stats"]}
-            losses, batch_stats = self.model.losses(variables, batch, choice, keys)
+            with splitting(self.mesh):
+                # A bank's blocks are gathered where each is run.
+                whole = jax.tree.map(
+                    lambda is_bank, leaf: leaf if is_bank else gathered(leaf),
+                    self._is_bank["params"],
+                    params,
+                )
+                variables = {"params": whole, "batch_stats": state["batch_stats"]}
+                losses, batch_stats = self.model.losses(variables, batch, choice, keys)
             return sum(losses.values()), (losses, batch_stats)
 
         gradient, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state["params"])
@@ -256,21 +262,6 @@ class _Programs:
         if total is not None:
             sums = jax.tree.map(jnp.add, total, sums)
         return {**state, "batch_stats": batch_stats}, sums
-
-    def _whole_params(self, params):
-        """Have parameters that are split gathered where they are used, and their gradients split.
-
-        The compiler would else move the activations where it finds that cheaper.
-        """
-        if "fsdp" not in self.mesh.shape:
-            return params
-
-        def gather(leaf, sharding):
-            if sharding.is_fully_replicated:
-                return leaf
-            return _gathered(leaf, sharding, replicated(self.mesh))
-
-        return jax.tree.map(gather, params, self.shardings["params"])
 
     def _advance(self, state, batch, choice, seed, total):
         state, sums = self._add_gradient(state, batch, choice, seed, total)
@@ -299,15 +290,3 @@ class _Programs:
             "step": state["step"] + 1,
         }
         return new_state, metrics
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(leaf, split, whole):
-    """Return an array on every device as a whole; its gradient is split as the array was."""
-    return jax.lax.with_sharding_constraint(leaf, whole)
-
-
-_gathered.defvjp(
-    lambda leaf, split, whole: (_gathered(leaf, split, whole), None),
-    lambda split, whole, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
-)

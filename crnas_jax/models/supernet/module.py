@@ -22,6 +22,7 @@ from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbo
 from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, Normalization
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, place_codes
+from crnas_jax.parallel.mesh import gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ class SuperStage(nn.Module):
 
         def run(block, x, params, stats, operation, norm):
             y, updated = block.apply(
-                {"params": params, "batch_stats": stats},
+                {"params": gathered(params), "batch_stats": stats},
                 x,
                 operation,
                 norm,
