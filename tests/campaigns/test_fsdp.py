@@ -19,7 +19,7 @@ DEPTHS = (3, 4, 6, 3)
 
 
 def _trainer(kind, options, widths, fsdp):
-    """Return a model of ResNet-50's stage supernet, with weights for each depth, and eight images."""
+    """Return a model of ResNet-50's stage supernet, own weights for each depth; eight images."""
     spec = SupernetSpec("resnet_bottleneck", widths, PAPER_GRIDS)
     optimizer = make_optimizer(OptimizerOptions(), 8, 1000)
     mesh = make_mesh(8, 8, fsdp=fsdp)
