@@ -157,10 +157,9 @@ def _work(command, values, cluster, heartbeat_seconds):
         hosts.leave(_attempt(command, values))
     except UserError as error:
         # What all hosts were told is not told by each.
-        is_known = getattr(error, "is_shared", False)
-        if is_known and cluster.index == 0:
+        if error.is_shared and cluster.index == 0:
             _fail(error)
-        hosts.fail(_MISTAKE, "" if is_known else f"error: {me}: {error}")
+        hosts.fail(_MISTAKE, "" if error.is_shared else f"error: {me}: {error}")
     except BaseException as error:
         hosts.await_verdict(error)
         traceback.print_exc()

@@ -11,7 +11,10 @@ class UserError(Exception):
       field: entry inside it.
       problem: what is wrong, in a few words.
       remedy: what to do about it.
+      is_shared: whether all processes of a team raise it (`runtime.team.decide`).
     """
+
+    is_shared = False
 
     def __init__(self, where, field: str, problem: str, remedy: str):
         self.where, self.field, self.problem, self.remedy = str(where), field, problem, remedy

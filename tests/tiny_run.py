@@ -59,7 +59,7 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
-HEARTBEAT_SECONDS, HANG_SECONDS = 10, 40
+HEARTBEAT_SECONDS, HANG_SECONDS = 10, 20  # the latter where steps take no second
 
 
 def baseline(workdir, depths):
@@ -106,13 +106,22 @@ class Hosts:
     processes: list
 
     @classmethod
-    def start(cls, script, *flags, num_devices=DEVICES_EACH, faults=None, own_flags=None):
+    def start(
+        cls,
+        script,
+        *flags,
+        num_devices=DEVICES_EACH,
+        hang_seconds=120,
+        faults=None,
+        own_flags=None,
+    ):
         """Start the processes.
 
         Args:
           script: name in `scripts/`.
           *flags: its flags.
           num_devices: virtual devices of each.
+          hang_seconds: longest wait in a step or for the other.
           faults: by host a fault, see `start`.
           own_flags: by host further flags.
         """
@@ -120,7 +129,7 @@ class Hosts:
             f"--coordinator=localhost:{free_port()}",
             f"--num_processes={NUM_HOSTS}",
             f"--heartbeat_seconds={HEARTBEAT_SECONDS}",
-            f"--hang_seconds={HANG_SECONDS}",
+            f"--hang_seconds={hang_seconds}",
         ]
         faults, own_flags = faults or {}, own_flags or {}
         return cls(

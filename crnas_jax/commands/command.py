@@ -173,7 +173,9 @@ def config_errors(values: flags.FlagValues) -> Iterator[None]:
         where, field = place, error.field
         if field.partition("[")[0] in values["config"].override_values:
             where, field = "command line", f"--config.{field}"
-        raise UserError(where, field, error.problem, error.remedy) from error
+        placed = UserError(where, field, error.problem, error.remedy)
+        placed.is_shared = error.is_shared
+        raise placed from error
 
 
 def config_place(values: flags.FlagValues) -> str:

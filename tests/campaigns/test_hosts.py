@@ -7,6 +7,7 @@ import collections
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -111,16 +112,20 @@ def test_predict_on_two_processes(run, tmp_path):
 def agreement(shared_data, tmp_path_factory):
     """Return what one device, eight, and two processes of four computed from the same weights."""
     folder = tmp_path_factory.mktemp("agreement")
-    content = json.loads((shared_data / "bccd" / "train.json").read_text())
-    ids = sorted(image["id"] for image in content["images"])[:8]
-    content["images"] = [image for image in content["images"] if image["id"] in ids]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
-    (folder / "few.json").write_text(json.dumps(content))
-    fields = {"folder": str(shared_data / "bccd"), "few": str(folder / "few.json")}
+    photographs = shared_data / "bccd"
+    files = {}
+    for count in (8, 64):
+        content = json.loads((photographs / "train.json").read_text())
+        ids = sorted(image["id"] for image in content["images"])[:count]
+        content["images"] = [image for image in content["images"] if image["id"] in ids]
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
+        files[count] = str(folder / f"{count}.json")
+        pathlib.Path(files[count]).write_text(json.dumps(content))
+    fields = {"images": str(photographs / "images"), "few": files[8], "many": files[64]}
     fields |= {"weights": str(folder / "weights"), "num_devices": 1}
 
-    def start(name, num_devices, flags="", **more):
-        flags = f"{flags} --xla_force_host_platform_device_count={num_devices}"
+    def start(name, devices_here, flags, **more):
+        flags = f"{flags} --xla_force_host_platform_device_count={devices_here}"
         content = {**fields, "output": str(folder / f"{name}.npz"), "do": "compare", **more}
         return subprocess.Popen(
             [sys.executable, "tests/parallel/agreement.py", json.dumps(content)],
@@ -131,8 +136,8 @@ def agreement(shared_data, tmp_path_factory):
     quick = ENVIRONMENT["XLA_FLAGS"]
     well = "--xla_backend_optimization_level=3"
     assert start("train", 1, well, do="train").wait() == 0
-    for name, num_devices in (("one", 1), ("eight", 8)):
-        assert start(name, num_devices, quick, num_devices=num_devices).wait() == 0
+    for name, number in (("one", 1), ("eight", 8)):
+        assert start(name, 8, quick, num_devices=number).wait() == 0
     cluster = {"coordinator": f"localhost:{tiny_run.free_port()}", "count": 2}
     processes = [
         start("two", 4, quick, num_devices=8, cluster={**cluster, "index": index})
@@ -174,7 +179,9 @@ class Training:
 
     def start(self, **options):
         """Start the processes; see `Hosts.start`."""
-        return Hosts.start("train_supernet", *self._flags, num_devices=1, **options)
+        return Hosts.start(
+            "train_supernet", *self._flags, num_devices=1, hang_seconds=HANG_SECONDS, **options
+        )
 
     def steps(self):
         """Return the logged steps; each is logged once."""
@@ -239,7 +246,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+# What is killed or asked in another way than a fault of the same kind.
+_VARIANTS = ("supervisor killed", "interrupted")
+only_whole = pytest.mark.skipif(not WHOLE, reason="a fault of its kind runs; see make campaigns")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=only_whole if name in _VARIANTS else ()) for name in FAULTS]
+)
 def test_every_host_ends_as_defined(training, name):
     """With one line on the screen; the training goes on from its last checkpoint."""
     options, act, statuses, host, line = FAULTS[name]
@@ -413,7 +427,7 @@ def _one_fault(name, workdir, flags, moment, table):
     finished = _finished(workdir)
     scores = scored(workdir) if (workdir / "journal.jsonl").exists() else {}
     faults = {fault[0]: (fault[1], moment)} if fault else {}
-    hosts = Hosts.start("run_crnas", *flags, faults=faults)
+    hosts = Hosts.start("run_crnas", *flags, hang_seconds=HANG_SECONDS * 2, faults=faults)
     if act is not None:
         end = time.monotonic() + moment
         while time.monotonic() < end and hosts.processes[0].poll() is None:

@@ -109,25 +109,24 @@ def main(fields):
     """Do what is asked.
 
     Args:
-      fields: `num_devices`; `folder` of COCO's layout, whose first images are learnt by heart;
-        `weights`, folder of the trained supernet; `output`, file to write and folder of the work;
-        `do`: "train", or "compare"; `cluster`: fields of `Cluster`, for one of several hosts.
+      fields: `num_devices`; `images`, a folder; `few` and `many`, annotation files of photographs
+        in it, of which the few are learnt by heart; `weights`, folder of the trained supernet;
+        `output`, file to write and folder of the work; `do`, "train" or "compare"; `cluster`,
+        fields of `Cluster`, for one of several hosts.
     """
     speed_up_compilation()
     if "cluster" in fields:
         hosts.connect(Cluster(**fields["cluster"]), 30)
-    folder, output = pathlib.Path(fields["folder"]), pathlib.Path(fields["output"])
-    source = CocoSource(folder / "images", folder / "train.json")
-    few = CocoSource(folder / "images", pathlib.Path(fields["few"]))
-    num_devices = fields["num_devices"]
+    few, many = (CocoSource(fields["images"], fields[name]) for name in ("few", "many"))
+    output, num_devices = pathlib.Path(fields["output"]), fields["num_devices"]
     if fields["do"] == "train":
-        job = training(few, num_devices, 250.0, 50)
+        job = training(few, num_devices, 200.0, 50)
         variables = train(job, output.with_suffix(""))
         save_weights(fields["weights"], job.model, variables)
         return
-    job = training(source, num_devices, 1.0, 1)
+    job = training(many, num_devices, 1.0, 1)
     losses, leaves = steps(make_mesh(BATCH_SIZE, num_devices))
-    ids, paths = order(source, job)
+    ids, paths = order(many, job)
     result = {
         "losses": losses,
         "leaves": leaves,
