@@ -177,32 +177,6 @@ def test_a_training_that_was_asked_to_stop_resumes_to_the_same_result(tmp_path, 
     assert largest_difference(whole, again) == 0
 
 
-def test_a_state_that_is_split_goes_on_whole_and_on_other_devices(tmp_path, monkeypatch):
-    """On one device, on eight in groups of four, on one again: as on one alone."""
-    model = Classifier(SMALL, ClassifierOptions(9))
-    source, rows = SyntheticClassification(16, 32), ClassificationRows(32, augment=False)
-    optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
-
-    def run(name, num_devices, fsdp, num_steps):
-        options = TrainOptions(3, 8, optimizer, log_every=1, num_devices=num_devices, fsdp=fsdp)
-        answers = iter([False] * (num_steps - 1) + [True])
-        monkeypatch.setattr(interruption, "requested", lambda: next(answers, False))
-        job = TrainingJob("classifier", model, source, rows, options)
-        return jax.device_get(train(job, tmp_path / name))
-
-    for num_devices, fsdp in ((1, 1), (8, 4)):
-        with pytest.raises(interruption.Stopped):
-            run("parts", num_devices, fsdp, 2)
-    parts, whole = run("parts", 1, 1, 2), run("whole", 1, 1, 6)
-    assert largest_difference(parts, whole) < 1e-5
-    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("parts", "whole")]
-    losses = [[json.loads(line)["loss"] for line in log.splitlines()] for log in logs]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-    trainer = Trainer(model, make_optimizer(optimizer, 8, 6), make_mesh(8, 8, fsdp=4), 0)
-    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(trainer.shapes["opt_state"])}
-    assert len(specs) > 1
-
-
 @pytest.mark.parametrize(
     ("spec", "min_top1"), [(TINY, 0.4), (SMALL, 0.3)], ids=["network", "supernet"]
 )
