@@ -5,6 +5,7 @@ programs. Alone, nothing here does anything.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -236,7 +237,7 @@ def put(tree: PyTree, sharding: Sharding | PyTree) -> PyTree:
 
     Args:
       tree: arrays.
-      sharding: of all leaves, or of each.
+      sharding: where they go: one for all leaves, or a tree with one for each.
     """
     if not team.is_joint():
         return jax.device_put(tree, sharding)
@@ -277,15 +278,7 @@ def _replicated(tree):
     return jax.tree.unflatten(structure, leaves)
 
 
-_GATHERS: dict[Sharding, Program] = {}
-
-
+@functools.cache
 def _gather(sharding):
     """Return the program that copies arrays to all devices of a mesh."""
-    if sharding not in _GATHERS:
-        _GATHERS[sharding] = jit(_identity, out_shardings=sharding)
-    return _GATHERS[sharding]
-
-
-def _identity(tree):
-    return tree
+    return jit(lambda tree: tree, out_shardings=sharding)

@@ -1,7 +1,7 @@
 """The device mesh: its axes, what is put where on it.
 
 Batches are split over all devices. The axis `data` is there always; with an axis `fsdp` beside it
-the state of a training is split over that one (`state_shardings`).
+the state of a training is split over that one (`state_sharding`).
 """
 
 import contextlib
