@@ -29,18 +29,15 @@ _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Checkpoints:
-    """The checkpoints of one training; the latest two stay."""
+    """The checkpoints of one training; the latest two stay.
+
+    They are saved one by one: Orbax's manager of many saves in a thread, and where that fails on
+    one host, all hosts would wait for each other.
+    """
 
     def __init__(self, folder: str | pathlib.Path):
-        """Open the folder; it need not exist yet."""
+        """Name the folder; it need not exist yet."""
         self._folder = pathlib.Path(folder).absolute()
-        self._checkpointer = self._open()
-
-    def _open(self):
-        policy = ocp.training.preservation_policies.LatestN(2)
-        return ocp.training.Checkpointer(
-            self._folder, preservation_policy=policy, cleanup_tmp_directories=True
-        )
 
     def save(self, step: int, state: PyTree) -> None:
         """Save the state unless this step is saved.
@@ -48,33 +45,36 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written; earlier checkpoints stay.
         """
-        if team.decide(self._is_saved, step):
-            return
         with _writing(self._folder, f"checkpoint of step {step}"):
-            try:
-                with waiting(f"the checkpoint of step {step}"):
-                    self._checkpointer.save(step, state)
-            except Exception:
-                # After a failed save Orbax's object raises the same exception for ever.
-                self._checkpointer = self._open()
-                raise
-            team.decide(self._write_digest, step)
+            if team.decide(self._is_saved, step):
+                return
+            with waiting(f"the checkpoint of step {step}"):
+                ocp.save(self._folder / str(step), state)
+            team.decide(self._finish, step)
 
     def _is_saved(self, step):
+        """Return whether the step is saved; if not, remove what interrupted saves have left."""
         may_write(self._folder)
-        return step in self.steps()
+        if step in self.steps():
+            return True
+        for rest in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest)
+        return False
 
-    def _write_digest(self, step):
+    def _finish(self, step):
+        """Write the digest and remove all but the latest two steps."""
         with replacing(self._folder / f"{step}{_DIGEST}") as file:
             file.write(_content(self._folder / str(step)).encode())
-        for old in self._folder.glob(f"*{_DIGEST}"):
-            if not (self._folder / old.stem).exists():
-                old.unlink()
+        for old in self.steps()[:-2]:
+            shutil.rmtree(self._folder / str(old))
+        for digest in self._folder.glob(f"*{_DIGEST}"):
+            if not (self._folder / digest.stem).exists():
+                digest.unlink()
 
     def steps(self) -> list[int]:
         """Return the steps that can be restored, ascending."""
         return team.decide(
-            lambda: sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+            lambda: sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
         )
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
@@ -92,7 +92,7 @@ class Checkpoints:
                     changed = team.decide(self._has_changed, step)
                     if changed:
                         raise ValueError("its content has changed")
-                    state = self._checkpointer.load(step, abstract)
+                    state = ocp.load(self._folder / str(step), abstract)
             except Exception as error:
                 if _is_machine_fault(error):
                     raise
@@ -102,7 +102,6 @@ class Checkpoints:
             # Left in their places they would block saving their steps and those before them.
             if damaged:
                 team.decide(self._move_aside, damaged)
-                self._checkpointer.reload()
             return state
         if damaged:
             raise UserError(
@@ -125,16 +124,6 @@ class Checkpoints:
             while aside.exists():
                 aside = aside.with_name(aside.name + "-again")
             (self._folder / str(step)).rename(aside)
-
-    def close(self) -> None:
-        """Wait for what is being written."""
-        self._checkpointer.close()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
 
 
 def _content(folder):

@@ -26,7 +26,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_saving_goes_on(tmp_path, caplog
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         checkpoints.save(step, _state(step))
-    checkpoints.close()
     for path in (tmp_path / "20").rglob("*"):
         if path.is_file() and path.parent != tmp_path / "20":
             path.write_bytes(b"")
@@ -37,17 +36,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_saving_goes_on(tmp_path, caplog
     assert "20" in caplog.text
     for step in (15, 20):
         checkpoints.save(step, _state(step + 1))
-    checkpoints.close()
     again = Checkpoints(tmp_path)
     assert again.steps() == [15, 20]
     assert int(again.restore_latest(_state(0))["step"]) == 21
-    again.close()
 
 
 def test_an_empty_folder_restores_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.restore_latest(_state(0)) is None
-    checkpoints.close()
 
 
 def test_variables_round_trip_and_missing_ones_are_refused(tmp_path):
@@ -68,9 +64,9 @@ def _paths(folder):
 def test_an_earlier_checkpoint_is_restored_whatever_file_is_missing(tmp_path):
     """Deletion is not atomic: any file or folder of a step may already be missing."""
     whole = tmp_path / "whole"
-    with Checkpoints(whole) as checkpoints:
-        for step in (10, 20):
-            checkpoints.save(step, _state(step))
+    checkpoints = Checkpoints(whole)
+    for step in (10, 20):
+        checkpoints.save(step, _state(step))
     for index, path in enumerate(_paths(whole / "20")):
         folder = tmp_path / str(index)
         shutil.copytree(whole, folder)
@@ -80,37 +76,38 @@ def test_an_earlier_checkpoint_is_restored_whatever_file_is_missing(tmp_path):
         (folder / "40").mkdir()  # deletion cut short
         (folder / "unreadable-20").mkdir()
         (folder / "unreadable-20" / "rest").write_text("from an earlier restore")
-        with Checkpoints(folder) as checkpoints:
-            restored = checkpoints.restore_latest(_state(0))
-            # Step 20 loads without some of its files; the values are right in either case.
-            assert int(restored["step"]) in (10, 20), path
-            assert float(restored["a"][0]) == int(restored["step"]), path
-            checkpoints.save(50, _state(50))
-        with Checkpoints(folder) as checkpoints:
-            assert int(checkpoints.restore_latest(_state(0))["step"]) == 50
+        checkpoints = Checkpoints(folder)
+        restored = checkpoints.restore_latest(_state(0))
+        # Step 20 loads without some of its files; the values are right in either case.
+        assert int(restored["step"]) in (10, 20), path
+        assert float(restored["a"][0]) == int(restored["step"]), path
+        checkpoints.save(50, _state(50))
+        checkpoints = Checkpoints(folder)
+        assert int(checkpoints.restore_latest(_state(0))["step"]) == 50
 
 
 def test_a_checkpoint_with_changed_bytes_is_not_restored(tmp_path):
     """A flipped bit would otherwise load as another value."""
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (10, 20):
-            checkpoints.save(step, _state(step))
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20):
+        checkpoints.save(step, _state(step))
     files = [path for path in (tmp_path / "20").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
+    checkpoints = Checkpoints(tmp_path)
+    assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
 
 
 def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(10, _state(10))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, _state(10))
     for path in (tmp_path / "10").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="none of steps"):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="none of steps"):
         checkpoints.restore_latest(_state(0))
     assert (tmp_path / "10").is_dir()
 
@@ -118,27 +115,27 @@ def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(tmp_path):
 def test_a_save_that_fails_ends_in_one_line_and_the_rerun_finishes(tmp_path):
     """The limit of a file's size stands for a full disk."""
     state = {"a": jnp.arange(1e6), "step": jnp.int32(1)}
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(1, state)
-        save_variables(tmp_path / "variables", state)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
-        try:
-            for save in (
-                lambda: checkpoints.save(2, state),
-                lambda: save_variables(tmp_path / "variables", {"b": state["a"]}),
-            ):
-                with pytest.raises(UserError, match="cannot be written: File too large") as error:
-                    save()
-                assert "\n" not in str(error.value)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert checkpoints.steps() == [1]
-        assert set(load_variables(tmp_path / "variables")) == {"a", "step"}
-        checkpoints.save(2, state)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        np.testing.assert_array_equal(checkpoints.restore_latest(state)["a"], state["a"])
-        assert checkpoints.steps() == [1, 2]
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state)
+    save_variables(tmp_path / "variables", state)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        for save in (
+            lambda: checkpoints.save(2, state),
+            lambda: save_variables(tmp_path / "variables", {"b": state["a"]}),
+        ):
+            with pytest.raises(UserError, match="cannot be written: File too large") as error:
+                save()
+            assert "\n" not in str(error.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.steps() == [1]
+    assert set(load_variables(tmp_path / "variables")) == {"a", "step"}
+    checkpoints.save(2, state)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    np.testing.assert_array_equal(checkpoints.restore_latest(state)["a"], state["a"])
+    assert checkpoints.steps() == [1, 2]
     (tmp_path / "variables.newest").mkdir()  # somebody's own
     save_variables(tmp_path / "variables", {"b": state["a"]})
     names = {path.name for path in tmp_path.iterdir()}
@@ -156,9 +153,9 @@ folder, limit = sys.argv[1:]
 sys.argv[1:] = []
 
 def run(values):
-    with Checkpoints(folder) as checkpoints:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-        checkpoints.save(2, {"a": jnp.arange(1e5), "b": jnp.ones(9)})
+    checkpoints = Checkpoints(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    checkpoints.save(2, {"a": jnp.arange(1e5), "b": jnp.ones(9)})
 
 cli.load = lambda name: Command("", "", lambda values, arguments: None, run)
 cli.script("fill")
@@ -238,10 +235,10 @@ def test_a_machine_fault_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeyp
     def fail(*_):
         raise OSError(24, "Too many open files")
 
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(10, _state(10))
-        with monkeypatch.context() as patch:
-            patch.setattr(ocp.training.Checkpointer, "load", fail)
-            with pytest.raises(OSError, match="Too many"):
-                checkpoints.restore_latest(_state(0))
-        assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, _state(10))
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp, "load", fail)
+        with pytest.raises(OSError, match="Too many"):
+            checkpoints.restore_latest(_state(0))
+    assert int(checkpoints.restore_latest(_state(0))["step"]) == 10

@@ -57,13 +57,13 @@ def train(
     num_steps = plan.num_steps(options.epochs)
     optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
     trainer = Trainer(job.model, optimizer, mesh, options.seed)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = _first_state(trainer, checkpoints, initialise)
-        start = int(state["step"])
-        if start < num_steps:
-            batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
-            with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
-                state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = _first_state(trainer, checkpoints, initialise)
+    start = int(state["step"])
+    if start < num_steps:
+        batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
+        with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
+            state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
 
 

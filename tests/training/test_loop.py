@@ -54,8 +54,8 @@ def test_interrupted_training_resumes_to_the_same_result(tmp_path):
 
     with pytest.raises(Interrupted):
         train(dataclasses.replace(job, source=FailingSource(12, 64)), tmp_path / "cut")
-    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
-        assert 0 < checkpoints.steps()[-1] < 9
+    checkpoints = Checkpoints(tmp_path / "cut" / "checkpoints")
+    assert 0 < checkpoints.steps()[-1] < 9
     resumed = train(job, tmp_path / "cut")
     assert largest_difference(whole, resumed) == 0
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -143,10 +143,10 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(t
     image_ids = {int(text) for text in re.search(r"images \[(.*?)\]", message)[1].split(",")}
     plan = loader.Plan(source.sizes, 4, options.seed)
     assert image_ids == {index + 1 for index in plan[1].indices}
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.steps() == [1]
-        trainer = Trainer(detector, make_optimizer(optimizer, 4, 9), make_mesh(4, 1), 0)
-        state = checkpoints.restore_latest(trainer.shapes)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps() == [1]
+    trainer = Trainer(detector, make_optimizer(optimizer, 4, 9), make_mesh(4, 1), 0)
+    state = checkpoints.restore_latest(trainer.shapes)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
 
 
