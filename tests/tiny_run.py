@@ -59,6 +59,7 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
+STOPPED = 143  # status of a run that was asked to stop
 HEARTBEAT_SECONDS, HANG_SECONDS = 10, 20  # the latter where steps take no second
 
 
@@ -214,3 +215,11 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
+
+
+def wait_until(condition, seconds):
+    """Wait until a function returns true."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert condition(), "nothing happened"
