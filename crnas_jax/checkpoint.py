@@ -31,8 +31,8 @@ _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 class Checkpoints:
     """The checkpoints of one training; the latest two stay.
 
-    They are saved one by one: Orbax's manager of many saves in a thread, and where that fails on
-    one host, all hosts would wait for each other.
+    Each is saved by a call of its own. Orbax's manager of several ends a save in a thread, which
+    waits for all hosts even where writing has failed on one, while the others wait for that one.
     """
 
     def __init__(self, folder: str | pathlib.Path):

@@ -218,3 +218,11 @@ class Table:
     def value(self, code):
         rng = np.random.default_rng([self.seed, *code, len(code)])
         return float(rng.integers(self.levels)) / self.levels
+
+
+def change_a_byte(folder):
+    """Flip a bit in the middle of a folder's largest file, as a bad disk does."""
+    largest = max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT, change_a_byte
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
@@ -91,11 +91,7 @@ def test_a_checkpoint_with_changed_bytes_is_not_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         checkpoints.save(step, _state(step))
-    files = [path for path in (tmp_path / "20").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    change_a_byte(tmp_path / "20")
     checkpoints = Checkpoints(tmp_path)
     assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
 

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import change_a_byte
 from tiny_run import (
     HANG_SECONDS,
     HEARTBEAT_SECONDS,
@@ -152,11 +153,7 @@ def test_every_host_ends_as_defined(training, name):
 def test_a_damaged_checkpoint_is_passed_over(training):
     """Once more on two processes: the one before it loads, on both."""
     damaged = training.saved()
-    files = (training.folder / "checkpoints" / str(damaged)).rglob("*")
-    largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    change_a_byte(training.folder / "checkpoints" / str(damaged))
     hosts = training.start()
     wait_until(lambda: (training.folder / "checkpoints" / f"unreadable-{damaged}").exists(), 120)
     training.run_until_steps(hosts)
@@ -231,11 +228,7 @@ def _damage(workdir):
     for folder in workdir.glob("*/checkpoints"):
         steps = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
         if len(steps) > 1 and not (folder.parent / "result.json").exists():
-            files = (folder / str(steps[-1])).rglob("*")
-            largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
-            content = bytearray(largest.read_bytes())
-            content[len(content) // 2] ^= 1
-            largest.write_bytes(content)
+            change_a_byte(folder / str(steps[-1]))
 
 
 @pytest.mark.skipif(not WHOLE, reason="sixty faults; see make campaigns")
