@@ -94,7 +94,7 @@ class Checkpoints:
                         raise ValueError("its content has changed")
                     state = ocp.load(self._folder / str(step), abstract)
             except Exception as error:
-                if _is_machine_fault(error):
+                if hosts.may_come_from_others(error) or _is_machine_fault(error):
                     raise
                 logging.warning("checkpoint of step %d does not load: %s", step, _first_line(error))
                 damaged.append(step)
@@ -270,6 +270,8 @@ def _reading(folder):
         with _quiet():
             yield path
     except Exception as error:
+        if hosts.may_come_from_others(error):
+            raise
         raise UserError(
             folder,
             "checkpoint",
@@ -285,6 +287,8 @@ def _writing(folder, what):
         with _quiet():
             yield
     except Exception as error:
+        if hosts.may_come_from_others(error):
+            raise
         told_by_disk = isinstance(error, OSError) or _OS_ERROR.search(str(error))
         if not told_by_disk and "RESOURCE_EXHAUSTED" not in str(error):
             raise

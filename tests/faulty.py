@@ -1,23 +1,90 @@
-"""Runs a script that meets a fault after some seconds, at the next program that it runs.
+"""Runs a script that meets a fault after a number of programs.
 
-python tests/faulty.py FAULT SECONDS SCRIPT FLAGS..., with one of `FAULTS`.
+python tests/faulty.py FAULT COUNT FILE SCRIPT FLAGS..., with one of `FAULTS`; the file is made when
+it comes. Programs are counted rather than seconds, so that it comes at the same place of the work
+on a fast machine and on a slow one.
 """
 
+import contextlib
 import fcntl
+import os
 import pathlib
+import random
 import resource
 import runpy
+import signal
+import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from crnas_jax import checkpoint
+from crnas_jax.data.images import unreadable
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.parallel import hosts
 from crnas_jax.parallel.hosts import Program
 from crnas_jax.training import loop
 
-START = time.monotonic()
+# Seconds for which "paused" stops a process: more than its heartbeats may be silent.
+PAUSE = 15
+
+
+def kill():
+    """End this process at once, without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_soon():
+    """End this process within half a second, wherever it is then."""
+    threading.Timer(random.uniform(0, 0.5), kill).start()
+
+
+def kill_in_save():
+    """End this process when it begins to save a checkpoint; others have begun it."""
+    checkpoint.ocp.save = lambda *_: kill()
+
+
+def kill_in_write():
+    """End this process when it has written to a journal or another file, before the disk has it."""
+    os.fsync = lambda _: kill()
+
+
+def kill_supervisor():
+    """End the process that watches over this one."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def ask_to_stop():
+    """Ask the run to stop, as a preempted machine does."""
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def interrupt():
+    """Ask the run to stop, as Control-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop_in_wait():
+    """Stand still, heartbeats too, when this process waits next; its supervisor ends it."""
+    waiting = hosts.waiting
+
+    @contextlib.contextmanager
+    def stop(what):
+        with waiting(what):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            yield
+
+    hosts.waiting = stop
+
+
+def pause():
+    """Stand still until the others have given this process up."""
+    subprocess.Popen(["sh", "-c", f"sleep {PAUSE}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fail():
@@ -35,47 +102,69 @@ def fill_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
-def at_next_program(seconds, fault):
-    """Meet the fault when the seconds are over and a program is to run; once."""
-    run, is_over = Program.__call__, []
+def break_numbers():
+    """Have boxes that are no numbers in this host's part of the batches."""
+    put_parts = loop.put_parts
+
+    def put(mesh, batch, num_parts):
+        return put_parts(mesh, {**batch, "boxes": np.full_like(batch["boxes"], np.nan)}, num_parts)
+
+    loop.put_parts = put
+
+
+def break_image():
+    """Have images that cannot be decoded in this host's part of the batches."""
+
+    def read(source, index):
+        raise unreadable(f"{index}.jpg")
+
+    SyntheticSource.__getitem__ = read
+
+
+def ignore_locks():
+    """Work on a mount that does not honour locks."""
+    fcntl.flock = lambda *_: None
+
+
+FAULTS = {
+    "killed": kill_soon,
+    "killed in a save": kill_in_save,
+    "killed in a write": kill_in_write,
+    "supervisor killed": kill_supervisor,
+    "asked to stop": ask_to_stop,
+    "interrupted": interrupt,
+    "stopped": stop_in_wait,
+    "paused": pause,
+    "bug": fail,
+    "hang": hang,
+    "full disk": fill_disk,
+    "no numbers": break_numbers,
+    "unreadable image": break_image,
+    "no locks": ignore_locks,
+}
+
+
+def meet(fault, count, file):
+    """Have this process meet a fault, once, when it has run a number of programs."""
+    if count == 0:
+        file.touch()
+        fault()
+        return
+    run, num_run = Program.__call__, 0
 
     def run_or_fail(program, *arguments, **options):
-        if not is_over and time.monotonic() - START > seconds:
-            is_over.append(True)
+        nonlocal num_run
+        num_run += 1
+        if num_run == count:
+            file.touch()
             fault()
         return run(program, *arguments, **options)
 
     Program.__call__ = run_or_fail
 
 
-def break_numbers(seconds):
-    """Have boxes that are no numbers in this host's part of the batches."""
-    put_parts = loop.put_parts
-
-    def put(mesh, batch, num_parts):
-        if time.monotonic() - START > seconds:
-            batch = {**batch, "boxes": np.full_like(batch["boxes"], np.nan)}
-        return put_parts(mesh, batch, num_parts)
-
-    loop.put_parts = put
-
-
-def ignore_locks(seconds):
-    """Work on a mount that does not honour locks."""
-    del seconds
-    fcntl.flock = lambda *_: None
-
-
-FAULTS = {
-    "fail": lambda seconds: at_next_program(seconds, fail),
-    "hang": lambda seconds: at_next_program(seconds, hang),
-    "full disk": lambda seconds: at_next_program(seconds, fill_disk),
-    "no numbers": break_numbers,
-    "no locks": ignore_locks,
-}
-
 if __name__ == "__main__":
-    fault, seconds, *sys.argv = sys.argv[1:]
-    FAULTS[fault](float(seconds))
+    name, count, file, *sys.argv = sys.argv[1:]
+    meet(FAULTS[name], int(count), pathlib.Path(file))
     sys.path.insert(0, str(pathlib.Path(sys.argv[0]).resolve().parent))
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from helpers import ENVIRONMENT, ROOT
+from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.arch.staged import Arch
+from crnas_jax.runtime.files import digest
 
 TINY = [
     "--config=configs/quickstart.py",
@@ -59,7 +62,8 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
-STOPPED = 143  # status of a run that was asked to stop
+# Statuses: another host was lost, a mistake, a bug, a run that was asked to stop.
+LOST, MISTAKE, BUG, STOPPED = 75, 2, 1, 143
 HEARTBEAT_SECONDS, HANG_SECONDS = 10, 20  # the latter where steps take no second
 
 
@@ -82,7 +86,8 @@ def start(script, *flags, num_devices=DEVICES_EACH, fault=()):
       script: name in `scripts/`.
       *flags: its flags.
       num_devices: virtual devices.
-      fault: name and seconds of a fault of `faulty.FAULTS` that it meets.
+      fault: name of a fault of `faulty.FAULTS`, the number of programs after which it meets it, and
+        a file that is made then.
     """
     count = f"--xla_force_host_platform_device_count={num_devices}"
     faulty = ["tests/faulty.py", *map(str, fault)] if fault else []
@@ -208,6 +213,28 @@ def check_result(workdir):
     assert low <= result["difference"]["AP"] <= high
     scored(workdir)
     return result
+
+
+def outcome(workdir):
+    """Return the result of a run without times, and digests of all weights."""
+    result = json.loads((workdir / "result.json").read_text())
+    digests = {}
+    for folder in workdir.rglob("variables"):
+        leaves = jax.tree.leaves(ocp.load(folder))  # the files of equal arrays may differ
+        digests[str(folder.relative_to(workdir))] = digest(*(leaf.tobytes() for leaf in leaves))
+    return {name: value for name, value in result.items() if name != "seconds"}, digests
+
+
+def phase(workdir):
+    """Return the step that a run was in: the one that is begun and not finished."""
+    # A run under way moves folders while they are listed, which `os.walk` passes over.
+    steps = [pathlib.Path(path) for path, _, files in os.walk(workdir) if "key.json" in files]
+    begun = [
+        str(path.relative_to(workdir))
+        for path in steps
+        if "set_aside" not in path.parts and not (path / "result.json").exists()
+    ]
+    return ",".join(sorted(begun)) or "start"
 
 
 def free_port():

@@ -136,9 +136,7 @@ class Hosts:
 
     def await_verdict(self, error: BaseException) -> None:
         """Wait for the end of this process where another host's end may have caused an error."""
-        if not isinstance(error, jax.errors.JaxRuntimeError):
-            return
-        if any(word in str(error).lower() for word in _OF_OTHERS):
+        if may_come_from_others(error):
             # A host that fails says so; one that is lost takes this process with it.
             time.sleep(self._heartbeat_seconds + _LEAVING)
 
@@ -182,6 +180,17 @@ def connect(cluster: Cluster, heartbeat_seconds: int) -> Hosts:
     hosts = Hosts(cluster, heartbeat_seconds)
     team.join(hosts)
     return hosts
+
+
+def may_come_from_others(error: BaseException) -> bool:
+    """Return whether another host's end may have caused an error."""
+    if not team.is_joint():
+        return False
+    # Orbax makes a TimeoutError, which Python has among those of files, of every failed wait.
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return True
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    return is_of_jax and any(word in str(error).lower() for word in _OF_OTHERS)
 
 
 def jit(function: Callable, **options) -> "Program":

@@ -14,13 +14,10 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from helpers import ENVIRONMENT, ROOT
-from orbax.checkpoint import v1 as ocp
-
-from crnas_jax.runtime.files import digest
+from tiny_run import outcome, phase
 
 pytestmark = [
     pytest.mark.campaign,
@@ -83,28 +80,6 @@ def _start(workdir, log):
     )
 
 
-def _result(workdir):
-    """Return the result without times, and digests of all weights."""
-    result = json.loads((workdir / "result.json").read_text())
-    digests = {}
-    for folder in workdir.rglob("variables"):
-        leaves = jax.tree.leaves(ocp.load(folder))  # the files of equal arrays may differ
-        digests[str(folder.relative_to(workdir))] = digest(*(leaf.tobytes() for leaf in leaves))
-    return {name: value for name, value in result.items() if name != "seconds"}, digests
-
-
-def _phase(workdir):
-    """Return the step that a run was in: the one that is begun and not finished."""
-    # A run under way moves folders while they are listed, which `os.walk` passes over.
-    steps = [pathlib.Path(path) for path, _, files in os.walk(workdir) if "key.json" in files]
-    begun = [
-        str(path.relative_to(workdir))
-        for path in steps
-        if "set_aside" not in path.parts and not (path / "result.json").exists()
-    ]
-    return ",".join(sorted(begun)) or "start"
-
-
 def _missing(phases, whole):
     """List the phases that no kill has met; none is missed where the campaign is not whole."""
     if not WHOLE:
@@ -112,7 +87,7 @@ def _missing(phases, whole):
     wanted = ("stage_search", "operation_search", "supernet", "finalists", "baseline", "seed1")
     steps = [str(path.parent.relative_to(whole)) for path in whole.rglob("key.json")]
     wanted = [name for name in wanted if any(name in step for step in steps)]
-    return [name for name in wanted if not any(name in phase for phase in phases)]
+    return [name for name in wanted if not any(name in met for met in phases)]
 
 
 def _finished_weights(workdir):
@@ -123,7 +98,7 @@ def _finished_weights(workdir):
 
 def _reach(process, workdir, names):
     """Wait until the run is in one of the phases, or over."""
-    while process.poll() is None and not any(name in _phase(workdir) for name in names):
+    while process.poll() is None and not any(name in phase(workdir) for name in names):
         time.sleep(0.1)
 
 
@@ -147,7 +122,7 @@ def whole(tmp_path_factory, log):
     """Run twice, once to fill the compilation cache; both runs must give the same result."""
     folder = tmp_path_factory.mktemp("whole")
     first, total = (_seconds_of(_start(folder / name, log)) for name in ("warm", "whole"))
-    assert _result(folder / "warm") == _result(folder / "whole"), "two runs differ"
+    assert outcome(folder / "warm") == outcome(folder / "whole"), "two runs differ"
     startup = _seconds_of(_start(folder / "whole", log))
     print(f"\nfirst run {first:.0f} s, second {total:.0f} s, of which starting {startup:.0f} s")
     return Uninterrupted(folder / "whole", total, startup)
@@ -196,7 +171,7 @@ def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statu
         if status in statuses:
             kills += 1
             in_flight += status == statuses[0]
-            phases[_phase(cut)] += 1
+            phases[phase(cut)] += 1
             continue
         assert status == 0, f"status {status}, see {log.name}"
         _check(cut, whole.path)
@@ -210,7 +185,7 @@ def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statu
 
 def _check(cut, whole):
     """Check that the results are equal and nothing was scored twice."""
-    assert _result(cut) == _result(whole)
+    assert outcome(cut) == outcome(whole)
     rows = [json.loads(line) for line in (cut / "journal.jsonl").read_text().splitlines()]
     scored = [(row["search"], tuple(row["code"])) for row in rows]
     assert len(scored) == len(set(scored)), "a journaled score was computed twice"
