@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.mesh import make_mesh, replicated
+from crnas_jax.runtime import team
 
 
 def _state(value):
@@ -55,6 +56,15 @@ def test_variables_round_trip_and_missing_ones_are_refused(tmp_path):
         load_variables(tmp_path / "w", {"params": _state(0)})
     with pytest.raises(UserError, match="checkpoint"):
         load_variables(tmp_path / "v", {"params": {"b": jnp.zeros(1)}})
+
+
+class Two:
+    """A primary whose other host says nothing."""
+
+    index, count = 0, 2
+
+    def broadcast(self, text):
+        return text
 
 
 def _paths(folder):
@@ -237,4 +247,24 @@ def test_a_machine_fault_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeyp
         patch.setattr(ocp, "load", fail)
         with pytest.raises(OSError, match="Too many"):
             checkpoints.restore_latest(_state(0))
+    assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
+
+
+def test_a_wait_for_a_lost_host_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """Orbax tells it as a TimeoutError, which Python has among the errors of files."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, _state(10))
+
+    def wait(*_):
+        raise TimeoutError("Timeout waiting at barrier 'save'")
+
+    for name, save_or_load in (
+        ("save", lambda: checkpoints.save(20, _state(20))),
+        ("load", lambda: checkpoints.restore_latest(_state(0))),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp, name, wait)
+            patch.setattr(team, "_team", Two())
+            with pytest.raises(TimeoutError, match="barrier"):
+                save_or_load()
     assert int(checkpoints.restore_latest(_state(0))["step"]) == 10
