@@ -176,8 +176,9 @@ class Hosts:
 
 
 def scored(workdir):
-    """Return the journal's scores; none may be in it twice."""
-    rows = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+    """Return the journal's scores but a torn last line; none may be in it twice."""
+    *lines, _ = (workdir / "journal.jsonl").read_text().split("\n")
+    rows = [json.loads(line) for line in lines]
     scores = {
         (row["config"], row["search"], tuple(row["code"]), row["batches"]): row["score"]
         for row in rows

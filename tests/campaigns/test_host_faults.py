@@ -75,6 +75,14 @@ class Training:
         wait_until(lambda: sum(step > begun for step in self.steps()[-50:]) >= count, 120)
         assert all(process.poll() is None for process in hosts.processes)
 
+    def stop(self, hosts):
+        """Ask for a stop after some further steps; return what the primary printed."""
+        self.run_until_steps(hosts)
+        hosts.processes[0].send_signal(signal.SIGTERM)
+        (status, out, _), (other, *_) = hosts.wait()
+        assert [status, other] == [STOPPED, STOPPED]
+        return out
+
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
@@ -148,14 +156,13 @@ def test_hosts_with_another_config_are_refused(training):
 
 def test_a_damaged_checkpoint_is_passed_over(training):
     """Once more on two processes: the one before it loads, on both."""
+    if len(training.checkpoints()) < 2:  # no fault came before
+        training.stop(training.start())
     intact, damaged = training.checkpoints()
     change_a_byte(training.folder / "checkpoints" / str(damaged))
     hosts = training.start()
     wait_until(lambda: (training.folder / "checkpoints" / f"unreadable-{damaged}").exists(), 120)
-    training.run_until_steps(hosts)
-    hosts.processes[0].send_signal(signal.SIGTERM)
-    (status, out, _), _ = hosts.wait()
-    assert status == STOPPED
+    out = training.stop(hosts)
     # The first line tells where it goes on; the damaged step is taken again.
     assert int(re.search(r"stage_supernet: step (\d+)/", out)[1]) == intact
 
@@ -177,9 +184,7 @@ def test_a_stopped_primary_that_wakes_after_a_restart_writes_nothing(training):
         os.kill(pid, signal.SIGCONT)
     first.processes[0].communicate(timeout=LIMIT)
     assert first.processes[0].returncode in (MISTAKE, LOST)
-    training.run_until_steps(second)
-    second.processes[0].send_signal(signal.SIGTERM)
-    assert [status for status, *_ in second.wait()] == [STOPPED, STOPPED]
+    training.stop(second)
     assert (training.workdir / ".generation").read_text() == token
     steps = training.steps()
     assert steps == sorted(set(steps))

@@ -150,7 +150,7 @@ def _finished(workdir):
 
 
 def _scores(workdir):
-    """Return the journal's scores but those of a torn last line."""
+    """Return the journal's scores; none where it is not begun."""
     file = workdir / "journal.jsonl"
     return scored(workdir) if file.exists() else {}
 
