@@ -149,7 +149,7 @@ def _work(command, values, cluster, heartbeat_seconds):
     """Do one host's part of a command, and end the process."""
     me = f"host {cluster.index}"
     try:
-        hosts = connect(cluster, heartbeat_seconds)
+        hosts = connect(cluster, heartbeat_seconds, command.resumes)
     except Exception as error:
         print(f"error: {me}: {_first_line(error)}", file=sys.stderr, flush=True)
         return LOST

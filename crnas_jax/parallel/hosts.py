@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 from crnas_jax.parallel.cluster import Cluster
-from crnas_jax.parallel.supervisor import waiting
+from crnas_jax.parallel.supervisor import connected, waiting
 from crnas_jax.runtime import team
 
 # Waits end with the supervisor's limit, or when a host is lost; these would only come before.
@@ -32,10 +31,13 @@ _EPOCH = 256
 _PREFIX, _FAILED, _GONE = "crnas_jax", "crnas_jax/failed", "crnas_jax/gone"
 # Seconds in which hosts leave together after a failure.
 _LEAVING = 5.0
+# Seconds for which a host that has compiled waits for others, whatever `hang_seconds` is: its
+# programs may have been in a cache that others do not have.
+_COMPILATION = 3600.0
 # Seconds in which all hosts have to be there: launchers start them minutes apart.
 _STARTING = 300
-# Of an exception that another host's end may have caused.
-_OF_OTHERS = ("gloo", "peer", "socket", "nccl", "coordination", "unavailable", "cancelled")
+# Stand in errors of JAX that another host's end may have caused.
+_NETWORK_WORDS = ("gloo", "peer", "socket", "nccl", "coordination", "unavailable", "cancelled")
 
 
 class Hosts:
@@ -46,14 +48,17 @@ class Hosts:
       count: number of hosts.
     """
 
-    def __init__(self, cluster: Cluster, heartbeat_seconds: int):
+    def __init__(self, cluster: Cluster, heartbeat_seconds: int, saves_on_stop: bool):
         """Connect; see `connect`."""
         self.index, self.count = cluster.index, cluster.count
         self._heartbeat_seconds = heartbeat_seconds
+        # Errors of other hosts come while Orbax's output is silenced (`checkpoint`).
+        self._screen = sys.stderr
         # Private in JAX, as what `wait_at_barrier` belongs to has no public name.
         from jax._src.distributed import global_state
 
-        jax.config.update("jax_enable_preemption_service", True)
+        # JAX passes SIGTERM on to all hosts; a handler of Python's would keep it from that.
+        jax.config.update("jax_enable_preemption_service", saves_on_stop)
         jax.distributed.initialize(
             cluster.coordinator,
             cluster.count,
@@ -64,8 +69,7 @@ class Hosts:
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
-        # JAX passes SIGTERM on to all hosts, and a handler of Python's would keep it from that.
-        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        connected()
         self._client = global_state.client
         self._epoch, self._messages, self._barriers, self._questions = 0, 0, 0, 0
         self._is_stopping = False
@@ -106,7 +110,8 @@ class Hosts:
     def _next_key(self):
         self._messages += 1
         if self._messages % _EPOCH == 0:
-            self.barrier()
+            with waiting("the other hosts"):
+                self.barrier()
             if self.index == 0:
                 self._client.key_value_delete(f"{_PREFIX}/{self._epoch}/")
             self._epoch += 1
@@ -131,6 +136,7 @@ class Hosts:
         sys.stdout.flush()
         sys.stderr.flush()
         with waiting("the end of the other hosts"):
+            self.barrier()  # that of JAX waits for no more than a heartbeat
             jax.distributed.shutdown()
         os._exit(status)
 
@@ -141,7 +147,7 @@ class Hosts:
             time.sleep(self._heartbeat_seconds + _LEAVING)
 
     def _tell(self, line):
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=self._screen, flush=True)
 
     def _leave_with_others(self):
         while True:
@@ -170,14 +176,16 @@ class Hosts:
         os._exit(status)
 
 
-def connect(cluster: Cluster, heartbeat_seconds: int) -> Hosts:
+def connect(cluster: Cluster, heartbeat_seconds: int, saves_on_stop: bool = True) -> Hosts:
     """Join the hosts of a command; before anything else of JAX is used.
 
     Args:
       cluster: the hosts, and which this is.
       heartbeat_seconds: silence of a host after which it counts as lost.
+      saves_on_stop: whether SIGTERM only asks all hosts to stop (`runtime.interruption`); otherwise
+        it ends the process that gets it.
     """
-    hosts = Hosts(cluster, heartbeat_seconds)
+    hosts = Hosts(cluster, heartbeat_seconds, saves_on_stop)
     team.join(hosts)
     return hosts
 
@@ -190,7 +198,7 @@ def may_come_from_others(error: BaseException) -> bool:
     if isinstance(error, TimeoutError) and error.errno is None:
         return True
     is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-    return is_of_jax and any(word in str(error).lower() for word in _OF_OTHERS)
+    return is_of_jax and any(word in str(error).lower() for word in _NETWORK_WORDS)
 
 
 def jit(function: Callable, **options) -> "Program":
@@ -222,7 +230,8 @@ class Program:
         key = _signature((args, kwargs))
         if key not in self._compiled:
             self.jitted.lower(*args, **kwargs).compile()
-            team.current().barrier()
+            with waiting("compilation on the other hosts", at_least=_COMPILATION):
+                team.current().barrier()
             self._compiled.add(key)
         with waiting("a step"):
             return self.jitted(*args, **kwargs)

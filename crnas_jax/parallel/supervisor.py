@@ -8,6 +8,7 @@ says in one line what became of it.
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -19,15 +20,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from crnas_jax.runtime import interruption
 from crnas_jax.runtime.options import check_counts, check_positive
 
 # "Temporary failure" of sysexits.h: the same command goes on.
 LOST = 75
+_BUG = 1
 # What JAX prints, native traceback included, before it ends a process of several.
 _FATAL = b"JAX distributed service detected fatal errors"
-_UNHEALTHY = re.compile(rb"stopped sending heartbeats\):?\s*((?:\d+[,\s]*)+)")
-# Bytes at the end of the output in which that stands.
+# How it names the lost ones; one that was begun again has another incarnation.
+_NAMES = re.compile(
+    rb"stopped sending heartbeats\):?\s*((?:\d+[,\s]*)+)|(\d+) unexpectedly tried to connect"
+)
+# It stands within so many bytes before the end of the output.
 _TAIL = 1 << 16
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOPPED = 128 + signal.SIGTERM
 _GOES_ON = "the same command goes on from the last checkpoint, on any number of hosts"
 
 
@@ -63,28 +71,35 @@ class _Link:
     pipe: int
     output: int
 
-    def report(self, kind: str, text: str = "") -> None:
-        os.write(self.pipe, f"{kind} {' '.join(text.split())}\n".encode())
+    def report(self, kind: str, text: str = "", number: float = 0.0) -> None:
+        os.write(self.pipe, (json.dumps([kind, text, number]) + "\n").encode())
 
 
 _link: _Link | None = None
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str, at_least: float = 0.0) -> Iterator[None]:
     """Have the supervisor end this process if the block takes longer than `hang_seconds`.
 
     Args:
       what: text for the message, such as "training step".
+      at_least: seconds that it may take even where `hang_seconds` are fewer.
     """
     if _link is None:
         yield
         return
-    _link.report("waits", what)
+    _link.report("waits", what, at_least)
     try:
         yield
     finally:
         _link.report("goes on")
+
+
+def connected() -> None:
+    """Tell the supervisor that all processes know each other."""
+    if _link is not None:
+        _link.report("connected")
 
 
 def log_to(path: pathlib.Path) -> None:
@@ -98,11 +113,12 @@ def log_to(path: pathlib.Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("ab") as log:
+        begin = log.tell()  # before it stands what earlier runs have written
         log.write(os.pread(_link.output, os.fstat(_link.output).st_size, 0))
         log.flush()
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    _link.report("log", str(path.absolute()))
+    _link.report("log", str(path.absolute()), begin)
 
 
 def supervise(work: Callable[[], int], host: int, options: SupervisorOptions) -> int:
@@ -113,29 +129,73 @@ def supervise(work: Callable[[], int], host: int, options: SupervisorOptions) ->
       host: number of this process among those of the command, for messages.
       options: how long to wait, and whether to begin again.
     """
-    for attempt in range(options.restarts + 1):
-        status, problem = _Child(work, host, options).watch()
-        if problem is None:
-            return status
-        again = attempt < options.restarts
-        remedy = f"begun again, {attempt + 1} of {options.restarts}" if again else _GOES_ON
-        print(f"error: {problem}; {remedy}", file=sys.stderr, flush=True)
-        if not again:
-            return status
+    stop = _StopRequests()
+    with stop.listening():
+        for attempt in range(options.restarts + 1):
+            if stop.is_requested:
+                return _STOPPED
+            status, problem = _Child(work, host, options, stop).watch()
+            if problem is None:
+                return status
+            again = attempt < options.restarts and not stop.is_requested
+            remedy = f"begun again, {attempt + 1} of {options.restarts}" if again else _GOES_ON
+            print(f"error: {problem}; {remedy}", file=sys.stderr, flush=True)
+            if not again:
+                return status
     return status
+
+
+class _StopRequests:
+    """SIGTERM and Ctrl-C, passed on to the child; a second one ends it.
+
+    Attributes:
+      is_requested: whether one has come.
+    """
+
+    def __init__(self):
+        # One may have come before: the command line is read, and data may be asked for.
+        self.is_requested, self._child = interruption.requested(), None
+
+    @contextlib.contextmanager
+    def listening(self):
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def fork(self):
+        """Fork; no signal is lost, nor handled in the child as if it were here."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._child = os.fork()
+        if self._child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # A terminal sends Ctrl-C to both; it comes from here, as SIGTERM.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        return self._child
+
+    def _handle(self, *_):
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(self._child, signal.SIGKILL if self.is_requested else signal.SIGTERM)
+        self.is_requested = True
 
 
 class _Child:
     """One run of the work in a process of its own."""
 
-    def __init__(self, work, host, options):
-        self._host, self._options, self._is_stopping = host, options, False
+    def __init__(self, work, host, options, stop):
+        self._host, self._options, self._stop = host, options, stop
         self._output = tempfile.TemporaryFile()  # noqa: SIM115, the child writes to it for long
+        # The file of its output, and where this run's begins; it may name another one.
+        self._log, self._log_begin, self._is_connected = None, 0, False
         self._reports, pipe = os.pipe()
         life, self._life = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self._pid = os.fork()
+        self._pid = stop.fork()
         if self._pid == 0:
             os.close(self._reports)
             os.close(self._life)
@@ -146,79 +206,77 @@ class _Child:
 
     def watch(self) -> tuple[int, str | None]:
         """Wait for the child; return its status, and what happened where it was none of its own."""
-        handlers = {
-            number: signal.signal(number, handler)
-            for number, handler in (
-                (signal.SIGTERM, self._pass_on),
-                (signal.SIGINT, signal.SIG_IGN),  # a terminal sends it to the child too
-            )
-        }
         try:
-            log, hang = self._follow_reports()
+            hang = self._follow_reports()
             _, code = os.waitpid(self._pid, 0)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             os.close(self._reports)
             os.close(self._life)
-        return self._verdict(os.waitstatus_to_exitcode(code), log, hang)
-
-    def _pass_on(self, number, _):
-        """Ask the child to stop; at the second time end it."""
-        os.kill(self._pid, signal.SIGKILL if self._is_stopping else number)
-        self._is_stopping = True
+        return self._verdict(os.waitstatus_to_exitcode(code), hang)
 
     def _follow_reports(self):
         """Read what the child reports until it ends.
 
         Returns:
-          The file of its output, and what took too long, where the child was ended for that.
+          What took how many seconds too long, where the child was ended for that; or None.
         """
-        log, waits, since, rest = None, None, 0.0, ""
+        end, what, limit, rest = None, "", 0.0, ""
         while True:
-            left = None
-            if waits is not None:
-                left = self._options.hang_seconds - (time.monotonic() - since)
-                if left <= 0:
-                    os.kill(self._pid, signal.SIGKILL)
-                    return log, waits
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                os.kill(self._pid, signal.SIGKILL)
+                return what, limit
             ready, *_ = select.select([self._reports], [], [], left)
             if not ready:
                 continue
             content = os.read(self._reports, 1 << 16)
             if not content:
-                return log, None
+                return None
             *lines, rest = (rest + content.decode()).split("\n")
-            for kind, _, text in (line.partition(" ") for line in lines):
+            for kind, text, number in map(json.loads, lines):
                 if kind == "log":
-                    log = text
+                    self._log, self._log_begin = text, int(number)
+                elif kind == "connected":
+                    self._is_connected = True
+                elif kind == "waits":
+                    what, limit = text, max(self._options.hang_seconds, number)
+                    end = time.monotonic() + limit
                 else:
-                    waits, since = (text if kind == "waits" else None), time.monotonic()
+                    end = None
 
-    def _verdict(self, status, log, hang):
+    def _verdict(self, status, hang):
         me = f"host {self._host}"
         if hang is not None:
-            limit = f"{self._options.hang_seconds:g} s"
-            return LOST, f"{me}: {hang} took longer than {limit} (--hang_seconds)"
+            what, limit = hang
+            return LOST, f"{me}: {what} took longer than {limit:g} s (--hang_seconds)"
         if status >= 0:
+            if status in (_BUG, LOST) and self._host and self._log is None:
+                sys.stderr.write(self._native_output().decode(errors="replace"))
             return status, None
-        if self._is_stopping and -status in (signal.SIGKILL, signal.SIGTERM):
-            return 128 + signal.SIGTERM, None
-        native = self._native_output(log)
-        if _FATAL in native:
-            found = _UNHEALTHY.search(native)
-            lost = [int(number) for number in re.findall(rb"\d+", found[1])] if found else [0]
-            lost = [number for number in lost if number != self._host] or [0]
-            hosts = " and ".join(f"host {number}" for number in lost)
-            return LOST, f"{hosts}: lost, nothing was heard of it"
+        if self._stop.is_requested and -status in (signal.SIGKILL, signal.SIGTERM):
+            return _STOPPED, None
+        native = self._native_output()
+        if -status == signal.SIGABRT and _FATAL in native:
+            if not self._is_connected:
+                problem = "not all hosts came, or host 0 cannot be reached"
+                return LOST, f"{me}: {problem} (--coordinator, --num_processes)"
+            return LOST, f"{self._lost(native)}: lost, nothing was heard of it"
         name = signal.Signals(-status).name
         hint = ", for lack of memory perhaps" if -status == signal.SIGKILL else ""
         return LOST, f"{me}: ended by {name}{hint}"
 
-    def _native_output(self, log):
+    def _lost(self, native):
+        """Return which hosts are lost; where JAX names none it is the coordinator's, host 0."""
+        names = _NAMES.search(native)
+        numbers = re.findall(rb"\d+", names[0]) if names else [b"0"]
+        others = [f"host {int(number)}" for number in numbers if int(number) != self._host]
+        return " and ".join(others) or "another host"
+
+    def _native_output(self):
         """Return the end of what the child has written natively."""
-        with contextlib.suppress(OSError), open(log or self._output.fileno(), "rb") as file:
-            file.seek(-min(_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        with contextlib.suppress(OSError), open(self._log or self._output.fileno(), "rb") as file:
+            begin = max(self._log_begin, os.fstat(file.fileno()).st_size - _TAIL)
+            file.seek(begin)
             return file.read()
         return b""
 
@@ -226,7 +284,6 @@ class _Child:
 def _become_child(pipe, output, life, host):
     """Send output where it belongs, and end with the supervisor."""
     global _link
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if host == 0:
         # Native code writes pages when a host is lost, not to be seen on the terminal.
         sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
