@@ -19,11 +19,12 @@ from orbax.checkpoint import v1 as ocp
 from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
 from crnas_jax.parallel.supervisor import waiting
-from crnas_jax.runtime import team
+from crnas_jax.runtime import ownership, team
 from crnas_jax.runtime.files import replacing
-from crnas_jax.runtime.ownership import may_write
 
 _DIGEST = ".sha256"
+# What a damaged checkpoint raises; other errors of the system are the machine's.
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # What TensorStore says where the operating system refuses to write.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
@@ -54,7 +55,7 @@ class Checkpoints:
 
     def _is_saved(self, step):
         """Return whether the step is saved; if not, remove what interrupted saves have left."""
-        may_write(self._folder)
+        ownership.require(self._folder)
         if step in self.steps():
             return True
         for rest in self._folder.glob("*.orbax-checkpoint-tmp*"):
@@ -87,16 +88,11 @@ class Checkpoints:
         """
         abstract, damaged = jax.tree.map(_abstract, like), []
         for step in reversed(self.steps()):
-            try:
-                with _quiet():
-                    changed = team.decide(self._has_changed, step)
-                    if changed:
-                        raise ValueError("its content has changed")
-                    state = ocp.load(self._folder / str(step), abstract)
-            except Exception as error:
-                if hosts.may_come_from_others(error) or _is_machine_fault(error):
-                    raise
-                logging.warning("checkpoint of step %d does not load: %s", step, _first_line(error))
+            state, problem = self._try(step, abstract)
+            # Where it does not load on one host, none goes on from it.
+            problems = [problem for problem in team.gather(problem) if problem]
+            if problems:
+                logging.warning("checkpoint of step %d does not load: %s", step, problems[0])
                 damaged.append(step)
                 continue
             # Left in their places they would block saving their steps and those before them.
@@ -112,13 +108,29 @@ class Checkpoints:
             )
         return None
 
+    def _try(self, step, abstract):
+        """Return a step's state and "", or None and why it does not load."""
+        if team.decide(self._has_changed, step):
+            return None, "its content has changed"
+        try:
+            with _quiet(), waiting(f"the checkpoint of step {step}"):
+                return ocp.load(self._folder / str(step), abstract), ""
+        except Exception as error:
+            if hosts.may_come_from_others(error) or _is_machine_fault(error):
+                raise
+            return None, _first_line(error)
+
     def _has_changed(self, step):
         """Return whether bytes changed; Orbax would load them as other numbers."""
         digest = self._folder / f"{step}{_DIGEST}"
         # A kill between the two leaves a checkpoint without its digest.
-        return digest.exists() and digest.read_text() != _content(self._folder / str(step))
+        try:
+            return digest.exists() and digest.read_text() != _content(self._folder / str(step))
+        except _GONE:
+            return True
 
     def _move_aside(self, steps):
+        ownership.require(self._folder)
         for step in steps:
             aside = self._folder / f"unreadable-{step}"
             while aside.exists():
@@ -139,8 +151,7 @@ def _content(folder):
 
 def _is_machine_fault(error):
     """Return whether the machine (memory, open files, disk) failed rather than the checkpoint."""
-    gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-    return isinstance(error, MemoryError | OSError) and not isinstance(error, gone)
+    return isinstance(error, MemoryError | OSError) and not isinstance(error, _GONE)
 
 
 def _abstract(leaf):
@@ -173,7 +184,7 @@ def save_variables(folder: str | pathlib.Path, variables: PyTree) -> None:
 
 def _make_room(folder, fresh):
     """Remove what an interrupted save has left."""
-    may_write(folder)
+    ownership.require(folder)
     if folder.exists() and not _is_checkpoint(folder):
         raise UserError(folder, "variables", "something else is there", "name another folder")
     for rest in (fresh, *folder.parent.glob(f"{fresh.name}.orbax-checkpoint-tmp*")):

@@ -20,6 +20,13 @@ RUN = "--config=configs/bccd.py --config.data.folder=DATA --workdir=runs/mine"
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Flags that may differ between hosts; fields of the config are compared as a whole.
+_OWN = (
+    *("workdir", "json", "coordinator", "num_processes", "process_id"),
+    *("heartbeat_seconds", "hang_seconds", "restarts"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A subcommand.
@@ -98,6 +105,8 @@ def experiment(
         # With --json nothing but the result goes to the standard output.
         progress = sys.stderr if values.json else sys.stdout
         with config_errors(values), contextlib.redirect_stdout(progress):
+            own = {f"--{name}": str(values[name].value) for name in values if not _is_own(name)}
+            team.require_alike({"command": summary, **own})
             work = open_run(
                 values.config,
                 values.workdir,
@@ -121,6 +130,10 @@ def experiment(
     return Command(
         summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=True
     )
+
+
+def _is_own(flag):
+    return flag in _OWN or flag.partition(".")[0] == "config"
 
 
 def define_json(values: flags.FlagValues) -> None:

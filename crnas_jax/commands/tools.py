@@ -1,5 +1,6 @@
 """Commands around the procedure: prediction, costs, weights of others, COCO's split."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,7 @@ from crnas_jax.commands.command import (
 )
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import team
-from crnas_jax.runtime.files import write_json
+from crnas_jax.runtime.files import digest, write_json
 
 
 def _predict_flags(values, _):
@@ -45,8 +46,9 @@ def _predict(values):
     from tqdm import tqdm
 
     import crnas_jax
+    from crnas_jax.checkpoint import content_digest
     from crnas_jax.data import images
-    from crnas_jax.evaluation.predict import Prediction, list_images, predictions_to_coco
+    from crnas_jax.evaluation.predict import list_images, predictions_to_coco
 
     output = pathlib.Path(values.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
@@ -57,21 +59,41 @@ def _predict(values):
     for file in files:  # before the detector is loaded and compiled
         images.check(file, values.max_pixels)
     detector = crnas_jax.load_detector(values.detector)
-    hosts = team.current()
-    shown = tqdm(files[hosts.index :: hosts.count], unit="image", disable=None)  # on a terminal
-    predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
-    if hosts.count > 1:
-        parts = team.gather([dataclasses.asdict(prediction) for prediction in predictions])
-        predictions = [
-            Prediction(**parts[number % hosts.count][number // hosts.count])
-            for number in range(len(files))
-        ]
-    result = predictions_to_coco(
-        [str(file) for file in files], predictions, detector.category_ids, detector.class_names
+    names = [file.name for file in files]
+    team.require_alike(
+        {
+            "--detector": content_digest(pathlib.Path(values.detector) / "variables"),
+            "--images": f"{len(names)} images ({digest(*names)[:8]})",
+            "--score": str(values.score),
+        }
     )
+    hosts = team.current()
+    own_files = files[hosts.index :: hosts.count]
+    shown = tqdm(own_files, unit="image", disable=None)  # on a terminal
+    predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
+    result = predictions_to_coco(
+        [str(file) for file in own_files], predictions, detector.category_ids, detector.class_names
+    )
+    result = _in_turns(team.gather(result))
     write_json(output, result)
     note = "" if files else f" (there are no images in {', '.join(values.images)})"
     print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")
+
+
+def _in_turns(parts):
+    """Join COCO objects of hosts that had the images in turns."""
+    images, annotations = [], []
+    by_image = [collections.defaultdict(list) for _ in parts]
+    for part, rows in zip(parts, by_image, strict=True):
+        for row in part["annotations"]:
+            rows[row["image_id"]].append(row)
+    for number in range(sum(len(part["images"]) for part in parts)):
+        position, host = divmod(number, len(parts))
+        image = parts[host]["images"][position]
+        images.append({**image, "id": number + 1})
+        for row in by_image[host][image["id"]]:
+            annotations.append({**row, "id": len(annotations) + 1, "image_id": number + 1})
+    return {**parts[0], "images": images, "annotations": annotations}
 
 
 def _ap_flags(values, _):

@@ -17,8 +17,7 @@ import numpy as np
 from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments import keys, steps
 from crnas_jax.experiments.run import Run, journal_file
-from crnas_jax.runtime import team
-from crnas_jax.runtime.ownership import may_write
+from crnas_jax.runtime import ownership, team
 from crnas_jax.search import refine
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScores
@@ -152,7 +151,7 @@ def _publish(run, network):
         for name in (digest_file, "detector.json")
     ):
         return
-    may_write(target)
+    ownership.require(target)
     # Folders are whole at any moment: a kill leaves the old one, none, or the new one.
     partial, old = (run.path / f".{RETURNED}_{kind}" for kind in ("partial", "old"))
     for folder in (partial, old):

@@ -137,14 +137,15 @@ def open_run(
             require_weights(start, f"config.init_from.{network}")
     options, workdir = run_settings.run_options(config), Workdir(path, redo)
     run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
-    _require_alike(run)
+    if team.is_joint():
+        team.require_alike(_environment(run))
     if dry:
         workdir.require_same_data(run.data_digests)
     else:
         workdir.claim(config.to_dict(), run.data_digests)
         workdir.consent(config.to_dict())
         try:
-            Journal(journal_file(run), "")  # refuses a damaged one now
+            Journal(journal_file(run), "", read_only=True)  # refuses a damaged one now
         except UserError:
             workdir.release()
             raise
@@ -154,19 +155,6 @@ def open_run(
 def journal_file(run: Run) -> pathlib.Path:
     """Return the path of the run's journal."""
     return run.path / "journal.jsonl"
-
-
-def _require_alike(run):
-    """Raise UserError unless all hosts have the same config, data and packages."""
-    if not team.is_joint():
-        return
-    first, *others = team.gather(_environment(run))
-    for host, own in enumerate(others, 1):
-        for name in sorted(first.keys() | own.keys()):
-            if own.get(name) != first.get(name):
-                problem = f"{own.get(name)}, on host 0 {first.get(name)}"
-                remedy = "give all hosts the same config, data and packages"
-                raise UserError(f"host {host}", name, problem, remedy)
 
 
 def _environment(run):
@@ -188,6 +176,9 @@ def _environment(run):
         **versions,
         **{f"config.{name}": json.dumps(value) for name, value in flat_fields(config)},
         **digests,
+        # What fields of the config only name.
+        **{f"init_from.{name} content": value for name, value in run.init_digests.items()},
+        "baseline": model_settings.baseline(run.config).to_json(),
     }
 
 

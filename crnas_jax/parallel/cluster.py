@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from crnas_jax.errors import UserError
 
+_COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 # JAX's own port for its coordinator on TPUs; SLURM and Open MPI get one for each job.
 _PORT = 8476
 _FIRST_PORT, _NUM_PORTS = 61440, 4096
@@ -62,8 +63,10 @@ def find_cluster(
     Raises:
       UserError: something is missing or out of range.
     """
+    if coordinator:
+        environment = {**environment, _COORDINATOR: coordinator}
     given = {
-        "--coordinator": coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+        "--coordinator": environment.get(_COORDINATOR),
         "--num_processes": _first(num_processes, environment.get("JAX_NUM_PROCESSES")),
         "--process_id": _first(
             process_id,
@@ -72,10 +75,10 @@ def find_cluster(
         ),
     }
     if given["--num_processes"] is None:
-        if coordinator or process_id is not None:
+        cluster = _slurm(environment) or _open_mpi(environment) or _tpu(environment)
+        if cluster is None and (coordinator or process_id is not None):
             remedy = "give --coordinator, --num_processes and --process_id together"
             raise UserError("command line", "--num_processes", "missing", remedy)
-        cluster = _slurm(environment) or _open_mpi(environment) or _tpu(environment)
     else:
         for flag, value in given.items():
             if value is None and given["--num_processes"] != 1:
@@ -107,11 +110,12 @@ def _slurm(environment):
     host = first[1] + (first[2] or "")
     # Such as 2(x3),1: tasks on each node.
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE"))
+    port = _FIRST_PORT + _number("SLURM_JOB_ID", job) % _NUM_PORTS
     return Cluster(
-        f"{host}:{_FIRST_PORT + _number('SLURM_JOB_ID', job) % _NUM_PORTS}",
+        environment.get(_COORDINATOR, f"{host}:{port}"),
         _number("SLURM_NTASKS", count),
         _number("SLURM_PROCID", index),
-        _own_device(local, re.match(r"1(\(x\d+\))?$", per_node or "")),
+        _own_device(local, re.match(r"1(\(x\d+\))?$", per_node or ""), environment),
         "SLURM",
     )
 
@@ -123,21 +127,23 @@ def _open_mpi(environment):
     count, index = (_number(name, environment[name]) for name in names)
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
     launcher = re.search(r"^(\d+).*?(?:tcp://|tcp6://\[)([^,:\]]+)", uri)
-    coordinator = environment.get("JAX_COORDINATOR_ADDRESS")
+    coordinator = environment.get(_COORDINATOR)
     if coordinator is None and launcher:
         port = _FIRST_PORT + int(launcher[1]) // 4096 % _NUM_PORTS  # a multiple of 4096 by job
         coordinator = f"{launcher[2]}:{port}"
     if coordinator is None and count > 1:
-        remedy = "set JAX_COORDINATOR_ADDRESS to host:port of rank 0 (mpirun -x ...)"
+        remedy = "give --coordinator=HOST:PORT, those of rank 0"
         raise UserError("Open MPI", "coordinator", "the launcher does not say where it is", remedy)
     alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-    local = _own_device(environment.get("OMPI_COMM_WORLD_LOCAL_RANK"), alone)
+    local = _own_device(environment.get("OMPI_COMM_WORLD_LOCAL_RANK"), alone, environment)
     return Cluster(coordinator or f"localhost:{_PORT}", count, index, local, "Open MPI")
 
 
-def _own_device(local_index, is_alone):
-    """Return the GPU of a process that shares its host, one each; None where it has all."""
-    if is_alone or local_index is None:
+def _own_device(local_index, is_alone, environment):
+    """Return the GPU of a process that shares its host, one each; None where it has all it sees."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    # A launcher that binds tasks to GPUs shows each task its own, as number 0.
+    if is_alone or local_index is None or (visible and "," not in visible):
         return None
     return (_number("local index", local_index),)
 
@@ -153,7 +159,8 @@ def _tpu(environment):
         )
         first = environment.get("MEGASCALE_COORDINATOR_ADDRESS", hosts[0]).split(":")[0]
         index = number * len(hosts) + _number("TPU_WORKER_ID", environment["TPU_WORKER_ID"])
-        return Cluster(f"{first}:{_PORT}", slices * len(hosts), index, source="TPU")
+        address = environment.get(_COORDINATOR, f"{first}:{_PORT}")
+        return Cluster(address, slices * len(hosts), index, source="TPU")
     return _tpu_vm()
 
 

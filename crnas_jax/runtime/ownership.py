@@ -40,10 +40,16 @@ def may_write(path: pathlib.Path) -> bool:
     """Return whether this process writes a file: on the primary it does.
 
     Raises:
-      UserError: another run has claimed the working folder since.
+      UserError: see `require`.
     """
     if not team.is_primary():
         return False
+    require(path)
+    return True
+
+
+def require(path: pathlib.Path) -> None:
+    """Raise UserError where another run has claimed the working folder of a path since."""
     path = path.absolute()
     for folder, token in _claimed.items():
         if path.is_relative_to(folder) and read_token(folder) != token:
@@ -53,4 +59,3 @@ def may_write(path: pathlib.Path) -> bool:
                 "another run has gone on with the work here",
                 "nothing was written since; let that one finish",
             )
-    return True

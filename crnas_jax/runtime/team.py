@@ -86,17 +86,19 @@ def decide(function: Callable[..., _Result], *arguments) -> _Result:
 
     Args:
       function: what to call; its result consists of None, bools, numbers, strings, tuples, lists,
-        dicts and NumPy arrays.
+        dicts and NumPy arrays; NumPy's numbers become Python's.
       *arguments: its arguments.
 
     Raises:
       UserError: the function raised it; so do all processes.
+      RuntimeError: the primary is at another place of the code.
     """
     global _deciding
     if not is_joint():
         return function(*arguments)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
     if not is_primary():
-        return _open(_team.broadcast(None))
+        return _open(_team.broadcast(None), name)
     _deciding = True
     try:
         answer = {"value": function(*arguments)}
@@ -104,16 +106,36 @@ def decide(function: Callable[..., _Result], *arguments) -> _Result:
         answer = {"error": (error.where, error.field, error.problem, error.remedy)}
     finally:
         _deciding = False
-    return _open(_team.broadcast(encode(answer)))
+    return _open(_team.broadcast(encode({**answer, "function": name})), name)
 
 
-def _open(text):
+def _open(text, function):
     answer = decode(text)
+    if answer["function"] != function:
+        raise RuntimeError(f"host 0 decided {answer['function']}, not {function}")
     if "error" in answer:
-        error = UserError(*answer["error"])
-        error.is_shared = True
-        raise error
+        raise shared_error(*answer["error"])
     return answer["value"]
+
+
+def shared_error(where, field: str, problem: str, remedy: str) -> UserError:
+    """Make an error that all processes raise alike, so that none of them is named for it."""
+    error = UserError(where, field, problem, remedy)
+    error.is_shared = True
+    return error
+
+
+def require_alike(values: dict[str, str]) -> None:
+    """Raise UserError, on all processes, unless they have the same values by name."""
+    if not is_joint():
+        return
+    first, *others = gather(values)
+    for host, own in enumerate(others, 1):
+        for name in sorted(first.keys() | own.keys()):
+            if own.get(name) != first.get(name):
+                problem = f"{own.get(name)}, on host 0 {first.get(name)}"
+                remedy = "give all hosts the same command, config, data and packages"
+                raise shared_error(f"host {host}", name, problem, remedy)
 
 
 def gather(value) -> list:
@@ -136,7 +158,9 @@ def decode(text: str):
 def _pack(value):
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, np.generic):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, int | float):
         return value
     if isinstance(value, list):
         return [_pack(entry) for entry in value]
@@ -144,7 +168,7 @@ def _pack(value):
         return {"tuple": [_pack(entry) for entry in value]}
     if isinstance(value, dict):
         return {"dict": [[_pack(key), _pack(entry)] for key, entry in value.items()]}
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray):
         content = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"array": [value.dtype.str, list(np.shape(value)), content]}
     raise TypeError(f"{type(value).__name__} cannot be told to other processes")

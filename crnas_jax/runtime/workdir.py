@@ -79,7 +79,8 @@ class Workdir:
         blind = [f"host {index}" for index, sees_it in enumerate(sees) if not sees_it]
         if blind:
             problem = f"{', '.join(blind)} cannot see what host 0 writes there"
-            raise UserError(self.path, "--workdir", problem, "name a folder that all hosts share")
+            remedy = "name a folder that all hosts share"
+            raise team.shared_error(self.path, "--workdir", problem, remedy)
 
     def _take_lock(self):
         try:
@@ -296,6 +297,7 @@ def _move(source, target, key_first):
     A kill in between leaves files in both; the key is then in the step's folder, so that `resume`
     finds both parts whatever key it is asked for.
     """
+    ownership.require(source)
     target.mkdir(parents=True, exist_ok=True)
     paths = sorted(source.iterdir(), key=lambda path: (path.name == "key.json") != key_first)
     for path in paths:

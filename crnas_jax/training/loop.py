@@ -167,7 +167,7 @@ class _LossWatch:
 
     def _fail(self, step, problem, image_ids):
         image_ids = np.concatenate(team.gather(image_ids))
-        raise UserError(
+        raise team.shared_error(
             self._name,
             f"step {step}",
             f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, "

@@ -48,6 +48,12 @@ def test_flags_come_before_variables():
             {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"},
             ("gpu007:62016", 4, 2, (1,)),
         ),
+        # Unless each sees its own alone.
+        (
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "CUDA_VISIBLE_DEVICES": "3"},
+            ("gpu007:62016", 4, 2, None),
+        ),
+        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "h:9"}, ("h:9", 4, 2, None)),
         (OPEN_MPI, ("10.96.0.1:62624", 2, 1, (1,))),
         ({**OPEN_MPI, "JAX_COORDINATOR_ADDRESS": "h:9"}, ("h:9", 2, 1, (1,))),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, ("10.96.0.1:62624", 2, 1, None)),
@@ -67,6 +73,13 @@ def test_launchers_are_known_by_their_variables(environment, expected):
     cluster = find_cluster(environment=environment)
     found = (cluster.coordinator, cluster.count, cluster.index, cluster.local_devices)
     assert found == expected
+
+
+@pytest.mark.parametrize("environment", [SLURM, OPEN_MPI, TPU])
+def test_a_flag_names_the_coordinator_of_a_launcher(environment):
+    launched = find_cluster(environment=environment)
+    named = find_cluster("h:9", None, None, environment)
+    assert (named.coordinator, named.count, named.index) == ("h:9", launched.count, launched.index)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +117,7 @@ def test_a_tpu_vm_is_asked_for_its_metadata(monkeypatch):
     ("flags", "environment", "message"),
     [
         (("a:1", None, None), {}, "--num_processes: missing"),
+        ((None, None, 1), {}, "--num_processes: missing"),
         ((None, 2, 0), {}, "--coordinator: missing beside"),
         (("a:1", 2, None), {}, "--process_id: missing beside"),
         (("a:1", 2, 2), {}, "process 2 of 2; count processes from 0"),
@@ -112,7 +126,7 @@ def test_a_tpu_vm_is_asked_for_its_metadata(monkeypatch):
         (
             (None, None, None),
             {name: OPEN_MPI[name] for name in list(OPEN_MPI)[:4]},
-            "set JAX_COORDINATOR_ADDRESS",
+            "give --coordinator",
         ),
     ],
 )
