@@ -64,8 +64,9 @@ def ask_to_stop():
 
 
 def interrupt():
-    """Ask the run to stop, as Control-C does."""
-    os.kill(os.getpid(), signal.SIGINT)
+    """Ask the run to stop, as Control-C does: a terminal sends it to all processes."""
+    for pid in (os.getpid(), os.getppid()):
+        os.kill(pid, signal.SIGINT)
 
 
 def stop_in_wait():
@@ -90,6 +91,11 @@ def pause():
 def fail():
     """Be a bug on this host."""
     raise KeyError("a fault of the test")
+
+
+def fail_in_save():
+    """Be a bug on this host when it begins to save a checkpoint; others have begun it."""
+    checkpoint.ocp.save = lambda *_: fail()
 
 
 def hang():
@@ -136,6 +142,7 @@ FAULTS = {
     "stopped": stop_in_wait,
     "paused": pause,
     "bug": fail,
+    "bug in a save": fail_in_save,
     "hang": hang,
     "full disk": fill_disk,
     "no numbers": break_numbers,
@@ -155,7 +162,7 @@ def meet(fault, count, file):
     def run_or_fail(program, *arguments, **options):
         nonlocal num_run
         num_run += 1
-        if num_run == count:
+        if num_run == count and not file.exists():  # not when begun again
             file.touch()
             fault()
         return run(program, *arguments, **options)

@@ -87,7 +87,7 @@ def start(script, *flags, num_devices=DEVICES_EACH, fault=()):
       *flags: its flags.
       num_devices: virtual devices.
       fault: name of a fault of `faulty.FAULTS`, the number of programs after which it meets it, and
-        a file that is made then.
+        a file that is made then; a process that is begun again meets it no more.
     """
     count = f"--xla_force_host_platform_device_count={num_devices}"
     faulty = ["tests/faulty.py", *map(str, fault)] if fault else []

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # A command on all workers of a TPU VM slice: scripts/launch/tpu_vm.sh NAME ZONE COMMAND...
 # such as: scripts/launch/tpu_vm.sh my-v5e us-west4-a crnas-jax run --config=configs/search_coco.py \
-#            --config.data.folder=/mnt/data/coco --workdir=/mnt/data/runs/mine
+#            --config.data.folder=/mnt/data/coco --config.pretrain.data.folder=/mnt/data/imagenet \
+#            --workdir=/mnt/data/runs/mine
+# Batch sizes have to be multiples of the slice's number of devices. To stop, from another terminal:
+#          scripts/launch/tpu_vm.sh my-v5e us-west4-a pkill -TERM -o -f crnas-jax
 # The workers find each other by the metadata of the VM. /mnt/data stands for a file system that
 # is mounted on all of them (Filestore, or a bucket by gcsfuse).
 set -euo pipefail

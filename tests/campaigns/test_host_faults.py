@@ -106,6 +106,7 @@ FAULTS = {
     "interrupted": (PRIMARY, "interrupted", [STOPPED, STOPPED], PRIMARY, "stopped: "),
     "primary stopped": (PRIMARY, "stopped", [LOST, LOST], PRIMARY, "--hang_seconds"),
     "bug": (OTHER, "bug", [BUG, BUG], PRIMARY, "host 1: KeyError"),
+    "bug in a save": (OTHER, "bug in a save", [BUG, BUG], PRIMARY, "host 1: KeyError"),
     "hang": (OTHER, "hang", [LOST, LOST], PRIMARY, "--hang_seconds"),
     "full disk": (PRIMARY, "full disk", [MISTAKE, MISTAKE], PRIMARY, "make room"),
     "no numbers": (OTHER, "no numbers", [MISTAKE, MISTAKE], PRIMARY, "loss nan"),
@@ -117,7 +118,7 @@ FAULTS = {
 
 
 # What is killed or asked in another way than a fault of the same kind.
-_VARIANTS = ("supervisor killed", "interrupted")
+_VARIANTS = ("supervisor killed", "interrupted", "bug")
 only_whole = pytest.mark.skipif(not WHOLE, reason="a fault of its kind runs; see make campaigns")
 
 
@@ -131,7 +132,7 @@ def test_every_host_ends_as_defined(training, tmp_path, name):
     faults = {faulty_host: (fault, NUM_PROGRAMS, tmp_path / "met")}
     results = training.start(faults=faults).wait(LIMIT + 60)
     _check_ends(results, statuses, host, line)
-    if name != "bug":
+    if BUG not in statuses:
         assert "Traceback" not in results[host][2]
     steps = training.steps()
     assert len(steps) == len(set(steps))
@@ -144,6 +145,19 @@ def _check_ends(results, statuses, host, line):
     screen = results[host][2]
     assert line in screen, screen
     assert screen.count("error: ") + screen.count("stopped: ") == 1, screen
+
+
+def test_hosts_begin_again_by_themselves(training, tmp_path):
+    before = training.saved()
+    hosts = training.start(
+        faults={OTHER: ("killed", NUM_PROGRAMS, tmp_path / "met")},
+        own_flags={host: ["--restarts=1"] for host in (PRIMARY, OTHER)},
+    )
+    wait_until((tmp_path / "met").exists, 120)
+    killed = hosts.worker(OTHER)
+    wait_until(lambda: hosts.worker(OTHER) not in (killed, None), LIMIT)
+    training.stop(hosts)
+    assert training.saved() > before
 
 
 def test_hosts_with_another_config_are_refused(training):

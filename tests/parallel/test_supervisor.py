@@ -10,7 +10,7 @@ from helpers import ROOT
 
 PROGRAM = """
 import os, pathlib, signal, sys, time
-from crnas_jax.parallel.supervisor import SupervisorOptions, log_to, supervise, waiting
+from crnas_jax.parallel.supervisor import SupervisorOptions, connected, log_to, supervise, waiting
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -18,6 +18,7 @@ def native(text):
     os.write(2, text)
 
 def die_of(lost):
+    connected()
     fatal = b"JAX distributed service detected fatal errors: "
     native(fatal + b"(stopped sending heartbeats):\\n" + lost)
     os.abort()
@@ -28,9 +29,15 @@ def hang():
 
 def wait_for_others():
     with waiting("a step"):
-        time.sleep(0.1)
-    time.sleep(0.5)  # no wait for others
+        pass
+    time.sleep(1.5)  # no wait for others
+    with waiting("compilation", at_least=60):
+        time.sleep(1.5)
     return 0
+
+def come_alone():
+    native(b"JAX distributed service detected fatal errors: DEADLINE_EXCEEDED")
+    os.abort()
 
 def say():
     print("out", flush=True)
@@ -48,22 +55,39 @@ def second_time():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def live():
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(17))
     (folder / "pid").write_text(str(os.getpid()))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     time.sleep(60)
 
 def deaf():
-    (folder / "pid").write_text(str(os.getpid()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "pid").write_text(str(os.getpid()))
     time.sleep(60)
+
+def lose_again():
+    log_to(folder / "log")
+    if (folder / "log").stat().st_size == 0:
+        die_of(b"2\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def bug():
+    print("Traceback: a bug", file=sys.stderr)
+    return 1
+
+def stop_and_die():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(0.5)
+    os.abort()
 
 works = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "others lost": lambda: die_of(b"2, 3\\nThe tasks"),
     "primary lost": lambda: die_of(b""),
+    "another begun again": lambda: die_of(b"task 2 unexpectedly tried to connect with a different"),
 }
 work = works.get(sys.argv[2]) or globals()[sys.argv[2]]
-options = SupervisorOptions(heartbeat_seconds=1, hang_seconds=0.3, restarts=int(sys.argv[4]))
+options = SupervisorOptions(heartbeat_seconds=1, hang_seconds=1, restarts=int(sys.argv[4]))
 sys.exit(supervise(work, int(sys.argv[3]), options))
 """
 
@@ -92,7 +116,9 @@ def _pid(folder):
         ("killed", 75, "error: host 1: ended by SIGKILL"),
         ("others lost", 75, "error: host 2 and host 3: lost"),
         ("primary lost", 75, "error: host 0: lost"),
-        ("hang", 75, "error: host 1: a step took longer than 0.3 s (--hang_seconds)"),
+        ("another begun again", 75, "error: host 2: lost"),
+        ("come_alone", 75, "error: host 1: not all hosts came"),
+        ("hang", 75, "error: host 1: a step took longer than 1 s (--hang_seconds)"),
         ("wait_for_others", 0, ""),
     ],
 )
@@ -123,12 +149,32 @@ def test_work_is_begun_again(tmp_path, restarts, status):
     assert ("begun again, 1 of 1" in err) == bool(restarts)
 
 
-def test_a_request_to_stop_is_passed_on(tmp_path):
+def test_what_an_earlier_run_wrote_to_the_log_says_nothing_of_this_one(tmp_path):
+    lines = [_start(tmp_path, "lose_again").communicate()[1] for _ in range(2)]
+    assert "host 2: lost" in lines[0]
+    assert "host 1: ended by SIGKILL" in lines[1]
+
+
+def test_a_traceback_without_a_log_is_on_the_screen(tmp_path):
+    process = _start(tmp_path, "bug")
+    assert process.communicate() == ("", "Traceback: a bug\n")
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_passed_on(tmp_path, number):
     process = _start(tmp_path, "live")
     _pid(tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.communicate() == ("", "")
-    assert process.returncode == 143
+    assert process.returncode == 17  # what the work makes of it
+
+
+def test_work_that_was_asked_to_stop_is_not_begun_again(tmp_path):
+    process = _start(tmp_path, "stop_and_die", restarts=3)
+    err = process.communicate()[1]
+    assert process.returncode == 75
+    assert "begun again" not in err
 
 
 def test_a_second_request_ends_the_work(tmp_path):

@@ -132,3 +132,26 @@ def test_who_lost_the_folder_to_another_run_writes_nothing_there(tmp_path, monke
     ownership.release(folder)
     files.write_json(folder / "a.json", 3)
     assert sorted(path.name for path in folder.iterdir()) == [ownership.TOKEN, "a.json"]
+
+
+def test_numbers_of_numpy_become_pythons():
+    values = [np.float64(0.5), np.int32(3), np.bool_(True)]
+    assert repr(team.decode(team.encode(values))) == "[0.5, 3, True]"
+
+
+def test_hosts_at_different_places_are_told(pair):
+    pair(0)
+    team.decide(max, 1, 2)
+    pair(1)
+    with pytest.raises(RuntimeError, match="host 0 decided max, not min"):
+        team.decide(min, 1, 2)
+
+
+def test_what_differs_between_hosts_is_named_on_all(pair):
+    pair(0)
+    team.require_alike({"a": "1"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.current(), "gather", lambda text: [text, team.encode({"a": "2"})])
+        with pytest.raises(UserError, match="host 1: a: 2, on host 0 1") as error:
+            team.require_alike({"a": "1"})
+    assert error.value.is_shared

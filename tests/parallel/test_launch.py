@@ -1,0 +1,48 @@
+"""The files of `scripts/launch` start commands that are not refused."""
+
+import re
+
+import jax
+import pytest
+import yaml
+from helpers import ROOT
+
+from crnas_jax import cli
+from crnas_jax.settings.check import check
+
+LAUNCH = ROOT / "scripts" / "launch"
+RECIPES = ("stage_train", "operation_train", "detector_train", "pretrain", "search")
+
+
+def _jobset():
+    """Return the example's devices, and the flags of its command."""
+    content = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    job = content["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    (count,) = (v["value"] for v in container["env"] if v["name"] == "JAX_NUM_PROCESSES")
+    assert job["parallelism"] == job["completions"] == int(count)
+    return int(count) * container["resources"]["limits"]["nvidia.com/gpu"], container["args"]
+
+
+def _slurm():
+    text = (LAUNCH / "slurm.sh").read_text()
+    nodes, each = (
+        int(re.search(rf"#SBATCH --{name}=(\d+)", text)[1]) for name in ("nodes", "gpus-per-node")
+    )
+    config = re.search(r"configs/\w+.py", text)[0]
+    return nodes * each, [f"--config={config}", *re.findall(r"--config\.\S+", text)]
+
+
+def _two_processes():
+    text = (LAUNCH / "two_processes.sh").read_text()
+    each = int(re.search(r"device_count=(\d+)", text)[1])
+    return 2 * each, re.findall(r"--config\S+", text)
+
+
+@pytest.mark.parametrize("example", [_jobset, _slurm, _two_processes])
+def test_the_batches_of_an_example_divide_by_its_devices(example):
+    num_devices, arguments = example()
+    config = cli._parsed(cli.load("run"), arguments).config
+    config.devices = min(num_devices, jax.device_count())
+    check(config)
+    assert all(config[recipe].batch_size % num_devices == 0 for recipe in RECIPES)
