@@ -1,6 +1,5 @@
 """Commands around the procedure: prediction, costs, weights of others, COCO's split."""
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -48,7 +47,7 @@ def _predict(values):
     import crnas_jax
     from crnas_jax.checkpoint import content_digest
     from crnas_jax.data import images
-    from crnas_jax.evaluation.predict import list_images, predictions_to_coco
+    from crnas_jax.evaluation.predict import join_turns, list_images, predictions_to_coco
 
     output = pathlib.Path(values.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
@@ -74,26 +73,10 @@ def _predict(values):
     result = predictions_to_coco(
         [str(file) for file in own_files], predictions, detector.category_ids, detector.class_names
     )
-    result = _in_turns(team.gather(result))
+    result = join_turns(team.gather(result))
     write_json(output, result)
     note = "" if files else f" (there are no images in {', '.join(values.images)})"
     print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")
-
-
-def _in_turns(parts):
-    """Join COCO objects of hosts that had the images in turns."""
-    images, annotations = [], []
-    by_image = [collections.defaultdict(list) for _ in parts]
-    for part, rows in zip(parts, by_image, strict=True):
-        for row in part["annotations"]:
-            rows[row["image_id"]].append(row)
-    for number in range(sum(len(part["images"]) for part in parts)):
-        position, host = divmod(number, len(parts))
-        image = parts[host]["images"][position]
-        images.append({**image, "id": number + 1})
-        for row in by_image[host][image["id"]]:
-            annotations.append({**row, "id": len(annotations) + 1, "image_id": number + 1})
-    return {**parts[0], "images": images, "annotations": annotations}
 
 
 def _ap_flags(values, _):

@@ -1,5 +1,6 @@
 """Detection on arbitrary images: from files or arrays to boxes in pixels of each image."""
 
+import collections
 import dataclasses
 import functools
 import os
@@ -233,6 +234,22 @@ def predictions_to_coco(
             annotations.append(annotation)
     categories = category_entries(category_ids, class_names)
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def join_turns(parts: list[dict]) -> dict:
+    """Join what `predictions_to_coco` made on hosts that took the images in turns."""
+    images, annotations = [], []
+    by_image = [collections.defaultdict(list) for _ in parts]
+    for part, rows in zip(parts, by_image, strict=True):
+        for row in part["annotations"]:
+            rows[row["image_id"]].append(row)
+    for number in range(sum(len(part["images"]) for part in parts)):
+        position, host = divmod(number, len(parts))
+        image = parts[host]["images"][position]
+        images.append({**image, "id": number + 1})
+        for row in by_image[host][image["id"]]:
+            annotations.append({**row, "id": len(annotations) + 1, "image_id": number + 1})
+    return {**parts[0], "images": images, "annotations": annotations}
 
 
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:

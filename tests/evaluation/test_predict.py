@@ -18,7 +18,12 @@ import crnas_jax
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
-from crnas_jax.evaluation.predict import predictions_to_coco, read_image
+from crnas_jax.evaluation.predict import (
+    Prediction,
+    join_turns,
+    predictions_to_coco,
+    read_image,
+)
 from crnas_jax.export.detector import load_detector, save_detector
 from crnas_jax.models.build import Detector
 from crnas_jax.models.heads.box_head import CASCADE_STAGES
@@ -288,3 +293,19 @@ def test_the_script_writes_detections_or_one_line_of_error(folder, tmp_path):
         (line,) = outcome["stderr"].strip().splitlines()
         assert line.startswith(f"error: {tmp_path / name}")
         assert not (tmp_path / f"{name}.json").exists()
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 3])
+def test_images_taken_in_turns_are_joined_in_order(num_hosts):
+    def prediction(num_detections):
+        boxes = RNG.uniform(0, 9, (num_detections, 4)).astype(np.float32)
+        ids = np.ones(num_detections, int)
+        return Prediction(boxes, RNG.random(num_detections), ids, ids, ["a"] * num_detections, 9, 9)
+
+    predictions = [prediction(count) for count in (2, 0, 1, 3, 1)]
+    names = [f"{number}.png" for number in range(5)]
+    parts = [
+        predictions_to_coco(names[host::num_hosts], predictions[host::num_hosts], [1], ["a"])
+        for host in range(num_hosts)
+    ]
+    assert join_turns(parts) == predictions_to_coco(names, predictions, [1], ["a"])
