@@ -150,11 +150,12 @@ class _StopRequests:
 
     Attributes:
       is_requested: whether one has come.
+      child: process id; None where there is none.
     """
 
     def __init__(self):
         # One may have come before: the command line is read, and data may be asked for.
-        self.is_requested, self._child = interruption.requested(), None
+        self.is_requested, self.child = interruption.requested(), None
 
     @contextlib.contextmanager
     def listening(self):
@@ -168,18 +169,19 @@ class _StopRequests:
     def fork(self):
         """Fork; no signal is lost, nor handled in the child as if it were here."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._child = os.fork()
-        if self._child == 0:
+        self.child = os.fork()
+        if self.child == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             # A terminal sends Ctrl-C to both; it comes from here, as SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        return self._child
+        if self.child and self.is_requested:  # it came just before
+            os.kill(self.child, signal.SIGTERM)
+        return self.child
 
     def _handle(self, *_):
-        if self._child is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.kill(self._child, signal.SIGKILL if self.is_requested else signal.SIGTERM)
+        if self.child is not None:
+            os.kill(self.child, signal.SIGKILL if self.is_requested else signal.SIGTERM)
         self.is_requested = True
 
 
@@ -209,6 +211,7 @@ class _Child:
         try:
             hang = self._follow_reports()
             _, code = os.waitpid(self._pid, 0)
+            self._stop.child = None
         finally:
             os.close(self._reports)
             os.close(self._life)
