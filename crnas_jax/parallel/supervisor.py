@@ -181,7 +181,8 @@ class _StopRequests:
 
     def _handle(self, *_):
         if self.child is not None:
-            os.kill(self.child, signal.SIGKILL if self.is_requested else signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(self.child, signal.SIGKILL if self.is_requested else signal.SIGTERM)
         self.is_requested = True
 
 
