@@ -22,10 +22,10 @@ from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.cluster import find_cluster
 from crnas_jax.parallel.hosts import connect
-from crnas_jax.parallel.supervisor import LOST, SupervisorOptions, supervise
+from crnas_jax.parallel.supervisor import BUG, LOST, STOPPED, SupervisorOptions, supervise
 from crnas_jax.runtime import interruption
 
-_MISTAKE, _STOPPED = 2, 128 + 15  # the latter is the shell's for a process that SIGTERM ended
+_MISTAKE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Subcommands by the module of `commands` that holds them.
 _MODULES = {
@@ -163,7 +163,7 @@ def _work(command, values, cluster, heartbeat_seconds):
     except BaseException as error:
         hosts.await_verdict(error)
         traceback.print_exc()
-        hosts.fail(1, f"error: {me}: {type(error).__name__}: {_first_line(error)}")
+        hosts.fail(BUG, f"error: {me}: {type(error).__name__}: {_first_line(error)}")
 
 
 def _attempt(command, values):
@@ -172,7 +172,7 @@ def _attempt(command, values):
         command.run(values)
     except interruption.Stopped as stopped:
         print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
-        return _STOPPED
+        return STOPPED
     except OSError as error:
         if error.errno not in _FULL:
             raise

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.options import check_counts, check_positive
 
-# "Temporary failure" of sysexits.h: the same command goes on.
-LOST = 75
-_BUG = 1
+# Statuses. The first is "temporary failure" in sysexits.h: the same command goes on; the last is
+# the shell's for a process that SIGTERM has ended.
+LOST, BUG, STOPPED = 75, 1, 128 + signal.SIGTERM
 # What JAX prints, native traceback included, before it ends a process of several.
 _FATAL = b"JAX distributed service detected fatal errors"
 # How it names the lost ones; one that was begun again has another incarnation.
@@ -35,7 +35,6 @@ _NAMES = re.compile(
 # It stands within so many bytes before the end of the output.
 _TAIL = 1 << 16
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STOPPED = 128 + signal.SIGTERM
 _GOES_ON = "the same command goes on from the last checkpoint, on any number of hosts"
 
 
@@ -133,7 +132,7 @@ def supervise(work: Callable[[], int], host: int, options: SupervisorOptions) ->
     with stop.listening():
         for attempt in range(options.restarts + 1):
             if stop.is_requested:
-                return _STOPPED
+                return STOPPED
             status, problem = _Child(work, host, options, stop).watch()
             if problem is None:
                 return status
@@ -154,12 +153,13 @@ class _StopRequests:
     """
 
     def __init__(self):
-        # One may have come before: the command line is read, and data may be asked for.
-        self.is_requested, self.child = interruption.requested(), None
+        self.is_requested, self.child = False, None
 
     @contextlib.contextmanager
     def listening(self):
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        # One may have come while the command line was read.
+        self.is_requested |= interruption.requested()
         try:
             yield
         finally:
@@ -254,11 +254,11 @@ class _Child:
             what, limit = hang
             return LOST, f"{me}: {what} took longer than {limit:g} s (--hang_seconds)"
         if status >= 0:
-            if status in (_BUG, LOST) and self._host and self._log is None:
+            if status in (BUG, LOST) and self._host and self._log is None:
                 sys.stderr.write(self._native_output().decode(errors="replace"))
             return status, None
         if self._stop.is_requested and -status in (signal.SIGKILL, signal.SIGTERM):
-            return _STOPPED, None
+            return STOPPED, None
         native = self._native_output()
         if -status == signal.SIGABRT and _FATAL in native:
             if not self._is_connected:
