@@ -156,8 +156,8 @@ def _work(command, values, cluster, heartbeat_seconds):
     try:
         hosts.leave(_attempt(command, values))
     except UserError as error:
-        # What all hosts were told is not told by each.
-        if error.is_shared and cluster.index == 0:
+        # What all hosts know is not told to the others.
+        if error.is_shared:
             _fail(error)
         hosts.fail(_MISTAKE, "" if error.is_shared else f"error: {me}: {error}")
     except BaseException as error:

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 from crnas_jax.parallel.cluster import Cluster
-from crnas_jax.parallel.supervisor import connected, waiting
+from crnas_jax.parallel.supervisor import connected, show, waiting
 from crnas_jax.runtime import team
 
 # Waits end with the supervisor's limit, or when a host is lost; these would only come before.
@@ -34,6 +34,8 @@ _LEAVING = 5.0
 # Seconds for which a host that has compiled waits for others, whatever `hang_seconds` is: its
 # programs may have been in a cache that others do not have.
 _COMPILATION = 3600.0
+# Seconds after which a process says that it waits for others to start.
+_PATIENCE = 10.0
 # Seconds in which all hosts have to be there: launchers start them minutes apart.
 _STARTING = 300
 # Stand in errors of JAX that another host's end may have caused.
@@ -57,6 +59,9 @@ class Hosts:
         # Private in JAX, as what `wait_at_barrier` belongs to has no public name.
         from jax._src.distributed import global_state
 
+        patience = threading.Timer(_PATIENCE, self._say_what_is_awaited, [cluster])
+        patience.daemon = True
+        patience.start()
         # JAX passes SIGTERM on to all hosts; a handler of Python's would keep it from that.
         jax.config.update("jax_enable_preemption_service", saves_on_stop)
         jax.distributed.initialize(
@@ -69,12 +74,17 @@ class Hosts:
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
+        patience.cancel()
         connected()
         self._client = global_state.client
         self._epoch, self._messages, self._barriers, self._questions = 0, 0, 0, 0
         self._is_stopping = False
         self._leaving = threading.Lock()
         threading.Thread(target=self._leave_with_others, daemon=True).start()
+
+    def _say_what_is_awaited(self, cluster):
+        text = f"host {self.index}: waiting for {self.count} processes at {cluster.coordinator}"
+        show(f"{text}, at most {_STARTING} s")
 
     def broadcast(self, text: str | None) -> str:
         """Return the primary's text; every host calls it, the others with None."""
@@ -99,6 +109,8 @@ class Hosts:
         """Return whether a host got SIGTERM; the same on all that ask equally often."""
         self._questions += 1
         if multihost_utils.reached_preemption_sync_point(self._questions):
+            if not self._is_stopping:
+                print("asked to stop: saving, then stopping", flush=True)
             self._is_stopping = True
         return self._is_stopping
 

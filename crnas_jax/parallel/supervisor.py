@@ -101,6 +101,12 @@ def connected() -> None:
         _link.report("connected")
 
 
+def show(text: str) -> None:
+    """Print a line on the screen of this host; there nothing else is, but on the primary's."""
+    if _link is not None:
+        _link.report("show", text)
+
+
 def log_to(path: pathlib.Path) -> None:
     """Append what this process writes natively to a file, what it has written so far included.
 
@@ -242,6 +248,8 @@ class _Child:
                     self._log, self._log_begin = text, int(number)
                 elif kind == "connected":
                     self._is_connected = True
+                elif kind == "show":
+                    print(text, file=sys.stderr, flush=True)
                 elif kind == "waits":
                     what, limit = text, max(self._options.hang_seconds, number)
                     end = time.monotonic() + limit
@@ -254,7 +262,8 @@ class _Child:
             what, limit = hang
             return LOST, f"{me}: {what} took longer than {limit:g} s (--hang_seconds)"
         if status >= 0:
-            if status in (BUG, LOST) and self._host and self._log is None:
+            # Of hosts but the primary nothing is on the screen otherwise.
+            if status not in (0, STOPPED) and self._host and self._log is None:
                 sys.stderr.write(self._native_output().decode(errors="replace"))
             return status, None
         if self._stop.is_requested and -status in (signal.SIGKILL, signal.SIGTERM):

@@ -12,12 +12,13 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300       # five minutes before the end: save, exit with 143
-#SBATCH --requeue
+#SBATCH --requeue               # after a lost node; after --time the same command goes on
 set -euo pipefail
 config=${1:?config, such as configs/search_coco.py}
 workdir=${2:?folder that all nodes share}
 shift 2
-# The tasks find each other by SLURM's variables. A task that fails tells the others itself.
+# The tasks find each other by SLURM's variables. A task that fails tells the others itself, and
+# each has its processes begin again where another was lost.
 # srun does not take the CPUs of a task from above.
 srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   crnas-jax run --config="$config" --workdir="$workdir" --restarts=3 "$@"

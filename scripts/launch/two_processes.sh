@@ -7,7 +7,13 @@ set -euo pipefail
 export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=2 ${XLA_FLAGS:-}"
 joint=(--coordinator="localhost:${PORT:-8476}" --num_processes=2)
 "$@" "${joint[@]}" --process_id=1 &
+other=$!
+"$@" "${joint[@]}" --process_id=0 &
+first=$!
+trap 'kill -TERM $first' TERM  # the first one tells the other
 status=0
-"$@" "${joint[@]}" --process_id=0 || status=$?
-wait $! || true
+wait $first || status=$?
+# A trap ends `wait`, not the process.
+while kill -0 $first 2>/dev/null; do status=0; wait $first || status=$?; done
+wait $other || true
 exit $status
