@@ -74,8 +74,8 @@ def stop_in_wait():
     waiting = hosts.waiting
 
     @contextlib.contextmanager
-    def stop(what):
-        with waiting(what):
+    def stop(*arguments, **options):
+        with waiting(*arguments, **options):
             os.kill(os.getpid(), signal.SIGSTOP)
             yield
 

@@ -16,9 +16,35 @@ from crnas_jax.models.rcnn import DetectorOptions
 from crnas_jax.spaces.operations import OperationSpace
 from crnas_jax.spaces.stages import StageSpace
 
+# Kills of each campaign; a whole one, of `make campaigns`, has twenty and more.
+KILLS = int(os.environ.get("CAMPAIGN_KILLS", "3"))
+WHOLE = KILLS >= 20
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # For scripts that are launched: they compile as the tests do, but for one device.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": os.environ["SCRIPT_XLA_FLAGS"]}
+
+
+def campaign_rng() -> np.random.Generator:
+    """Return the generator of a campaign's moments."""
+    return np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+
+
+class Pair:
+    """Two processes as two objects of this one, which exchange texts: a `runtime.team.Team`."""
+
+    def __init__(self, index, texts):
+        self.index, self.count, self._texts = index, 2, texts
+
+    def broadcast(self, text):
+        if self.index == 0:
+            self._texts.append(text)
+        return self._texts[-1]
+
+    def gather(self, text):
+        return [text, text]
+
+    def stop_requested(self):
+        return False
 
 
 def tiny_options(num_classes: int = 3) -> DetectorOptions:

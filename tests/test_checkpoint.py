@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ENVIRONMENT, ROOT, change_a_byte
+from helpers import ENVIRONMENT, ROOT, Pair, change_a_byte
 from orbax.checkpoint import v1 as ocp
 
 from crnas_jax.checkpoint import Checkpoints, load_variables, save_variables
@@ -56,15 +56,6 @@ def test_variables_round_trip_and_missing_ones_are_refused(tmp_path):
         load_variables(tmp_path / "w", {"params": _state(0)})
     with pytest.raises(UserError, match="checkpoint"):
         load_variables(tmp_path / "v", {"params": {"b": jnp.zeros(1)}})
-
-
-class Two:
-    """A primary whose other host says nothing."""
-
-    index, count = 0, 2
-
-    def broadcast(self, text):
-        return text
 
 
 def _paths(folder):
@@ -264,7 +255,7 @@ def test_a_wait_for_a_lost_host_is_not_taken_for_a_full_disk(tmp_path, monkeypat
     ):
         with monkeypatch.context() as patch:
             patch.setattr(ocp, name, wait)
-            patch.setattr(team, "_team", Two())
+            patch.setattr(team, "_team", Pair(0, []))
             with pytest.raises(TimeoutError, match="barrier"):
                 save_or_load()
     assert int(checkpoints.restore_latest(_state(0))["step"]) == 10

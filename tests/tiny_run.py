@@ -62,6 +62,7 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
+PRIMARY, OTHER = 0, 1
 # Statuses: another host was lost, a mistake, a bug, a run that was asked to stop.
 LOST, MISTAKE, BUG, STOPPED = 75, 2, 1, 143
 HEARTBEAT_SECONDS, HANG_SECONDS = 10, 20  # the latter where steps take no second

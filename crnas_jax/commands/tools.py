@@ -58,14 +58,15 @@ def _predict(values):
     for file in files:  # before the detector is loaded and compiled
         images.check(file, values.max_pixels)
     detector = crnas_jax.load_detector(values.detector)
-    names = [file.name for file in files]
-    team.require_alike(
-        {
-            "--detector": content_digest(pathlib.Path(values.detector) / "variables"),
-            "--images": f"{len(names)} images ({digest(*names)[:8]})",
-            "--score": str(values.score),
-        }
-    )
+    if team.is_joint():
+        names = [file.name for file in files]
+        team.require_alike(
+            {
+                "--detector": content_digest(pathlib.Path(values.detector) / "variables"),
+                "--images": f"{len(names)} images ({digest(*names)[:8]})",
+                "--score": str(values.score),
+            }
+        )
     hosts = team.current()
     own_files = files[hosts.index :: hosts.count]
     shown = tqdm(own_files, unit="image", disable=None)  # on a terminal
@@ -73,7 +74,8 @@ def _predict(values):
     result = predictions_to_coco(
         [str(file) for file in own_files], predictions, detector.category_ids, detector.class_names
     )
-    result = join_turns(team.gather(result))
+    if team.is_joint():
+        result = join_turns(team.gather(result))
     write_json(output, result)
     note = "" if files else f" (there are no images in {', '.join(values.images)})"
     print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")

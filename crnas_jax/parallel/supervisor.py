@@ -102,7 +102,7 @@ def connected() -> None:
 
 
 def show(text: str) -> None:
-    """Print a line on the screen of this host; there nothing else is, but on the primary's."""
+    """Print a line on the screen of this host, also where all else goes to its log."""
     if _link is not None:
         _link.report("show", text)
 

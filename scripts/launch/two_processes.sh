@@ -11,6 +11,7 @@ other=$!
 "$@" "${joint[@]}" --process_id=0 &
 first=$!
 trap 'kill -TERM $first' TERM  # the first one tells the other
+trap : INT                     # a terminal has told both
 status=0
 wait $first || status=$?
 # A trap ends `wait`, not the process.

@@ -6,7 +6,6 @@ Three kills a campaign in `make test-full`; twenty, in every phase, in `make cam
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -14,9 +13,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, KILLS, ROOT, WHOLE, campaign_rng
 from tiny_run import outcome, phase
 
 pytestmark = [
@@ -24,9 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
 ]
 
-KILLS = int(os.environ.get("CAMPAIGN_KILLS", "3"))
-# Only a whole campaign has kills enough to meet every phase of a run.
-WHOLE = KILLS >= 20
 LOADING = 8.0  # seconds to load the programs of a step
 TINY = [
     "--config.widths=(4,8,16,32)",
@@ -82,7 +77,7 @@ def _start(workdir, log):
 
 def _missing(phases, whole):
     """List the phases that no kill has met; none is missed where the campaign is not whole."""
-    if not WHOLE:
+    if not WHOLE:  # only a whole campaign has kills enough
         return []
     wanted = ("stage_search", "operation_search", "supernet", "finalists", "baseline", "seed1")
     steps = [str(path.parent.relative_to(whole)) for path in whole.rglob("key.json")]
@@ -152,7 +147,7 @@ def _interrupt(process, seconds, signal_number):
     ],
 )
 def test_interruptions_change_nothing(tmp_path, log, whole, signal_number, statuses):
-    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    rng = campaign_rng()
     phases, kills, runs, in_flight = collections.Counter(), 0, 1, 0
     cut = tmp_path / "cut1"
     # On average an equal share of the work for each kill, and time to load the step's programs.
@@ -223,7 +218,7 @@ def test_kills_of_a_search_repeat_nothing_that_was_saved(tmp_path, log):
     total = _seconds_of(_search(whole, log))
     answer = _answer(whole)
 
-    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    rng = campaign_rng()
     kills, kills_with_work, cut, runs = 0, 0, tmp_path / "cut1", 1
     while kills < KILLS:
         before = _cached(cut)

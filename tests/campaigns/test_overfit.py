@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import os
 
 import pytest
+from helpers import WHOLE
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.data.coco import CocoSource
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.campaign
 
 NUM_IMAGES = 8
 # A cascade with masks has all that Mask R-CNN has, so that one of them is enough for every day.
-WHOLE = int(os.environ.get("CAMPAIGN_KILLS", "3")) >= 20
 only_whole = pytest.mark.skipif(not WHOLE, reason="one kind of mask detector; see make campaigns")
 
 

@@ -7,14 +7,15 @@ import collections
 import os
 import time
 
-import numpy as np
 import pytest
-from helpers import change_a_byte
+from helpers import WHOLE, campaign_rng, change_a_byte
 from tiny_run import (
     BUG,
     HANG_SECONDS,
     LOST,
     MISTAKE,
+    OTHER,
+    PRIMARY,
     STOPPED,
     Hosts,
     joint_flags,
@@ -26,17 +27,14 @@ from tiny_run import (
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
-    pytest.mark.skipif(
-        int(os.environ.get("CAMPAIGN_KILLS", "3")) < 20, reason="sixty faults; see make campaigns"
-    ),
+    pytest.mark.skipif(not WHOLE, reason="sixty faults; see make campaigns"),
 ]
 
 NUM_FAULTS = int(os.environ.get("CAMPAIGN_FAULTS", "60"))
-# Programs that a host runs at most until it meets its fault; a whole run has some 300.
+# Programs that a host runs at most until it meets its fault: few, so that a run meets several.
 MAX_PROGRAMS = 80
 # Seconds from a fault to the end of all processes: a save or a write may have to come first.
 LIMIT = 120
-PRIMARY, OTHER = 0, 1
 # The host that meets a fault, the fault (`faulty.FAULTS`), and how the processes may end: by a
 # signal where it ends a supervisor.
 FAULTS = {
@@ -74,7 +72,7 @@ def test_sixty_faults_lose_nothing_finished(tmp_path):
 
     Runs go on on two processes; after one that ends, the next faults meet a new one.
     """
-    rng = np.random.default_rng(int(os.environ.get("CAMPAIGN_SEED", "0")))
+    rng = campaign_rng()
     expected = tmp_path / "whole"
     start = time.monotonic()
     (status, _, err), _ = Hosts.start("run_crnas", *_flags(expected)).wait(900)

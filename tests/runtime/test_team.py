@@ -4,27 +4,10 @@ import threading
 
 import numpy as np
 import pytest
+from helpers import Pair
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import files, ownership, team
-
-
-class Pair:
-    """Two processes as two objects of this one, which exchange texts."""
-
-    def __init__(self, index, texts):
-        self.index, self.count, self._texts = index, 2, texts
-
-    def broadcast(self, text):
-        if self.index == 0:
-            self._texts.append(text)
-        return self._texts[-1]
-
-    def gather(self, text):
-        return [text, text]
-
-    def stop_requested(self):
-        return False
 
 
 @pytest.fixture
