@@ -52,7 +52,7 @@ def require_consistent(sources: Mapping[str, DetectionSource]) -> list[str]:
                 raise UserError("data", split, problem, "give each image to one split")
     for source in sources.values():
         source.check_images()
-    groups = copies({split: source.image_files for split, source in sources.items()})
+    groups = copies({split: source.stored_images for split, source in sources.items()})
     for group in groups:
         split, path = group[0]
         other = next((entry for entry in group if entry[0] != split), None)
@@ -116,8 +116,8 @@ def _repeated_images(
     """
     first = {path: group[0][1] for group in groups for _, path in group}
     image_ids = collections.defaultdict(list)
-    for path, image_id in zip(source.image_files, source.image_ids.tolist(), strict=False):
-        image_ids[first.get(path, path)].append(image_id)
+    for image, image_id in zip(source.stored_images, source.image_ids.tolist(), strict=False):
+        image_ids[first.get(image.name, image.name)].append(image_id)
     return {path: ids for path, ids in image_ids.items() if len(ids) > 1}
 
 

@@ -1,29 +1,24 @@
 """Read detection data in COCO's layout: a folder of images and one JSON file per split."""
 
-import functools
+import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from crnas_jax.data import images, masks
-from crnas_jax.data.orientation import AUTO, SHOWN, Orientations
+from crnas_jax.data.annotated import AnnotatedImages
+from crnas_jax.data.objects import MAX_AREA, Objects, known_areas
+from crnas_jax.data.orientation import AUTO
 from crnas_jax.data.paths import image_path, leads_out
-from crnas_jax.data.source import objects_record
+from crnas_jax.data.stored import ImageFiles
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import read_regular
-
-# COCO's metrics do not count objects of this area or more, in square pixels.
-_MAX_AREA = 1e10
-# Share of boxes out of their image above which the numbers may mean something else.
-_MANY = 0.2
+from crnas_jax.runtime.files import as_path, read_regular
 
 
-class CocoSource:
+class CocoSource(AnnotatedImages):
     """Random access to one split, a `crnas_jax.data.source.DetectionSource`.
 
     Attributes:
@@ -35,17 +30,7 @@ class CocoSource:
       sizes: heights and widths according to the annotation file, pixels, int32 [images, 2].
       image_names: paths of the image files, by which images of different splits are told apart.
       digest: SHA-256 of the annotation file, in hexadecimal.
-      num_skipped_boxes: number of boxes left out because they have no size or lie entirely outside
-        their image.
-      num_clipped_boxes: number of boxes that extend beyond their image by more than a pixel; the
-        part inside is used.
-      ignore_fields: annotation fields that mark an object as no ground truth in training and as
-        ignored in evaluation.
-      metrics: metric families that are computed for this data set.
     """
-
-    ignore_fields = ("iscrowd",)
-    metrics = ("coco",)
 
     def __init__(
         self,
@@ -70,22 +55,20 @@ class CocoSource:
         Raises:
           UserError: the file is missing, is not JSON, or lacks a field that COCO's format requires.
         """
-        self._folder, self._file = pathlib.Path(images), pathlib.Path(annotations)
-        self._strict, self._with_masks = strict, with_masks
-        self._exif, self._max_pixels = exif, max_pixels
+        super().__init__(strict, with_masks, exif, max_pixels)
+        self._folder, self.place = as_path(images), as_path(annotations)
         self.coco, self.digest = self._load()
         for field in ("images", "annotations", "categories"):
             if not isinstance(self.coco, dict) or not isinstance(self.coco.get(field), list):
                 raise self._fault(field, "missing, or no list")
         self._read_categories()
         self._read_images()
-        self.num_skipped_boxes = self.num_clipped_boxes = self._num_16_bits = 0
-        self._objects = self._read_objects()
+        self._read_objects()
 
     def _load(self):
         """Return the content of the annotation file and its digest."""
         try:
-            content = read_regular(self._file)
+            content = read_regular(self.place)
             return json.loads(content), hashlib.sha256(content).hexdigest()
         except OSError as error:
             raise self._fault("file", error.strerror or "unreadable") from error
@@ -94,7 +77,7 @@ class CocoSource:
             raise self._fault("json", problem) from error
 
     def _fault(self, field, problem, remedy="give a COCO annotation file"):
-        return UserError(self._file, field, problem, remedy)
+        return UserError(self.place, field, problem, remedy)
 
     def _entries(self, field):
         """Yield (place, entry) for each entry of a list; check its type and that ids are unique."""
@@ -156,67 +139,68 @@ class CocoSource:
         if max(map(max, sizes)) >= 2**31:
             raise self._fault("images", "a height or width is beyond any image", "correct it")
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-        self.image_names = [str(image_path(self._folder, entry["file_name"])) for entry in entries]
+        paths = [image_path(self._folder, entry["file_name"]) for entry in entries]
+        self.image_names, self.stored_images = list(map(str, paths)), ImageFiles(paths)
 
     def _read_objects(self):
         label_of = {category: label for label, category in enumerate(self.category_ids, 1)}
-        size_of = dict(zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True))
-        objects, valid_annotations = defaultdict(list), []
-        for where, annotation in self._entries("annotations"):
+        index_of = {image_id: index for index, image_id in enumerate(self.image_ids.tolist())}
+        annotations = self.coco["annotations"]
+        table = np.zeros((len(annotations), 8))
+        for row, (where, annotation) in enumerate(self._entries("annotations")):
             image = self._integer(where, annotation, "image_id")
             category = self._integer(where, annotation, "category_id")
             if category not in label_of:
                 raise self._fault(
                     where, f"category_id {category} is not a category", "add the category"
                 )
-            if image not in size_of:
+            if image not in index_of:
                 raise self._fault(where, f"image_id {image} is not an image", "add the image")
-            x, y, width, height = self._numbers(where, annotation, "bbox", 4)
-            area = annotation.get("area", width * height)
+            box = self._numbers(where, annotation, "bbox", 4)
+            area = annotation.get("area", box[2] * box[3])
             (area,) = self._numbers(where, {"area": [area]}, "area", 1)
-            if not 0 <= area < _MAX_AREA:
+            if not 0 <= area < MAX_AREA:
                 raise self._fault(f"{where}.area", f"{area}", "give the object's area in pixels")
-            if area == 0:  # some tools write 0 for unknown, and AP by size would go by it
-                area = max(width, 0.0) * max(height, 0.0)
-                annotation = {**annotation, "area": area}
             crowd = False
             for field in self.ignore_fields:
                 flag = annotation.get(field, 0)
                 if flag not in (0, 1):
                     raise self._fault(f"{where}.{field}", f"{flag!r}", "give 0 or 1")
                 crowd = crowd or bool(flag)
-            rows, columns = size_of[image]
-            box = (max(x, 0.0), max(y, 0.0), min(x + width, columns), min(y + height, rows))
-            # Batches hold float32, in which a box with a size in float64 may have none.
-            x0, y0, x1, y1 = np.array(box, np.float32)
-            empty = not (width > 0 and height > 0 and x1 > x0 and y1 > y0)
-            outside = max(-x, -y, x + width - columns, y + height - rows) > 1
-            if self._strict and (empty or outside):
-                raise self._fault(
-                    f"{where}.bbox",
-                    f"{[x, y, width, height]} "
-                    + ("has no size inside" if empty else "reaches out of")
-                    + f" its image of {columns} x {rows} pixels",
-                    "correct it, or set data.strict=False to leave it out",
-                )
-            mask = None
-            if self._with_masks and not empty:
-                segmentation = annotation.get("segmentation")
-                mask = masks.validated(segmentation, rows, columns)
-                if mask is None:
-                    raise self._fault(
-                        f"{where}.segmentation",
-                        f"{str(segmentation)[:40]} is no mask of {rows} x {columns} pixels",
-                        "give polygons or a run-length code, or use a detector without masks",
-                    )
-                annotation = {**annotation, "segmentation": mask}
-            self.num_skipped_boxes += empty
-            self.num_clipped_boxes += outside and not empty
-            if not empty:
-                valid_annotations.append(annotation)
-                objects[image].append((box, label_of[category], area, crowd, mask))
-        self.coco = {**self.coco, "annotations": valid_annotations}
-        return objects
+            table[row] = (index_of[image], label_of[category], area, crowd, *box)
+        annotated = Objects.from_table(table)
+        areas = known_areas(annotated)
+        for row in np.flatnonzero(areas != annotated.area).tolist():
+            annotations[row] = {**annotations[row], "area": areas[row].item()}
+        usable = self._keep_usable(dataclasses.replace(annotated, area=areas))
+        usable = np.flatnonzero(usable).tolist()
+        if self._with_masks:
+            for row in usable:
+                annotations[row] = self._with_mask(row, annotations[row])
+        self.coco = {**self.coco, "annotations": [annotations[row] for row in usable]}
+
+    def _with_mask(self, row, annotation):
+        """Return an annotation with a valid mask in it."""
+        height, width = self.sizes[self._position(annotation["image_id"])].tolist()
+        segmentation = annotation.get("segmentation")
+        mask = masks.validated(segmentation, height, width)
+        if mask is None:
+            raise self._fault(
+                f"annotations[{row}].segmentation",
+                f"{str(segmentation)[:40]} is no mask of {height} x {width} pixels",
+                "give polygons or a run-length code, or use a detector without masks",
+            )
+        return {**annotation, "segmentation": mask}
+
+    def _position(self, image_id):
+        return int(np.searchsorted(self.image_ids, image_id))
+
+    def _masks(self, index):
+        rows = self._objects.rows(index)
+        return [self.coco["annotations"][row]["segmentation"] for row in rows.tolist()]
+
+    def _fault_of_object(self, row, field, problem, remedy):
+        return self._fault(f"annotations[{row}].{field}", problem, remedy)
 
     def _numbers(self, where, annotation, field, count):
         values = annotation.get(field)
@@ -229,105 +213,13 @@ class CocoSource:
         problem = "missing" if values is None else f"{str(values)[:80]}"
         raise self._fault(f"{where}.{field}", problem, f"give {count} finite number(s)")
 
-    @property
-    def image_files(self) -> list[str]:
-        """Paths by which duplicates between splits are looked for."""
-        return self.image_names
-
-    def check_images(self) -> None:
-        """Check every image file, and decide how those with an EXIF orientation are read.
-
-        Raises:
-          UserError: an image is missing, broken, or of another size than the annotation file says;
-            or nothing tells what the boxes on photographs with an orientation were drawn on.
-        """
-        _ = self._orientations.choice
-
-    @functools.cached_property
-    def _orientations(self) -> Orientations:
-        with ThreadPoolExecutor(16) as pool:
-            headers = list(pool.map(self._header, range(len(self))))
-        self._num_16_bits = sum(header.has_16_bits for header in headers)
-        turned = {
-            path: (header, tuple(size))
-            for path, header, size in zip(
-                self.image_names, headers, self.sizes.tolist(), strict=True
-            )
-            if header.orientation != 1
-        }
-        return Orientations(self._file, self._exif, turned)
-
-    def _header(self, index):
-        header = images.check(self.image_names[index], self._max_pixels)
-        self._require_size(index, header)
-        return header
-
-    def _require_size(self, index, header):
-        if tuple(self.sizes[index].tolist()) not in (header.stored_size, header.shown_size):
-            raise self._size_fault(self.image_names[index], *header.stored_size)
-
-    def notes(self) -> list[str]:
-        """Say what of the split is left out, changed, or a choice: lines for the plan."""
-        notes = []
-        if self.num_skipped_boxes:
-            notes.append(
-                f"{self.num_skipped_boxes} boxes without size or outside their image are left out, "
-                "in training and in evaluation (data.strict=True refuses them)"
-            )
-        if self.num_clipped_boxes:
-            is_much = self.num_clipped_boxes > _MANY * len(self.coco["annotations"])
-            notes.append(
-                f"{'WARNING: ' * is_much}{self.num_clipped_boxes} boxes reach out of their image; "
-                "training uses the part inside"
-            )
-        if self._num_16_bits:
-            notes.append(
-                f"{self._num_16_bits} images have samples of 16 bits: their upper 8 are read "
-                "(scale data of fewer bits to the full range)"
-            )
-        return notes + self._orientations.notes()
-
-    def _is_turned(self, header, size):
-        """Tell whether boxes belong to the image as shown; most images need no look at others."""
-        if header.stored_size != header.shown_size:
-            return tuple(size.tolist()) == header.shown_size
-        return self._orientations.choice == SHOWN
-
-    def _size_fault(self, path, height, width):
+    def _size_fault(self, index, height, width):
         return UserError(
-            path,
+            self.image_names[index],
             "size",
-            f"{height} x {width} pixels, {self._file} says otherwise",
+            f"{height} x {width} pixels, {self.place} says otherwise",
             "correct height and width there",
         )
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Read one image and its objects.
-
-        Args:
-          index: position of the image in `image_ids`.
-
-        Returns:
-          `image` uint8 [H, W, 3] RGB, `image_id` int64, `boxes` float32 [n, 4] xyxy in pixels of
-          the image, `labels` int32 [n] (1..C), `area` float32 [n] in square pixels, `crowd` bool
-          [n]; with masks also `segmentations`, a list of n polygon lists or run-length codes.
-
-        Raises:
-          UserError: the image is missing, broken, or of another size than the annotation file says.
-        """
-        image, header = images.read_stored(self.image_names[index], self._max_pixels)
-        self._require_size(index, header)
-        if header.orientation != 1 and self._is_turned(header, self.sizes[index]):
-            image = images.turn(image, header.orientation)
-        image_id = self.image_ids[index]
-        objects = self._objects[int(image_id)]
-        record = {"image": image, **objects_record(image_id, objects)}
-        if self._with_masks:
-            record["segmentations"] = [mask for *_, mask in objects]
-        return record
 
 
 def category_entries(category_ids: list[int], class_names: list[str]) -> list[dict]:

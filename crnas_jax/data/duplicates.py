@@ -1,43 +1,37 @@
 """Find images that come twice, in one split or in two, whatever their names."""
 
-import hashlib
-import pathlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from crnas_jax.data.stored import StoredImage
 
-def copies(files: Mapping[str, Sequence[str]]) -> list[list[tuple[str, str]]]:
-    """Group the image files with the same content.
 
-    Only files of equal size are opened, and at first only a part of each is read, so that a hundred
-    thousand images take seconds.
+def copies(images: Mapping[str, Sequence[StoredImage]]) -> list[list[tuple[str, str]]]:
+    """Group the images with the same content.
+
+    Only images of equal size are opened, and at first only a part of each is read, so that a
+    hundred thousand files take seconds.
 
     Args:
-      files: paths of the image files by split.
+      images: encoded images by split.
 
     Returns:
-      Groups of (split, path), each of at least two different paths; [] if all images differ.
+      Groups of (split, name), each of at least two different names; [] if all images differ.
     """
-    groups = [[(split, path) for split, paths in files.items() for path in dict.fromkeys(paths)]]
-    for key in (_num_bytes, _middle, _content_digest):
+    by_size = defaultdict(list)
+    for split, stored_images in images.items():
+        seen_names = set()
+        for index, image in enumerate(stored_images):
+            if image.name not in seen_names:
+                seen_names.add(image.name)
+                by_size[image.num_bytes].append((split, index))
+    groups = list(by_size.values())
+    for part in ("sample", "digest"):
         subgroups = defaultdict(list)
-        for index, group in enumerate(groups):
-            for split, path in group:
-                subgroups[index, key(path)].append((split, path))
+        for number, group in enumerate(groups):
+            if len(group) > 1:
+                for split, index in group:
+                    key = getattr(images[split][index], part)()
+                    subgroups[number, key].append((split, index))
         groups = [group for group in subgroups.values() if len(group) > 1]
-    return groups
-
-
-def _num_bytes(path):
-    return pathlib.Path(path).stat().st_size
-
-
-def _middle(path):
-    with pathlib.Path(path).open("rb") as file:
-        file.seek(_num_bytes(path) // 2)
-        return file.read(4096)
-
-
-def _content_digest(path):
-    with pathlib.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return [[(split, images[split][index].name) for split, index in group] for group in groups]

@@ -1,6 +1,5 @@
 """Read image files and Pillow images: one set of checks and one scale for every reader."""
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -15,11 +14,14 @@ import numpy as np
 import PIL.Image
 
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import as_path, exists
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 # Formats by content, whatever the suffix. Pillow opens a JPEG with further photographs behind the
 # first one as "MPO".
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+# Those that say where they end; decoders fill what is missing with grey or black.
+_WITH_END = ("JPEG", "MPO", "PNG")
 # Pixels of the largest image that is decoded: a small file can hold gigabytes of one colour.
 MAX_PIXELS = 100_000_000
 _EXIF_ORIENTATION, _TIFF_PHOTOMETRIC = 0x0112, 0x0106
@@ -84,9 +86,15 @@ def read_stored(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[
     Raises:
       UserError: the file is missing, broken, cut off, too large, or no image.
     """
-    content = _bytes(path)
-    header = _header(path, io.BytesIO(content), max_pixels)
-    return _decode(path, content, header), header
+    return decode(path, _bytes(path), max_pixels)
+
+
+def decode(
+    name: str | os.PathLike, content: bytes, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Header]:
+    """Decode encoded bytes as `read_stored` does a file; `name` is for messages."""
+    header = _header(name, io.BytesIO(content), max_pixels)
+    return _decode(name, content, header), header
 
 
 def check(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Header:
@@ -100,12 +108,20 @@ def check(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Header:
     """
     _require_regular(path)
     try:
-        with pathlib.Path(path).open("rb") as file:
+        with as_path(path).open("rb") as file:
             header = _header(path, file, max_pixels)
     except OSError as error:
         raise unreadable(path) from error
-    if header.format not in ("JPEG", "MPO", "PNG"):
+    if header.format not in _WITH_END:
         _decode(path, _bytes(path), header)
+    return header
+
+
+def check_content(name: str, content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return the header of encoded bytes that `decode` can decode; see `check`."""
+    header = _header(name, io.BytesIO(content), max_pixels)
+    if header.format not in _WITH_END:
+        _decode(name, content, header)
     return header
 
 
@@ -142,20 +158,25 @@ def is_image(path: pathlib.Path) -> bool:
 
 
 def unreadable(path, problem: str = "") -> UserError:
-    """Make the error for a file that cannot be read as an image."""
-    path, remedy = pathlib.Path(path), "restore it, or leave it out"
-    if not problem and not os.path.lexists(path):
-        problem, remedy = "missing", f"{remedy}; it is looked for in {path.parent}"
-    elif not problem and path.is_file():
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read(12)[4:8] == b"ftyp":
-                problem, remedy = "a HEIC or AVIF file, whatever its name", "convert it to JPEG"
+    """Make the error for a file that cannot be read."""
+    remedy = "restore it, or leave it out"
+    if not problem and not exists(path):
+        problem, remedy = "missing", f"{remedy}; it is looked for in {as_path(path).parent}"
     return UserError(path, "image", problem or "broken, or no image", remedy)
+
+
+def _undecodable(name, file):
+    """Make the error for an open file that is no image."""
+    file.seek(0)
+    if file.read(12)[4:8] == b"ftyp":
+        problem = "a HEIC or AVIF file, whatever its name"
+        return UserError(name, "image", problem, "convert it to JPEG")
+    return unreadable(name, "broken, or no image")
 
 
 def _require_regular(path):
     try:
-        is_regular = stat.S_ISREG(pathlib.Path(path).stat().st_mode)
+        is_regular = stat.S_ISREG(as_path(path).stat().st_mode)
     except (OSError, ValueError) as error:
         raise unreadable(path) from error
     if not is_regular:  # opening a pipe would wait for ever
@@ -165,7 +186,7 @@ def _require_regular(path):
 def _bytes(path):
     _require_regular(path)
     try:
-        return pathlib.Path(path).read_bytes()
+        return as_path(path).read_bytes()
     except OSError as error:
         raise unreadable(path) from error
 
@@ -180,7 +201,7 @@ def _header(path, file, max_pixels):
             orientation = _png_orientation(file) if name == "PNG" else _orientation(image)
             cut_off = name in ("JPEG", "MPO") and not _jpeg_is_whole(file)
     except Exception as error:  # Pillow raises many types of exceptions for broken files
-        raise unreadable(path) from error
+        raise _undecodable(path, file) from error
     if height * width > max_pixels:
         raise UserError(
             path,
@@ -286,9 +307,9 @@ def _decode(path, content, header):
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise unreadable(path) from error
+        raise unreadable(path, "broken, or no image") from error
     if image is None or image.shape[:2] != header.stored_size:
-        raise unreadable(path)
+        raise unreadable(path, "broken, or no image")
     return image
 
 

@@ -1,10 +1,11 @@
 """Find the file that an image's entry names, inside the folder of images."""
 
-import os
 import pathlib
 import re
 import unicodedata
 import urllib.parse
+
+from crnas_jax.runtime.files import exists
 
 
 def leads_out(name: str) -> bool:
@@ -28,10 +29,10 @@ def image_path(folder: pathlib.Path, name: str) -> pathlib.Path:
       name: name that does not lead out (`leads_out`).
     """
     path = folder / name
-    if os.path.exists(path):  # pathlib raises an error for a name that is too long
+    if exists(path):
         return path
     slashes = name.replace("\\", "/")
     others = [slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
     others += [urllib.parse.unquote(slashes), slashes.removeprefix(f"{folder.name}/")]
     paths = (folder / other for other in others if not leads_out(other))
-    return next(filter(os.path.exists, paths), path)
+    return next(filter(exists, paths), path)

@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from crnas_jax.data.stored import StoredImage
+
 
 @runtime_checkable
 class DetectionSource(Protocol):
@@ -36,8 +38,8 @@ class DetectionSource(Protocol):
         images are portrait.
       image_names: names that tell the images of different splits apart: two splits must not have
         one in common.
-      image_files: paths of the image files, by which duplicates between splits are looked for;
-        empty for generated images.
+      stored_images: the encoded images, by which duplicates between splits are looked for; empty
+        for generated images.
       digest: text that changes whenever the annotations change; results that were computed from
         other data are not resumed.
       ignore_fields: annotation fields that mark an object as no ground truth in training and as
@@ -57,8 +59,8 @@ class DetectionSource(Protocol):
     metrics: tuple[str, ...]
 
     @property
-    def image_files(self) -> Sequence[str]:
-        """Paths of the image files; empty for generated images."""
+    def stored_images(self) -> Sequence[StoredImage]:
+        """The encoded images; empty for generated images."""
 
     def notes(self) -> list[str]:
         """Return lines for the plan of a run: what of the split is left out, changed or chosen."""

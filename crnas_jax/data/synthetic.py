@@ -18,7 +18,7 @@ class SyntheticSource:
 
     ignore_fields = ("iscrowd",)
     metrics = ("coco",)
-    image_files = ()
+    stored_images = ()
 
     def __init__(self, num_images: int, size: int = 128, seed: int = 0, max_objects: int = 5):
         """Draw the annotations; images are generated one by one later.

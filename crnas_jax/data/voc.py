@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +11,7 @@ from crnas_jax.data.coco import CocoSource, category_entries
 from crnas_jax.data.images import MAX_PIXELS, SUFFIXES
 from crnas_jax.data.orientation import AUTO
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import read_regular
+from crnas_jax.runtime.files import as_path, exists, read_regular
 
 CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -58,9 +57,7 @@ class VocSource(CocoSource):
             beyond its image.
         """
         self._split, self._voc_class_names = split, class_names
-        super().__init__(
-            folder, pathlib.Path(folder) / split, strict, exif=exif, max_pixels=max_pixels
-        )
+        super().__init__(folder, as_path(folder) / split, strict, exif=exif, max_pixels=max_pixels)
 
     def _load(self):
         return voc_annotations(self._folder, self._split, self._voc_class_names)
@@ -69,7 +66,7 @@ class VocSource(CocoSource):
         # Annotations are made from XML files, so the error names the object in its XML file.
         match = re.match(r"annotations\[(\d+)\]", field)
         if not match:
-            return UserError(self._file, field, problem, remedy)
+            return UserError(self.place, field, problem, remedy)
         annotation = int(match[1])
         image_ids = [entry["image_id"] for entry in self.coco["annotations"]]
         image_id = image_ids[annotation]
@@ -95,9 +92,9 @@ class VocSource(CocoSource):
             )
         return notes
 
-    def _size_fault(self, path, height, width):
-        xml = self.coco["images"][self.image_names.index(path)]["xml"]
-        problem = f"{path} has {height} x {width} pixels"
+    def _size_fault(self, index, height, width):
+        xml = self.coco["images"][index]["xml"]
+        problem = f"{self.image_names[index]} has {height} x {width} pixels"
         return UserError(xml, "size", problem, "correct height and width there")
 
 
@@ -135,7 +132,7 @@ def voc_annotations(
             raise UserError(
                 folder, "split", f"{part!r} is no <year>/<list>", "give such as VOC2007/trainval"
             )
-        year_folder = pathlib.Path(folder) / year
+        year_folder = as_path(folder) / year
         for line in _lines(year_folder / "ImageSets" / "Main" / f"{name}.txt", digest):
             stem = _stem(year_folder / "Annotations", line)
             file = year_folder / "Annotations" / f"{stem}.xml"
@@ -189,7 +186,7 @@ def _stem(folder, line):
     Lists of one class have a second column: 1 where it is there, 0 where it is difficult, or -1.
     Names may have spaces, so the whole line is one where there is such a file.
     """
-    is_name = os.path.lexists(folder / f"{line}.xml")
+    is_name = exists(folder / f"{line}.xml")
     return line if is_name else re.sub(r"\s+(-1|0|1)$", "", line)
 
 
@@ -198,7 +195,7 @@ def _image_name(file, folder, stem, named):
     suffixes = [pathlib.PurePosixPath(named).suffix, ".jpg", *SUFFIXES]
     suffixes += [suffix.upper() for suffix in SUFFIXES]
     names = [stem + suffix for suffix in suffixes if suffix.lower() in SUFFIXES]
-    name = next((name for name in names if os.path.lexists(folder / name)), None)
+    name = next((name for name in names if exists(folder / name)), None)
     if name is None:
         problem = f"missing: {folder} has no {stem}.jpg, nor with another suffix"
         raise UserError(file, "image", problem, "restore it, or remove it from the list")

@@ -122,7 +122,7 @@ def open_run(
     sources = detection_sources(
         data_settings.data_options(config), model_settings.has_masks(config)
     )
-    num_files = sum(len(source.image_files) for source in sources.values())
+    num_files = sum(len(source.stored_images) for source in sources.values())
     if num_files > _MANY_FILES:
         print(f"checking {num_files} image files", flush=True)
     notes = require_consistent(sources)
@@ -184,8 +184,9 @@ def _environment(run):
 
 def _images_digest(source):
     """Return a digest of names and sizes of the image files: all of them are not read again."""
-    files = map(pathlib.Path, source.image_files)
-    return digest(*(f"{file.name} {file.stat().st_size}" for file in files))
+    return digest(
+        *(f"{pathlib.Path(image.name).name} {image.num_bytes}" for image in source.stored_images)
+    )
 
 
 def _require_searchable(config, sources):

@@ -53,13 +53,26 @@ def append(path: pathlib.Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def as_path(path):
+    """Return the `pathlib.Path` of a name; a path in an archive (`data.archives`) as it is."""
+    return pathlib.Path(path) if isinstance(path, str | os.PathLike) else path
+
+
+def exists(path) -> bool:
+    """Tell whether there is a file or folder, links followed."""
+    try:
+        return as_path(path).exists()
+    except (OSError, ValueError):  # a name that is too long, or no name
+        return False
+
+
 def read_regular(path: str | os.PathLike) -> bytes:
     """Return the content of a regular file, links followed; opening a pipe would wait for ever.
 
     Raises:
       OSError: there is no such file, or it is something else.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not stat.S_ISREG(path.stat().st_mode):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))

@@ -55,7 +55,8 @@ def test_detection_sources_follow_the_protocol(tmp_path, make):
     assert len(source) == len(source.image_ids) == len(source.sizes) == len(source.image_names)
     assert len(source.category_ids) == len(source.class_names)
     assert (source.image_ids.dtype, source.sizes.dtype) == (np.int64, np.int32)
-    assert list(source.image_files) == ([] if make is _synthetic else source.image_names)
+    names = [image.name for image in source.stored_images]
+    assert names == ([] if make is _synthetic else source.image_names)
     source.check_images()
     record = source[0]
     objects = len(record["boxes"])
