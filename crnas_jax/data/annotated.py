@@ -81,8 +81,8 @@ class AnnotatedImages:
         """Make the error about an image of another size than is annotated."""
         raise NotImplementedError
 
-    def _masks(self, index: int) -> list:
-        """Return the segmentations of an image's usable objects."""
+    def _read(self, index: int) -> tuple[np.ndarray, images.Header, list | None]:
+        """Return an image as it is stored, its header, and the masks of its usable objects."""
         raise NotImplementedError
 
     def check_images(self) -> None:
@@ -161,12 +161,12 @@ class AnnotatedImages:
         Raises:
           UserError: the image is missing, broken, or of another size than annotated.
         """
-        image, header = self.stored_images[index].read(self._max_pixels)
+        image, header, segmentations = self._read(index)
         self._require_size(index, header)
         if header.orientation != 1 and self._is_turned(header, self.sizes[index]):
             image = images.turn(image, header.orientation)
         record = {"image": image, "image_id": np.int64(self.image_ids[index])}
         record |= self._objects.record(index)
         if self._with_masks:
-            record["segmentations"] = self._masks(index)
+            record["segmentations"] = segmentations
         return record

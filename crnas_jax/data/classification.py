@@ -8,6 +8,7 @@ import numpy as np
 from crnas_jax.data import images
 from crnas_jax.data.synthetic import CLASS_NAMES, draw_shape, texture
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import as_path
 
 _COLOURS = {"red": (200, 60, 60), "green": (60, 180, 60), "blue": (60, 60, 200)}
 
@@ -20,6 +21,7 @@ class FolderSource:
 
     Attributes:
       class_names: names of the labels 0..C-1.
+      files: path and label of each image.
       sizes: ones, int32 [images, 2]: crops are square, so all images have one orientation.
       digest: SHA-256 of the names of all files, in hexadecimal.
     """
@@ -33,7 +35,7 @@ class FolderSource:
         Raises:
           UserError: the folder is missing, or there are no images in its subfolders.
         """
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         if not folder.is_dir():
             raise UserError(folder, "folder", "missing", "give a folder with one folder per class")
         files_of_class = {
@@ -42,21 +44,21 @@ class FolderSource:
             if path.is_dir()
         }
         self.class_names = [name for name, files in files_of_class.items() if files]
-        self._files = [
+        self.files = [
             (path, label)
             for label, name in enumerate(self.class_names)
             for path in files_of_class[name]
         ]
-        if not self._files:
+        if not self.files:
             raise UserError(
                 folder, "images", "there are none", "give a folder with one folder per class"
             )
-        self.sizes = np.ones((len(self._files), 2), np.int32)
-        names = "\n".join(str(path.relative_to(folder)) for path, _ in self._files)
+        self.sizes = np.ones((len(self.files), 2), np.int32)
+        names = "\n".join(f"{self.class_names[label]}/{path.name}" for path, label in self.files)
         self.digest = hashlib.sha256(names.encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
         """Read one image.
@@ -70,7 +72,7 @@ class FolderSource:
         Raises:
           UserError: the image is missing or broken.
         """
-        path, label = self._files[index]
+        path, label = self.files[index]
         return {"image": images.read(path), "image_id": np.int64(index), "label": label}
 
 

@@ -24,6 +24,7 @@ class CocoSource(AnnotatedImages):
     Attributes:
       coco: content of the annotation file without the skipped boxes; AP is computed against it,
         never against batches.
+      annotated: its annotations, the skipped boxes among them.
       category_ids: COCO category ids of the labels 1..C, in ascending order.
       class_names: names of the labels 1..C.
       image_ids: COCO image ids in ascending order, int64 [images].
@@ -177,6 +178,7 @@ class CocoSource(AnnotatedImages):
         if self._with_masks:
             for row in usable:
                 annotations[row] = self._with_mask(row, annotations[row])
+        self.annotated = annotations
         self.coco = {**self.coco, "annotations": [annotations[row] for row in usable]}
 
     def _with_mask(self, row, annotation):
@@ -195,9 +197,12 @@ class CocoSource(AnnotatedImages):
     def _position(self, image_id):
         return int(np.searchsorted(self.image_ids, image_id))
 
-    def _masks(self, index):
-        rows = self._objects.rows(index)
-        return [self.coco["annotations"][row]["segmentation"] for row in rows.tolist()]
+    def _read(self, index):
+        image, header = self.stored_images[index].read(self._max_pixels)
+        if not self._with_masks:
+            return image, header, None
+        rows = self._objects.rows(index).tolist()
+        return image, header, [self.coco["annotations"][row]["segmentation"] for row in rows]
 
     def _fault_of_object(self, row, field, problem, remedy):
         return self._fault(f"annotations[{row}].{field}", problem, remedy)

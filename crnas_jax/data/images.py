@@ -86,7 +86,7 @@ def read_stored(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[
     Raises:
       UserError: the file is missing, broken, cut off, too large, or no image.
     """
-    return decode(path, _bytes(path), max_pixels)
+    return decode(path, content_of(path), max_pixels)
 
 
 def decode(
@@ -113,7 +113,7 @@ def check(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Header:
     except OSError as error:
         raise unreadable(path) from error
     if header.format not in _WITH_END:
-        _decode(path, _bytes(path), header)
+        _decode(path, content_of(path), header)
     return header
 
 
@@ -165,6 +165,17 @@ def unreadable(path, problem: str = "") -> UserError:
     return UserError(path, "image", problem or "broken, or no image", remedy)
 
 
+def require_pixels(name, height: int, width: int, max_pixels: int) -> None:
+    """Raise UserError about an image with too many pixels."""
+    if height * width > max_pixels:
+        raise UserError(
+            name,
+            "image",
+            f"{height} x {width} pixels are more than {max_pixels:,}",
+            "make it smaller, or raise the limit max_pixels (config.data.max_pixels)",
+        )
+
+
 def _undecodable(name, file):
     """Make the error for an open file that is no image."""
     file.seek(0)
@@ -183,7 +194,12 @@ def _require_regular(path):
         raise unreadable(path, "not a regular file")
 
 
-def _bytes(path):
+def content_of(path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+      UserError: it is missing, or no regular file.
+    """
     _require_regular(path)
     try:
         return as_path(path).read_bytes()
@@ -202,13 +218,7 @@ def _header(path, file, max_pixels):
             cut_off = name in ("JPEG", "MPO") and not _jpeg_is_whole(file)
     except Exception as error:  # Pillow raises many types of exceptions for broken files
         raise _undecodable(path, file) from error
-    if height * width > max_pixels:
-        raise UserError(
-            path,
-            "image",
-            f"{height} x {width} pixels are more than {max_pixels:,}",
-            "make it smaller, or raise the limit max_pixels (config.data.max_pixels)",
-        )
+    require_pixels(path, height, width, max_pixels)
     if cut_off:
         raise unreadable(path, "broken: it is cut off")
     if name == "TIFF" and (orientation != 1 or mode in ("F", "I")):

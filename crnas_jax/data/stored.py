@@ -43,30 +43,34 @@ class ImageFile:
 
     def __init__(self, path: str | os.PathLike):
         """Name the file; it is read later."""
-        self.name, self._path = str(path), path
+        self.name, self.path = str(path), path
 
     @functools.cached_property
     def num_bytes(self) -> int:
         """Size of the file."""
-        return as_path(self._path).stat().st_size
+        return as_path(self.path).stat().st_size
 
     def header(self, max_pixels: int) -> images.Header:
         """See `images.check`."""
-        return images.check(self._path, max_pixels)
+        return images.check(self.path, max_pixels)
 
     def read(self, max_pixels: int) -> tuple[np.ndarray, images.Header]:
         """See `images.read_stored`."""
-        return images.read_stored(self._path, max_pixels)
+        return images.read_stored(self.path, max_pixels)
+
+    def content(self) -> bytes:
+        """Return the encoded image. Errors as of `images.read_stored`."""
+        return images.content_of(self.path)
 
     def sample(self) -> bytes:
         """Return the bytes in the middle of the file."""
-        with as_path(self._path).open("rb") as file:
+        with as_path(self.path).open("rb") as file:
             file.seek(self.num_bytes // 2)
             return file.read(_SAMPLE_BYTES)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the file."""
-        with as_path(self._path).open("rb") as file:
+        with as_path(self.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
 
@@ -75,10 +79,10 @@ class ImageFiles(Sequence):
 
     def __init__(self, paths: Sequence):
         """Name the files."""
-        self._paths = paths
+        self.paths = paths
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> ImageFile:
-        return ImageFile(self._paths[index])
+        return ImageFile(self.paths[index])

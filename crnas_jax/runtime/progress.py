@@ -14,7 +14,13 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, total: int, done: int = 0, unit: str = "step", line_seconds: float = 15.0
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        unit: str = "step",
+        line_seconds: float = 15.0,
+        beginning: str = "compiling",
     ):
         """Start the display.
 
@@ -24,6 +30,7 @@ class Progress:
           done: units that were finished before.
           unit: name of a unit.
           line_seconds: least time between two plain lines.
+          beginning: what is done before the first unit.
         """
         self._name, self._unit, self._total, self._done = name, unit, total, done
         self._line_seconds = line_seconds
@@ -31,9 +38,9 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=self._plain)
         self._first, self._start_time, self._last_line = None, 0.0, 0.0
         if done < total:
-            self._bar.set_postfix_str("compiling")
+            self._bar.set_postfix_str(beginning)
             if self._plain:
-                print(f"{name}: {unit} {done}/{total}, compiling", flush=True)
+                print(f"{name}: {unit} {done}/{total}, {beginning}", flush=True)
 
     def update(self, done: int, **values: float) -> None:
         """Show that `done` units are finished, with `values` beside them."""

@@ -1,0 +1,202 @@
+"""A folder in TFDS's layout: its splits, and random access to their records without TensorFlow."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import read_regular
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+# The only format with random access.
+FILE_FORMAT = "array_record"
+# Modules of the classes that features.json may name: TFDS imports whatever stands there.
+_TRUSTED = "tensorflow_datasets.core.features."
+_RESTORE = "restore it, or prepare the data set again"
+
+
+class RecordFolder:
+    """A prepared data set.
+
+    Attributes:
+      path: the folder.
+      info: TFDS's `DatasetInfo`.
+      is_stock: whether a builder of TFDS itself has prepared it.
+      shards: by split, the paths of its files.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        """Read what the folder says of itself; no record is read.
+
+        Raises:
+          UserError: it is no such folder, a file is missing, or its format or a feature cannot be
+            read without executing code from elsewhere.
+        """
+        self.path = pathlib.Path(folder).expanduser()
+        fields = read_info(self.path)
+        file_format = fields.get("fileFormat") or "tfrecord"
+        if file_format != FILE_FORMAT:
+            remedy = "prepare it again with file_format='array_record'"
+            if file_format == "tfrecord":
+                remedy = "convert it: crnas-jax prepare-data --dataset=tfrecord --source=FOLDER"
+            problem = f"{str(file_format)[:40]!r} has no random access"
+            raise UserError(self.path / INFO, "fileFormat", problem, remedy)
+        require_trusted_features(self.path)
+        try:
+            self._builder = tfds.builder_from_directory(self.path)
+            self.info = self._builder.info
+            self.shards = {
+                split: [self.path / pathlib.Path(name) for name in info.filenames]
+                for split, info in self.info.splits.items()
+            }
+        except Exception as error:  # TFDS and protobuf raise many types of exceptions
+            problem = f"does not load: {_first_line(error)}"
+            raise UserError(self.path / FEATURES, "features", problem, _RESTORE) from error
+        self.is_stock = str(fields.get("moduleName", "")).startswith("tensorflow_datasets.")
+        self._starts = {}
+        for split, paths in self.shards.items():
+            lengths = self.info.splits[split].shard_lengths
+            for path in paths:
+                if path.parent != self.path:
+                    problem = f"the shard {str(path)[:80]} lies elsewhere"
+                    raise UserError(self.path / INFO, "filepathTemplate", problem, _RESTORE)
+            self._starts[split] = np.cumsum([0, *lengths])
+
+    def num_records(self, split: str) -> int:
+        """Return the number of records of a split."""
+        return int(self._starts[split][-1])
+
+    def require_shards(self, split: str) -> dict[str, int]:
+        """Return the sizes of a split's files by name, bytes.
+
+        Raises:
+          UserError: a file is missing.
+        """
+        sizes = {}
+        for path in self.shards[split]:
+            if not path.is_file():
+                raise UserError(path, "shard", "missing", _RESTORE)
+            sizes[path.name] = path.stat().st_size
+        return sizes
+
+    def positions(self, spec: str, field: str) -> list[tuple[str, np.ndarray]]:
+        """Return the splits that a text in TFDS's language names, with positions in them.
+
+        Args:
+          spec: such as "train", "train[:90%]" or "train+validation[10:]".
+          field: field of the config, for messages.
+
+        Raises:
+          UserError: it names no records of this folder.
+        """
+        splits = []
+        try:
+            for part in spec.split("+"):
+                split = part.split("[")[0].strip()
+                where = {path.name: index for index, path in enumerate(self.shards[split])}
+                rows = []
+                for shard in self.info.splits[part.strip()].file_instructions:
+                    index = where[pathlib.Path(shard.filename).name]
+                    start = self._starts[split][index] + shard.skip
+                    stop = self._starts[split][index + 1] if shard.take < 0 else start + shard.take
+                    rows.append(np.arange(start, stop))
+                splits.append((split, np.concatenate([np.zeros(0, int), *rows])))
+        except (KeyError, ValueError) as error:
+            names = ", ".join(self.shards)
+            problem = f"{spec[:60]!r} is no split of {self.path}"
+            remedy = f"there are {names}; parts are such as 'train[:90%]'"
+            raise UserError("config", field, problem, remedy) from error
+        return splits
+
+    def examples(self, split: str, skip: dict[str, Any]) -> "Examples":
+        """Return the records of a split; `skip` is TFDS's tree of features to leave encoded."""
+        self.require_shards(split)
+        return Examples(self, split, skip)
+
+    def shard_of(self, split: str, position: int) -> pathlib.Path:
+        """Return the file that holds a record."""
+        return self.shards[split][int(np.searchsorted(self._starts[split], position, "right")) - 1]
+
+    def data_source(self, split: str, skip: dict[str, Any]):
+        """Return TFDS's random-access data source of a split."""
+        return self._builder.as_data_source(split, decoders=skip)
+
+
+class Examples:
+    """The records of a split as dicts of features, by position; threads may share it."""
+
+    def __init__(self, folder: RecordFolder, split: str, skip: dict[str, Any]):
+        """Open the split; see `RecordFolder.examples`."""
+        self._folder, self._split = folder, split
+        self._source = folder.data_source(split, skip)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Read a record.
+
+        Raises:
+          UserError: its shard is damaged.
+        """
+        try:
+            return self._source[int(position)]
+        except Exception as error:  # array_record and protobuf raise many types of exceptions
+            shard = self._folder.shard_of(self._split, position)
+            problem = f"does not load: {_first_line(error)}"
+            raise UserError(shard, f"record {position}", problem, _RESTORE) from error
+
+
+def read_info(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the content of `dataset_info.json`.
+
+    Raises:
+      UserError: it is missing or is no JSON object.
+    """
+    file = folder / INFO
+    try:
+        fields = json.loads(read_regular(file))
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")
+    except OSError as error:
+        inside = sorted(path.parent for path in folder.glob(f"**/{INFO}"))[:1]
+        remedy = f"give {inside[0]}" if inside else "give the folder of a prepared TFDS data set"
+        raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
+    except ValueError as error:
+        raise UserError(file, "json", str(error)[:100], _RESTORE) from error
+    return fields
+
+
+def require_trusted_features(folder: pathlib.Path) -> None:
+    """Raise UserError unless all features are TFDS's own: it would import what is named there."""
+    file = folder / FEATURES
+    try:
+        names = list(_class_names(json.loads(read_regular(file))))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(file, "json", _first_line(error), _RESTORE) from error
+    for name in names:
+        is_plain = isinstance(name, str) and name.startswith(_TRUSTED) and ".." not in name
+        if not is_plain:
+            problem = f"{str(name)[:80]!r} is no feature of TFDS"
+            raise UserError(file, "pythonClassName", problem, "prepare the data set without it")
+
+
+def _class_names(value):
+    """Yield the names of all classes in the JSON of features, in its present and legacy form."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key == "pythonClassName" or (key == "type" and "content" in value):
+                yield entry
+            else:
+                yield from _class_names(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _class_names(entry)
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
