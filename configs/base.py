@@ -30,15 +30,16 @@ def get_config() -> ConfigDict:
     config.trained_bn_images = 512
 
     config.data = ConfigDict()
-    # "coco" (folder with images and json), "voc" (VOCdevkit), "synthetic" (no files) or "none" (for
-    # classification alone).
+    # "coco" (folder with images and json), "voc" (VOCdevkit), "tfds" (records), "synthetic" (no
+    # files) or "none" (for classification alone).
     config.data.name = "coco"
-    config.data.folder = "data/coco"  # holds the following
+    config.data.folder = "data/coco"  # holds the following; "tfds": that of one version
     config.data.images = "images"  # folder of the images ("coco")
     config.data.train_images = ""  # folder of one split's images; "" for `images`
     config.data.val_images = ""
     config.data.test_images = ""
-    # Json files ("coco") or lists such as "VOC2007/trainval+VOC2012/trainval" ("voc").
+    # Json files ("coco"), lists such as "VOC2007/trainval+VOC2012/trainval" ("voc"), or splits such
+    # as "train[:90%]" ("tfds").
     config.data.train = "train.json"  # for weights
     config.data.val = "val.json"  # for the searches; "" where nothing is searched
     config.data.test = "test.json"  # once, at the end
@@ -53,6 +54,8 @@ def get_config() -> ConfigDict:
     config.data.max_objects = 100  # boxes per image that a batch has room for
     config.data.mask_size = 112  # cells per side of the masks that a batch holds
     config.data.flip = True  # mirror half of the training images
+    config.data.workers = 0  # threads that read images; 0 for one on each core
+    config.data.read_ahead = 0  # batches read before they are needed; 0 for two by each worker
 
     config.detector = ConfigDict()
     # "faster_rcnn", "mask_rcnn", "cascade_rcnn" or "cascade_mask_rcnn".
@@ -119,7 +122,8 @@ def get_config() -> ConfigDict:
     config.pretrain.warmup_steps = 6000
     config.pretrain.label_smoothing = 0.0
     config.pretrain.data = ConfigDict()
-    config.pretrain.data.name = "folder"  # "folder" (one subfolder per class) or "synthetic"
+    # "folder" (one subfolder per class), "tfds" (records, with splits below) or "synthetic".
+    config.pretrain.data.name = "folder"
     config.pretrain.data.folder = "data/imagenet"  # holds the following
     config.pretrain.data.train = "train"
     config.pretrain.data.val = "val"  # for top-1 and top-5

@@ -34,7 +34,8 @@ _MODULES = {
         *("train-detector", "evaluate", "pretrain"),
     ),
     "studies": ("ranking-study", "compare-strategies", "compare-scores"),
-    "tools": ("predict", "ap", "flops", "convert", "split-coco"),
+    "tools": ("predict", "ap", "flops", "convert"),
+    "data": ("prepare-data", "split-coco"),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,7 +1,6 @@
 """Commands around the procedure: prediction, costs, weights of others, COCO's split."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
@@ -267,48 +266,6 @@ def _convert(values):
     print(f"{len(ignored)} not needed: {kinds}")
 
 
-def _split_flags(values, _):
-    flags.DEFINE_string("annotations", None, "json file to split.", flag_values=values)
-    text = "Number of images in archval."
-    flags.DEFINE_integer("number", 5000, text, 1, flag_values=values)
-
-
-def _split(values):
-    file = pathlib.Path(values.annotations)
-    outputs = {name: file.parent / f"{name}.json" for name in ("archtrain", "archval")}
-    for output in outputs.values():
-        if output.exists():
-            raise UserError(output, "file", "it exists already", "remove it first")
-    try:
-        content = json.loads(file.read_bytes())
-        images, annotations = content["images"], content["annotations"]
-        ids = sorted((int(image["id"]) for image in images), key=_hash)
-        image_ids = [int(annotation["image_id"]) for annotation in annotations]
-    except OSError as error:
-        raise UserError(file, "file", error.strerror or "unreadable", "name COCO's json") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(file, "json", str(error), "give COCO's instances_train2017.json") from error
-    if len(ids) <= values.number:
-        raise UserError(file, "images", f"only {len(ids)}", "lower --number")
-    drawn = set(ids[: values.number])
-    for name, output in outputs.items():
-        in_archval = name == "archval"
-        part = {
-            "images": [image for image in images if (image["id"] in drawn) == in_archval],
-            "annotations": [
-                annotation
-                for annotation, image_id in zip(annotations, image_ids, strict=True)
-                if (image_id in drawn) == in_archval
-            ],
-        }
-        write_json(output, {**content, **part})
-        print(f"{output}: {len(part['images'])} images, {len(part['annotations'])} objects")
-
-
-def _hash(image_id):
-    return hashlib.sha256(str(image_id).encode()).hexdigest()
-
-
 COMMANDS = {
     "predict": Command(
         "Run a trained detector on photographs and write its detections as COCO json.",
@@ -338,12 +295,5 @@ COMMANDS = {
         _convert_flags,
         _convert,
         ("model", "weights", "output"),
-    ),
-    "split-coco": Command(
-        "Split COCO's training annotations for the search, as in the paper.",
-        "--annotations=data/coco/annotations/instances_train2017.json",
-        _split_flags,
-        _split,
-        ("annotations",),
     ),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 from crnas_jax.data.classification import FolderSource, SyntheticClassification
 from crnas_jax.data.coco import CocoSource
@@ -41,13 +42,13 @@ class DataOptions:
     """Where a detection data set lies, and what of it a batch holds.
 
     Attributes:
-      name: `coco`, `voc`, `synthetic`, or `none` for no detection data.
-      folder: folder of the data set.
+      name: `coco`, `voc`, `tfds`, `synthetic`, or `none` for no detection data.
+      folder: folder of the data set; of `tfds` that of one version.
       images: folder of the images inside it (`coco`).
       train_images: the same for one split, as the next two; "" for `images`.
       val_images: see `train_images`.
       test_images: see `train_images`.
-      train: json file (`coco`) or lists (`voc`) of the training split.
+      train: json file (`coco`), lists (`voc`) or split (`tfds`) to train on.
       val: the same for the searches; "" where nothing is searched.
       test: the same for the end.
       class_names: names of the classes (`voc`); () for VOC's 20.
@@ -89,10 +90,10 @@ class ClassificationDataOptions:
     """Where a classification data set lies.
 
     Attributes:
-      name: `folder` (one subfolder per class) or `synthetic`.
-      folder: folder of the data set.
-      train: folder of the training split inside it.
-      val: folder of the split for accuracy.
+      name: `folder` (one subfolder per class), `tfds` or `synthetic`.
+      folder: folder of the data set; of `tfds` that of one version.
+      train: folder in it (`folder`) or split (`tfds`) to train on.
+      val: the same for accuracy.
       size: side of the crops, pixels.
       synthetic: size of a generated data set.
     """
@@ -108,13 +109,19 @@ class ClassificationDataOptions:
         check_counts(self, "size")
 
 
-def detection_source(options: DataOptions, split: str, with_masks: bool = False) -> DetectionSource:
+def detection_source(
+    options: DataOptions,
+    split: str,
+    with_masks: bool = False,
+    keep_in: pathlib.Path | None = None,
+) -> DetectionSource:
     """Open a split of a detection data set.
 
     Args:
       options: where the data lies.
       split: one of `SPLITS`.
-      with_masks: whether records have the objects' masks; only COCO's layout has them.
+      with_masks: whether records have the objects' masks; COCO's layout and `tfds` have them.
+      keep_in: folder in which an earlier run may have kept the index of records (`tfds`).
 
     Raises:
       UserError: the options or the files are faulty.
@@ -138,6 +145,8 @@ def detection_source(options: DataOptions, split: str, with_masks: bool = False)
             options.exif,
             options.max_pixels,
         )
+    if options.name == "tfds":
+        return _tfds_source(options, split, with_masks, keep_in)
     if with_masks:
         raise UserError("config", "data.name", f"{options.name!r} has no masks", "use 'coco'")
     if options.name == "synthetic":
@@ -160,12 +169,32 @@ def detection_source(options: DataOptions, split: str, with_masks: bool = False)
             options.max_pixels,
         )
     raise UserError(
-        "config", "data.name", f"{options.name!r} is unknown", "use 'coco', 'voc' or 'synthetic'"
+        "config",
+        "data.name",
+        f"{options.name!r} is unknown",
+        "use 'coco', 'voc', 'tfds' or 'synthetic'",
     )
 
 
-def detection_sources(options: DataOptions, with_masks: bool = False) -> dict[str, DetectionSource]:
-    """Open the splits of a detection data set by name.
+def _tfds_source(options, split, with_masks, keep_in):
+    from crnas_jax.data.tfds import TfdsSource  # TFDS takes a second to import
+
+    return TfdsSource(
+        options.folder,
+        getattr(options, split),
+        options.strict,
+        with_masks,
+        options.exif,
+        options.max_pixels,
+        f"data.{split}",
+        keep_in,
+    )
+
+
+def detection_sources(
+    options: DataOptions, with_masks: bool = False, keep_in: pathlib.Path | None = None
+) -> dict[str, DetectionSource]:
+    """Open the splits of a detection data set by name; arguments as of `detection_source`.
 
     `val` is left out where the options name none; the result is empty for the data set `none`.
     `checks.require_consistent` looks whether the splits belong together.
@@ -176,21 +205,26 @@ def detection_sources(options: DataOptions, with_masks: bool = False) -> dict[st
     if options.name == "none":
         return {}
     return {
-        split: detection_source(options, split, with_masks)
+        split: detection_source(options, split, with_masks, keep_in)
         for split in SPLITS
         if split != "val" or options.val
     }
 
 
 def classification_sources(
-    options: ClassificationDataOptions,
+    options: ClassificationDataOptions, keep_in: pathlib.Path | None = None
 ) -> dict[str, ClassificationSource]:
     """Open the `train` and `val` split of a classification data set.
+
+    Args:
+      options: where the data lies.
+      keep_in: see `detection_source`.
 
     Raises:
       UserError: the options or the files are faulty, or the splits have different classes.
     """
-    sources = {split: _classification_source(options, split) for split in ("train", "val")}
+    splits = ("train", "val")
+    sources = {split: _classification_source(options, split, keep_in) for split in splits}
     if sources["train"].class_names != sources["val"].class_names:
         raise UserError(
             options.folder, options.val, "other classes than train", "give both the same folders"
@@ -198,15 +232,31 @@ def classification_sources(
     return sources
 
 
-def _classification_source(options, split):
+def _classification_source(options, split, keep_in):
     if options.name == "synthetic":
         num_images, seed = getattr(options.synthetic, split), SPLITS.index(split)
         return SyntheticClassification(num_images, options.synthetic.size, seed=seed)
     if options.name == "folder":
         return FolderSource(pathlib.Path(options.folder) / getattr(options, split))
+    if options.name == "tfds":
+        from crnas_jax.data.tfds import TfdsClassification  # TFDS takes a second to import
+
+        spec, field = getattr(options, split), f"pretrain.data.{split}"
+        return TfdsClassification(options.folder, spec, field, keep_in)
     raise UserError(
         "config",
         "pretrain.data.name",
         f"{options.name!r} is unknown",
-        "use 'folder' or 'synthetic'",
+        "use 'folder', 'tfds' or 'synthetic'",
     )
+
+
+def keep_indices(sources: Iterable[DetectionSource | ClassificationSource]) -> None:
+    """Write the indices of records of others, so that the next run need not read them all.
+
+    Raises:
+      UserError: one cannot be written.
+    """
+    for source in sources:
+        if hasattr(source, "keep_index"):
+            source.keep_index()

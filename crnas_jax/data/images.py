@@ -106,7 +106,7 @@ def check(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
       UserError: see `read_stored`.
     """
-    _require_regular(path)
+    require_regular(path)
     try:
         with as_path(path).open("rb") as file:
             header = _header(path, file, max_pixels)
@@ -185,7 +185,8 @@ def _undecodable(name, file):
     return unreadable(name, "broken, or no image")
 
 
-def _require_regular(path):
+def require_regular(path) -> None:
+    """Raise UserError unless a path is a regular file."""
     try:
         is_regular = stat.S_ISREG(as_path(path).stat().st_mode)
     except (OSError, ValueError) as error:
@@ -200,7 +201,7 @@ def content_of(path) -> bytes:
     Raises:
       UserError: it is missing, or no regular file.
     """
-    _require_regular(path)
+    require_regular(path)
     try:
         return as_path(path).read_bytes()
     except OSError as error:

@@ -6,6 +6,7 @@ the order is the same on any number of hosts.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -14,11 +15,14 @@ import numpy as np
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import team
+from crnas_jax.runtime.options import check_counts
 
 # The loader's threads keep all cores busy; further threads of OpenCV in each would slow them down.
 cv2.setNumThreads(0)
 # Keys that keep the random draws of augmentation and order apart.
 _AUGMENT, _ORDER = 1, 2
+# Enough for one accelerator; each keeps two batches in memory.
+_MAX_WORKERS = 16
 _ROW_FIELDS = ("image_id", "weight", "scale", "original_size")
 
 
@@ -138,6 +142,47 @@ class Plan:
         return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How batches are read ahead; it changes speed and memory, never a batch.
+
+    Attributes:
+      workers: threads that decode images, each a batch; 0 for one on each core at hand, at most 16.
+      read_ahead: batches that are read before they are needed; 0 for two by each worker.
+    """
+
+    workers: int = 0
+    read_ahead: int = 0
+
+    def __post_init__(self):
+        check_counts(self, "workers", "read_ahead", least=0)
+
+    @property
+    def num_workers(self) -> int:
+        """Number of threads."""
+        return self.workers or min(_num_cores(), _MAX_WORKERS)
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that are read ahead."""
+        return self.read_ahead or 2 * self.num_workers
+
+
+def _num_cores():
+    """Return the number of cores that this process may use, which macOS does not tell."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+_reading = ReadOptions()
+
+
+def read_with(options: ReadOptions) -> None:
+    """Read batches this way from now on, in all of this process."""
+    global _reading
+    _reading = options
+
+
 class _Steps:
     """The part of each step's batch that one host reads, as a source for grain."""
 
@@ -172,7 +217,6 @@ def batches(
     seed: int = 0,
     start: int = 0,
     stop: int | None = None,
-    threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield this host's rows of the batches of steps `start` to `stop` - 1.
 
@@ -187,7 +231,6 @@ def batches(
       seed: seed of the random draws in `row`.
       start: first step.
       stop: step after the last one; None for the end of the first epoch.
-      threads: number of threads that read ahead.
 
     Yields:
       The arrays that `row` returns, stacked to [batch / hosts, ...], and `weight` float32
@@ -195,7 +238,10 @@ def batches(
     """
     stop, hosts = len(plan) if stop is None else stop, team.current()
     steps = _Steps(source, plan, row, seed, stop, hosts.index, hosts.count)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = grain.ReadOptions(
+        num_threads=min(_reading.num_workers, _reading.num_batches),
+        prefetch_buffer_size=_reading.num_batches,
+    )
     yield from grain.MapDataset.source(steps)[start:stop].to_iter_dataset(options)
 
 

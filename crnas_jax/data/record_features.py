@@ -57,8 +57,7 @@ class Features:
     @classmethod
     def of(cls, folder: RecordFolder) -> "Features":
         """Read what the features of a folder mean."""
-        stock_name = folder.info.name if folder.is_stock else ""
-        return cls(folder.info.features, folder.path / FEATURES, stock_name)
+        return cls(folder.info.features, folder.path / FEATURES, folder.stock_name)
 
     def _fault(self, field, problem, remedy):
         return UserError(self._file, field, problem, remedy)
@@ -242,7 +241,7 @@ class DetectionFeatures(Features):
 
 
 def _feature(features, name):
-    return features[name] if name in features else None
+    return dict(features.items()).get(name)  # FeaturesDict has no `get`
 
 
 def _segmentation(value):

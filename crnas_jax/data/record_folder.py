@@ -24,7 +24,7 @@ class RecordFolder:
     Attributes:
       path: the folder.
       info: TFDS's `DatasetInfo`.
-      is_stock: whether a builder of TFDS itself has prepared it.
+      stock_name: see `stock_name`.
       shards: by split, the paths of its files.
     """
 
@@ -55,7 +55,7 @@ class RecordFolder:
         except Exception as error:  # TFDS and protobuf raise many types of exceptions
             problem = f"does not load: {_first_line(error)}"
             raise UserError(self.path / FEATURES, "features", problem, _RESTORE) from error
-        self.is_stock = str(fields.get("moduleName", "")).startswith("tensorflow_datasets.")
+        self.stock_name = stock_name(fields)
         self._starts = {}
         for split, paths in self.shards.items():
             lengths = self.info.splits[split].shard_lengths
@@ -168,6 +168,19 @@ def read_info(folder: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(file, "json", str(error)[:100], _RESTORE) from error
     return fields
+
+
+def stock_name(fields: dict[str, Any]) -> str:
+    """Return the name of the builder of TFDS itself that has prepared a folder; "" for another.
+
+    Args:
+      fields: content of its `dataset_info.json`.
+    """
+    module = str(fields.get("moduleName", ""))
+    is_stock = module.startswith("tensorflow_datasets.")
+    # Folders that are read, and written again, name the class that has read them.
+    is_stock = is_stock and not module.startswith("tensorflow_datasets.core.")
+    return str(fields.get("name", "")) if is_stock else ""
 
 
 def require_trusted_features(folder: pathlib.Path) -> None:

@@ -23,6 +23,7 @@ from crnas_jax.data.records import (
 )
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import files
+from crnas_jax.runtime.ownership import may_write
 from crnas_jax.runtime.progress import Progress
 
 _OF_ANNOTATIONS = (
@@ -224,10 +225,19 @@ class Records:
         return sha.hexdigest()
 
     def keep(self) -> None:
-        """Write the indices that were made, for the next run."""
+        """Write the indices that were made, for the next run.
+
+        Raises:
+          UserError: one cannot be written.
+        """
         for path, index in self._fresh:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_index(path, index)
+            try:
+                if may_write(path):
+                    path.parent.mkdir(exist_ok=True)
+                    write_index(path, index)
+            except OSError as error:
+                problem = f"cannot be written: {error.strerror or error}"
+                raise UserError(path, "index", problem, "make room, then try again") from error
         self._fresh = []
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from crnas_jax.data.images import MAX_PIXELS
 from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
@@ -61,12 +62,14 @@ class DataSet:
       features: TFDS's features of its records.
       meaning: what they mean.
       splits: its splits by name.
+      origin: TFDS's builder of the data set that the records are copies of.
     """
 
     name: str
     features: tfds.features.FeaturesDict
     meaning: DetectionFeatures | ClassificationFeatures
     splits: Mapping[str, Split]
+    origin: tfds.core.DatasetBuilder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +271,13 @@ def _finish(data_set, output, work, shards, key):
 
 
 def _write_info(data_set, output, work, infos):
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=data_set.name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(output),
-        module_name="",
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=data_set.features)
+    identity, texts = DatasetIdentity(data_set.name, tfds.core.Version(VERSION), "", ""), {}
+    if data_set.origin is not None:
+        identity = DatasetIdentity.from_builder(data_set.origin)
+        names = ("description", "citation", "homepage", "supervised_keys")
+        texts = {name: getattr(data_set.origin.info, name) for name in names}
+    identity.data_dir = str(output)
+    info = tfds.core.DatasetInfo(builder=identity, features=data_set.features, **texts)
     info.set_file_format(FILE_FORMAT)
     info.set_splits(tfds.core.splits.SplitDict(infos))
     folder = work / "info"

@@ -47,7 +47,8 @@ class ImageFile:
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """Size of the file."""
+        """Size of the file. Errors as of `images.read_stored`."""
+        images.require_regular(self.path)
         return as_path(self.path).stat().st_size
 
     def header(self, max_pixels: int) -> images.Header:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from crnas_jax import __version__
-from crnas_jax.data.build import classification_sources, detection_sources
+from crnas_jax.data import loader
+from crnas_jax.data.build import classification_sources, detection_sources, keep_indices
 from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.source import ClassificationSource, DetectionSource
 from crnas_jax.errors import UserError
@@ -93,6 +94,7 @@ class Run:
     def record(self) -> None:
         """Write the config into the working folder, for who goes on there without a config."""
         self.workdir.record(self.config.to_dict(), self.data_digests)
+        keep_indices([*self.sources.values(), *self.classification_sources.values()])
         log_to(self.path / "logs" / f"host-{team.current().index}.txt")
 
 
@@ -117,19 +119,20 @@ def open_run(
       UserError: the run cannot work with this config, data or folder.
     """
     check(config)
+    loader.read_with(data_settings.read_options(config))
     if require is not None:
         require(config)
     sources = detection_sources(
-        data_settings.data_options(config), model_settings.has_masks(config)
+        data_settings.data_options(config), model_settings.has_masks(config), _kept(path)
     )
     num_files = sum(len(source.stored_images) for source in sources.values())
     if num_files > _MANY_FILES:
-        print(f"checking {num_files} image files", flush=True)
+        print(f"checking {num_files} images", flush=True)
     notes = require_consistent(sources)
     pretrain_sources = {}
     if run_settings.pretrained_networks(config):
         pretrain_options = data_settings.classification_data_options(config)
-        pretrain_sources = classification_sources(pretrain_options)
+        pretrain_sources = classification_sources(pretrain_options, _kept(path))
     if "val" in sources:
         _require_searchable(config, sources)
     for network, start in run_settings.init_from(config).items():
@@ -150,6 +153,11 @@ def open_run(
             workdir.release()
             raise
     return run
+
+
+def _kept(path):
+    """Return the folder in which indices of records lie."""
+    return pathlib.Path(path) / "records"
 
 
 def journal_file(run: Run) -> pathlib.Path:

@@ -3,7 +3,12 @@
 from ml_collections import ConfigDict
 
 from crnas_jax.errors import UserError
-from crnas_jax.settings.data import classification_data_options, data_options, image_size
+from crnas_jax.settings.data import (
+    classification_data_options,
+    data_options,
+    image_size,
+    read_options,
+)
 from crnas_jax.settings.fields import refuse_old_names
 from crnas_jax.settings.models import baseline, classifier, detector
 from crnas_jax.settings.run import init_from, pretrained_networks, refine_options, run_options
@@ -34,6 +39,7 @@ def check(config: ConfigDict) -> None:
     run_options(config)
     arch, pretrained, options = baseline(config), pretrained_networks(config), data_options(config)
     image_size(config)
+    read_options(config)
     init_from(config)
     classification_data_options(config)
     detector(config, arch, num_classes=1)

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from crnas_jax.data.build import ClassificationDataOptions, DataOptions, SyntheticOptions
+from crnas_jax.data.loader import ReadOptions
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
 from crnas_jax.settings.fields import read
 from crnas_jax.settings.models import has_masks, neck_options
@@ -12,6 +13,11 @@ def data_options(config: ConfigDict) -> DataOptions:
     """Read where the detection data lies."""
     synthetic = read(SyntheticOptions, config, "data.synthetic")
     return read(DataOptions, config, "data", synthetic=synthetic)
+
+
+def read_options(config: ConfigDict) -> ReadOptions:
+    """Read how batches are read ahead."""
+    return read(ReadOptions, config, "data")
 
 
 def image_size(config: ConfigDict) -> ImageSize:
