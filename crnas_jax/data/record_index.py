@@ -162,6 +162,7 @@ class Records:
         self.place = f"{folder.path}/{spec}"
         self._fresh: list[tuple[pathlib.Path, RecordIndex]] = []
         self._examples: list[Examples] = []
+        self._splits: list[str] = []
         parts, positions, part_of = [], [], []
         for number, (split, rows) in enumerate(folder.positions(spec, field)):
             index, keep_at = split_index(folder, split, features, max_pixels, keep_in)
@@ -171,6 +172,7 @@ class Records:
             positions.append(rows)
             part_of.append(np.full(len(rows), number))
             self._examples.append(folder.examples(split, features.skip))
+            self._splits.append(f"{folder.path}/{split}")
         joined = join(parts, parts[0].description)
         if not len(joined):
             raise UserError("config", field, f"{spec!r} holds no record", "give another split")
@@ -202,9 +204,7 @@ class Records:
     def name(self, row: int) -> str:
         """Return what names a record in messages."""
         name = self.index.name[row].decode(errors="replace")
-        record = f"{self.place.partition('+')[0]}, record {self._positions[row]}"
-        if len(self._examples) > 1:
-            record += f" of part {self._part_of[row] + 1}"
+        record = f"{self._splits[self._part_of[row]]}, record {self._positions[row]}"
         return f"{record} ({name})" if name else record
 
     def example(self, row: int) -> dict:

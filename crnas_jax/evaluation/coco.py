@@ -98,7 +98,11 @@ class CocoEvaluator:
         """
         with contextlib.redirect_stdout(io.StringIO()):
             self._ground_truth = COCO()
-            self._ground_truth.dataset = copy.deepcopy(annotations)
+            # pycocotools writes into the entries, which sources may make only when asked for.
+            self._ground_truth.dataset = {
+                name: [dict(entry) for entry in annotations[name]]
+                for name in ("images", "annotations", "categories")
+            }
             for index, annotation in enumerate(self._ground_truth.dataset["annotations"], 1):
                 # Files may count from 0, but in pycocotools the object id 0 means "no match".
                 annotation["id"] = index

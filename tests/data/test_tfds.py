@@ -1,0 +1,260 @@
+"""Records against the plain folders they were made of: batches, metrics, plans, and leaks."""
+
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import record_data
+from helpers import ROOT
+from record_data import SPLITS, VOC_CLASSES, coco_folder, stock_coco, tfrecord_copy, voc_folder
+
+from crnas_jax import cli
+from crnas_jax.data import loader, masks
+from crnas_jax.data.build import DataOptions, detection_source, detection_sources
+from crnas_jax.data.checks import require_consistent
+from crnas_jax.data.source import DetectionSource
+from crnas_jax.data.transforms import DetectionRows, ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.evaluation.predict_split import split_metrics
+from crnas_jax.runtime import team
+
+SIZE = ImageSize(48, 80)
+
+
+def prepare(dataset, source, output, *flags):
+    command = ["prepare-data", f"--dataset={dataset}", f"--source={source}", f"--output={output}"]
+    assert cli.main([*command, *flags]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return by layout the plain folder's options, those of its records, and of their copy."""
+    work = tmp_path_factory.mktemp("records")
+    coco, voc = coco_folder(work / "coco"), voc_folder(work / "voc")
+    flags = [f"--split={split}={split}.json:images" for split in SPLITS]
+    flags.append("--shard_mb=1")
+    prepare("coco", coco, work / "coco-records", *flags)
+    text = {split: f"VOC2012/{split}+VOC2007/{split}" for split in SPLITS}
+    flags = [f"--split={split}={text[split]}" for split in SPLITS]
+    prepare("voc", voc, work / "voc-records", *flags, f"--class_names={','.join(VOC_CLASSES)}")
+    options = {"coco": [], "voc": []}
+    plain = {
+        "coco": DataOptions("coco", str(coco), train="train.json", val="val.json", test="val.json"),
+        "voc": DataOptions("voc", str(voc), **text, test="", class_names=VOC_CLASSES),
+    }
+    for name in options:
+        copy = tfrecord_copy(work / f"{name}-records", work / f"{name}-tfrecords")
+        prepare("tfrecord", copy, work / f"{name}-again")
+        options[name] = [plain[name]] + [
+            DataOptions("tfds", str(work / f"{name}-{kind}"), train="train", val="val", test="val")
+            for kind in ("records", "again")
+        ]
+    return options | {"work": work}
+
+
+def _sources(options, with_masks=False):
+    return {split: detection_source(options, split, with_masks) for split in SPLITS}
+
+
+def _batches(source, rows, epochs):
+    plan = loader.Plan(source.sizes, 4, seed=5)
+    return list(loader.batches(source, plan, rows, 5, 0, plan.num_steps(epochs)))
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+@pytest.mark.parametrize("kind", [1, 2], ids=["records", "tfrecords"])
+def test_records_give_the_plain_folders_batches(folders, layout, kind, monkeypatch):
+    with_masks = layout == "coco"
+    plain = _sources(folders[layout][0], with_masks)
+    records = _sources(folders[layout][kind], with_masks)
+    rows = DetectionRows(SIZE, 3, flip=True, mask_size=14 if with_masks else 0)
+    for split in SPLITS:
+        assert isinstance(records[split], DetectionSource)
+        expected = _batches(plain[split], rows, 2)
+        for actual, batch in zip(_batches(records[split], rows, 2), expected, strict=True):
+            for name, values in batch.items():
+                np.testing.assert_array_equal(actual[name], values, err_msg=name)
+    for host in (0, 1):  # each of two processes reads its half of the same batches
+        with monkeypatch.context() as patch:
+            patch.setattr(team, "_team", types.SimpleNamespace(index=host, count=2))
+            half = _batches(records["val"], rows, 2)
+        for part, batch in zip(half, expected, strict=True):
+            own = slice(2 * host, 2 * host + 2)
+            assert part["image_id"].tolist() == batch["image_id"][own].tolist()
+            np.testing.assert_array_equal(part["image"], batch["image"][own])
+
+
+def _detections(source, seed=0):
+    """Return detections near the objects, for metrics that are neither 0 nor 1."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for entry in sorted(source.coco["annotations"], key=lambda entry: entry["id"]):
+        for _ in range(2):
+            box = (np.array(entry["bbox"]) + rng.normal(0, 1.0, 4)).tolist()
+            result = {"image_id": entry["image_id"], "category_id": entry["category_id"]}
+            results.append({**result, "bbox": box, "score": rng.uniform()})
+            if "segmentation" in entry:
+                height, width = source.sizes[source.image_ids.tolist().index(entry["image_id"])]
+                mask = np.zeros((height, width), bool)
+                x, y, w, h = np.maximum(box, 0).astype(int).tolist()
+                mask[y : y + h, x : x + w // 2] = True
+                results[-1]["segmentation"] = masks.encode(mask)
+    return results
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+@pytest.mark.parametrize("kind", [1, 2], ids=["records", "tfrecords"])
+def test_metrics_and_plans_are_the_plain_folders(folders, layout, kind):
+    with_masks = layout == "coco"
+    plain = _sources(folders[layout][0], with_masks)
+    records = _sources(folders[layout][kind], with_masks)
+    assert require_consistent(records) == require_consistent(plain)
+    for split in SPLITS:
+        ours, theirs = records[split], plain[split]
+        assert (ours.metrics, ours.ignore_fields) == (theirs.metrics, theirs.ignore_fields)
+        assert (ours.category_ids, ours.class_names) == (theirs.category_ids, theirs.class_names)
+        assert ours.image_ids.tolist() == theirs.image_ids.tolist()
+        results = _detections(theirs)
+        metrics = split_metrics(theirs, results, with_masks)
+        assert 0 < metrics["AP"] < 1
+        assert split_metrics(ours, results, with_masks) == metrics
+        truth, expected = (GroundTruth.from_source(source) for source in (ours, theirs))
+        np.testing.assert_array_equal(truth.num_counted, expected.num_counted)
+        assert ours.digest == _sources(folders[layout][3 - kind])[split].digest
+
+
+def test_stock_features_give_equal_pixels_ids_and_crowds(folders, tmp_path):
+    coco = folders["work"] / "coco"
+    folder = stock_coco(tmp_path / "stock", coco)
+    options = DataOptions("tfds", str(folder), train="train", val="val", test="val", exif="shown")
+    records, plain = _sources(options), _sources(folders["coco"][0])
+    for split in SPLITS:
+        ours, theirs = records[split], plain[split]
+        assert ours.class_names == theirs.class_names
+        assert ours.image_ids.tolist() == theirs.image_ids.tolist()
+        for row in range(len(ours)):
+            record, expected = ours[row], theirs[row]
+            np.testing.assert_array_equal(record["image"], expected["image"])
+            if len(record["boxes"]) < len(expected["boxes"]):
+                continue  # TFDS refuses boxes that reach out
+            assert record["crowd"].tolist() == expected["crowd"].tolist()
+            assert record["labels"].tolist() == expected["labels"].tolist()
+            np.testing.assert_allclose(record["boxes"], expected["boxes"], atol=1e-3)
+            assert (abs(record["area"] - expected["area"]) < 1).all()
+    assert any("whole numbers" in note for note in records["train"].notes())
+
+
+def test_a_part_of_a_split_and_the_union_of_two(folders):
+    work, whole = folders["work"], _sources(folders["coco"][1])["train"]
+    folder = str(work / "coco-records")
+
+    def ids(spec):
+        return detection_source(DataOptions("tfds", folder, train=spec), "train").image_ids.tolist()
+
+    parts = ids("train[:40%]"), ids("train[40%:]")
+    assert sorted(parts[0] + parts[1]) == whole.image_ids.tolist()
+    assert min(map(len, parts)) > 3
+    assert len(ids("train+val")) == 18
+    with pytest.raises(UserError, match=r"image/id \d+ comes twice"):
+        ids("train+train[:1]")
+    with pytest.raises(UserError, match=r"is no split of .* there are train, val"):
+        ids("validation")
+    overlapping = DataOptions("tfds", folder, train="train", val="train[:2]", test="val")
+    with pytest.raises(UserError, match="is in train too"):
+        require_consistent(detection_sources(overlapping))
+
+
+def test_a_copied_image_is_found_among_records(folders, tmp_path):
+    coco = coco_folder(tmp_path / "coco")
+    (coco / "images" / "val-0.jpg").write_bytes((coco / "images" / "train-6.jpg").read_bytes())
+    content = json.loads((coco / "train.json").read_text())
+    sizes = {i["file_name"]: (i["height"], i["width"]) for i in content["images"]}
+    val = json.loads((coco / "val.json").read_text())
+    for image in val["images"]:
+        if image["file_name"] == "val-0.jpg":
+            image["height"], image["width"] = sizes["train-6.jpg"]
+    (coco / "val.json").write_text(json.dumps(val))
+    flags = [f"--split={split}={split}.json:images" for split in SPLITS]
+    records = prepare("coco", coco, tmp_path / "records", *flags)
+    options = DataOptions("tfds", str(records), train="train", val="val")
+    with pytest.raises(UserError, match=r"train-6\.jpg.*the same image as .*val-0\.jpg.* in val"):
+        require_consistent(_sources(options))
+
+
+def test_an_index_of_others_is_made_once_and_read_again(folders, tmp_path, capsys, monkeypatch):
+    folder = stock_coco(tmp_path / "stock", folders["work"] / "coco")
+    options = DataOptions("tfds", str(folder), train="train", val="val", exif="shown")
+    keep_in = tmp_path / "records"
+    first = detection_source(options, "train", keep_in=keep_in)
+    assert "reading all records once" in capsys.readouterr().out
+    assert not keep_in.exists()
+    first.keep_index()
+    again = detection_source(options, "train", keep_in=keep_in)
+    assert capsys.readouterr().out == ""
+    assert again.digest == first.digest
+    np.testing.assert_array_equal(again[3]["image"], first[3]["image"])
+
+
+def test_tensorflow_is_not_imported(folders):
+    script = f"""
+import sys
+from crnas_jax import cli
+flags = ["--config.data.name=tfds", "--config.data.folder={folders["work"] / "coco-records"}"]
+flags += ["--config.data.train=train", "--config.data.val=val[:3]", "--config.data.test=val[3:]"]
+status = cli.main(["plan", "--config=configs/bccd.py", *flags, "--workdir=none"])
+copy = "{folders["work"] / "voc-tfrecords"}"
+sys.argv = ["--dataset=tfrecord", "--source=" + copy, "--output={folders["work"] / "third"}"]
+status += cli.main(["prepare-data", *sys.argv])
+names = [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tf_keras", "keras")]
+assert (status, names) == (0, []), names
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "3 classes" in run.stdout
+
+
+def test_voc_of_tfds_itself_counts_pixels_from_1(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(),
+        "image/filename": tfds.features.Text(),
+        "objects": tfds.features.Sequence(
+            {
+                "label": tfds.features.ClassLabel(names=["cell"]),
+                "bbox": tfds.features.BBoxFeature(),
+                "is_difficult": np.bool_,
+            }
+        ),
+    }
+    import io
+
+    rng, images = np.random.default_rng(0), {}
+    for name in ("b.jpg", "a.jpg"):
+        images[name] = io.BytesIO()
+        record_data.pixels(rng, 40, 50).save(images[name], "JPEG")
+        images[name].seek(0)
+    box = tfds.features.BBox(3 / 40, 2 / 50, 8 / 40, 6 / 50)  # ymin 3, xmin 2, ymax 8, xmax 6
+    objects = [{"label": 0, "bbox": box, "is_difficult": True}]
+    examples = [
+        {"image": image, "image/filename": name, "objects": objects if name == "a.jpg" else []}
+        for name, image in images.items()
+    ]
+    folder = record_data.prepared(tmp_path, features, {"train": examples}, "voc")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["moduleName"] = "tensorflow_datasets.object_detection.voc"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    source = detection_source(DataOptions("tfds", str(folder), train="train"), "train")
+    assert source.metrics == ("coco", "voc")
+    assert source.image_ids.tolist() == [1, 2]  # by name
+    np.testing.assert_allclose(source[0]["boxes"], [[1, 2, 6, 8]], atol=1e-4)
+    assert source[0]["crowd"].tolist() == [True]
+    (annotation,) = source.coco["annotations"]
+    assert (annotation["difficult"], annotation["iscrowd"]) == (1, 0)
+    assert annotation["area"] == pytest.approx(30, abs=1e-3)
