@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -114,7 +115,7 @@ def prepare(
     shards = list(_shards(data_set, shard_bytes))
     key = digest(
         data_set.name,
-        str(data_set.features.to_json()),
+        json.dumps(data_set.features.to_json(), sort_keys=True),
         *(f"{shard.file} {shard.start} {shard.stop}" for shard in shards),
         *(split.digest for split in data_set.splits.values()),
     )

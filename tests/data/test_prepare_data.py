@@ -1,0 +1,268 @@
+"""Building records: archives as folders, kills, damage, full disks, and what is refused."""
+
+import hashlib
+import io
+import json
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import ROOT, campaign_rng
+from record_data import SPLITS, VOC_CLASSES, class_folder, coco_folder, pixels, voc_folder
+
+from crnas_jax import cli
+from crnas_jax.data.build import ClassificationDataOptions, classification_sources
+from crnas_jax.data.originals import open_original
+from crnas_jax.data.record_writer import prepare
+from crnas_jax.data.tfds import TfdsClassification
+from crnas_jax.errors import UserError
+
+COCO_SPLITS = {split: f"{split}.json:images" for split in SPLITS}
+
+
+def build(name, source, output, splits=None, shard_bytes=20_000, **options):
+    prepare(open_original(name, source, splits, **options), output, shard_bytes)
+    return output
+
+
+def checksums(folder):
+    """Return the SHA-256 of every file of a folder by name."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def archive(path, files):
+    """Write a zip, tar or tar.gz of (name, content)."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in files:
+                file.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def members(folder, prefix=""):
+    """Return (name, content) of the files of a folder, not in order."""
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: hash(p.name[::-1]))
+    return [(f"{prefix}{path.relative_to(folder)}", path.read_bytes()) for path in files]
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return coco_folder(tmp_path_factory.mktemp("data") / "coco")
+
+
+def _published_coco(coco, folder):
+    """Write the folder's files as archives with the published names."""
+    folder.mkdir()
+    archive(folder / "train2017.zip", members(coco / "images", "train2017/"))
+    files = [(f"annotations/instances_{s}2017.json", (coco / f"{s}.json")) for s in SPLITS]
+    files = [(name, path.read_bytes()) for name, path in files]
+    archive(folder / "annotations_trainval2017.zip", files)
+    archive(folder / "val2017.zip", members(coco / "images", "val2017/"))
+    return folder
+
+
+def test_archives_give_the_records_of_their_folders(coco, tmp_path):
+    expected = build("coco", coco, tmp_path / "folder", COCO_SPLITS)
+    archives = _published_coco(coco, tmp_path / "archives")
+    splits = {split: f"annotations/instances_{split}2017.json:{split}2017" for split in SPLITS}
+    actual = build("coco", archives, tmp_path / "zip", splits, any_archives=True)
+    assert checksums(actual) == checksums(expected)
+    assert len(list(actual.glob("*array_record*"))) > 3
+
+    devkit = voc_folder(tmp_path / "VOCdevkit")
+    text = {split: f"VOC2007/{split}+VOC2012/{split}" for split in SPLITS}
+    expected = build("voc", tmp_path, tmp_path / "voc", text, class_names=VOC_CLASSES)
+    (tmp_path / "tars").mkdir()
+    for year, name in (("VOC2007", "VOCtest_06-Nov-2007"), ("VOC2012", "VOCtrainval_11-May-2012")):
+        files = members(devkit / year, f"VOCdevkit/{year}/")
+        archive(tmp_path / f"tars/{name}.tar", files)
+    options = {"class_names": VOC_CLASSES, "any_archives": True}
+    actual = build("voc", tmp_path / "tars", tmp_path / "voc-tar", text, **options)
+    assert checksums(actual) == checksums(expected)
+
+
+def _images(source):
+    return [(record["image"].tobytes(), record["label"]) for record in source]
+
+
+def _same_as_folders(folder, records, splits):
+    plain = classification_sources(ClassificationDataOptions("folder", str(folder)))
+    options = ClassificationDataOptions("tfds", str(records), *splits)
+    for split, source in classification_sources(options).items():
+        assert source.class_names == plain[split].class_names
+        assert _images(source) == _images(plain[split])
+        assert [int(record["image_id"]) for record in source] == list(range(len(source)))
+
+
+def test_imagenet_from_folders_and_from_tars_of_tars(tmp_path):
+    # The classes of ILSVRC2012's first two validation images, and another one.
+    classes, rng = ("n01751748", "n09193705", "n02105855"), np.random.default_rng(0)
+    folder, tars = tmp_path / "folders", tmp_path / "tars"
+    for split, stem in (("train", "n_{}"), ("val", "ILSVRC2012_val_{:08d}")):
+        for number, name in enumerate(classes, 1):
+            path = folder / split / name / (stem.format(number) + ".JPEG")
+            path.parent.mkdir(parents=True)
+            pixels(rng, 30, 40).save(path)
+    records = build("imagenet", folder, tmp_path / "a", {"train": "train", "val": "val"})
+    _same_as_folders(folder, records, ("train", "val"))
+
+    tars.mkdir()
+    inner = [
+        (f"{path.name}.tar", archive(tmp_path / "inner.tar", members(path)).read_bytes())
+        for path in sorted((folder / "train").iterdir(), reverse=True)
+    ]
+    archive(tars / "ILSVRC2012_img_train.tar", inner)
+    flat = [(pathlib.Path(name).name, content) for name, content in members(folder / "val")]
+    flat = [file for file in flat if "00000003" not in file[0]]
+    archive(tars / "ILSVRC2012_img_val.tar", flat)
+    records = build("imagenet", tars, tmp_path / "b", any_archives=True)
+    train, val = (TfdsClassification(records, split) for split in ("train", "validation"))
+    plain = classification_sources(ClassificationDataOptions("folder", str(folder)))
+    assert train.class_names == sorted(classes)
+    assert _images(train) == _images(plain["train"])
+    by_number = [(folder / "val" / name).glob("*") for name in classes[:2]]
+    expected = [classes.index(path.parent.name) for paths in by_number for path in paths]
+    assert [sorted(classes)[record["label"]] for record in val] == [classes[i] for i in expected]
+
+
+def test_inaturalist_from_a_compressed_tar(tmp_path):
+    folder = class_folder(tmp_path / "folders", 9)
+    archives, files = tmp_path / "archives", []
+    archives.mkdir()
+    lists = {}
+    for split in SPLITS:
+        categories = [{"id": 5 * row, "name": f"n{row:08d}"} for row in (2, 0, 1)]
+        images, annotations = [], []
+        for path in sorted((folder / split).rglob("*.JPEG"), key=lambda p: (p.parent.name, p.name)):
+            name = f"train_val_images/Fungi/{path.parent.name}/{split}-{path.name}"
+            files.append((name, path.read_bytes()))
+            images.append({"id": len(images) + 100, "file_name": name})
+            category = 5 * int(path.parent.name[1:])
+            entry = {"id": len(images), "image_id": images[-1]["id"], "category_id": category}
+            annotations.append(entry)
+        annotations.reverse()
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        lists[f"{split}2017.json"] = json.dumps(content).encode()
+    files.sort(key=lambda file: file[0][::-1])  # in no order of ids
+    archive(archives / "train_val_images.tar.gz", files)
+    archive(archives / "train_val2017.zip", lists.items())
+    records = build("inaturalist", archives, tmp_path / "records", any_archives=True)
+    _same_as_folders(folder, records, ("train", "validation"))
+
+
+def test_kills_at_random_moments_change_nothing(coco, tmp_path, capsys):
+    expected = checksums(build("coco", coco, tmp_path / "whole", COCO_SPLITS, 4000))
+    num_shards = sum("array_record" in name for name in expected)
+    output, rng = tmp_path / "killed", campaign_rng()
+    script = (
+        "from crnas_jax.data import originals, record_writer\n"
+        f"data_set = originals.open_original('coco', {str(coco)!r}, {COCO_SPLITS})\n"
+        f"record_writer.prepare(data_set, {str(output)!r}, 4000)"
+    )
+    kept = {}
+    for moment in sorted(rng.choice(np.arange(1, num_shards), 3, replace=False).tolist()):
+        process = _start(script)
+        while len(list(output.glob("*array_record*"))) < moment and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        names = {path.name: path.stat() for path in output.glob("*array_record*")}
+        assert len(names) >= moment
+        assert not (output / "dataset_info.json").exists() or len(names) == num_shards
+        for name, before in kept.items():  # a finished shard is never written again
+            assert names[name].st_mtime_ns == before.st_mtime_ns
+        kept = names
+    process = _start(script)
+    assert process.wait() == 0
+    assert checksums(output) == expected
+    assert checksums(build("coco", coco, output, COCO_SPLITS, 4000)) == expected
+    assert "finished before" in capsys.readouterr().out
+
+
+def _start(script):
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_a_finished_shard_that_changed_is_named(coco, tmp_path, monkeypatch):
+    output = _unfinished(coco, tmp_path, monkeypatch)
+    shard = next(output.glob("*array_record*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard.name}: shard: its content has changed"):
+        build("coco", coco, output, COCO_SPLITS)
+    shard.unlink()
+    build("coco", coco, output, COCO_SPLITS)
+    expected = build("coco", coco, tmp_path / "whole", COCO_SPLITS)
+    assert checksums(output) == checksums(expected)
+
+
+def _unfinished(coco, tmp_path, monkeypatch):
+    """Return a folder of records that was left when all shards were finished."""
+    from crnas_jax.data import record_writer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_writer, "_finish", lambda *arguments: None)
+        return build("coco", coco, tmp_path / "records", COCO_SPLITS)
+
+
+def test_a_full_disk_ends_in_a_line_and_what_is_finished_stays(coco, tmp_path, monkeypatch):
+    output, limit = tmp_path / "records", resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written: .*File too large"):
+            build("coco", coco, output, COCO_SPLITS, 10**9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    build("coco", coco, output, COCO_SPLITS, 10**9)
+    expected = build("coco", coco, tmp_path / "whole", COCO_SPLITS, 10**9)
+    assert checksums(output) == checksums(expected)
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"disk: 0\.0 GB to write, 0\.0 GB free; make room"):
+        build("coco", coco, tmp_path / "none", COCO_SPLITS)
+
+
+def _command(*flags):
+    return cli.main(["prepare-data", *flags])
+
+
+def test_other_data_in_the_folder_are_not_touched(coco, tmp_path, capsys):
+    flags = [f"--split={name}={text}" for name, text in COCO_SPLITS.items()]
+    flags += ["--dataset=coco", f"--source={coco}", f"--output={tmp_path / 'records'}"]
+    assert _command(*flags) == 0
+    output = capsys.readouterr().out
+    assert "GB to write" in output
+    assert output.index("GB to write") < output.index("record 0/")
+    before = checksums(tmp_path)
+    assert _command(*flags[1:]) == 2  # another choice of splits
+    assert "other records are there" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert _command(*flags[:-1], f"--output={tmp_path / 'mine'}") == 2
+    assert "something else is there" in capsys.readouterr().err
+    assert checksums(tmp_path / "records") == {
+        name.removeprefix("records/"): value for name, value in before.items()
+    }
