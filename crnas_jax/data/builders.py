@@ -178,7 +178,8 @@ def _split(
         for position in range(start, stop):
             image = {record_features.IMAGE: io.BytesIO(images[position].content())}
             encoded = features.encode_example({**image, **example(position)})
-            yield serializer.serialize_example(encoded)
+            # Otherwise each process orders the features in its own way.
+            yield serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
 
     num_bytes = sum(image.num_bytes + _BESIDE_IMAGE for image in images)
     return Split(len(images), num_bytes, records, lambda row: images[row].name, digest)
