@@ -197,13 +197,21 @@ class _Steps:
         batch = self._plan[step]
         host_batch_size = len(batch.indices) // self._hosts
         start = self._host * host_batch_size
+        indices = batch.indices[start : start + host_batch_size]
+        # Images that are placed in the batch at once are not copied into it.
+        has_canvases = hasattr(self._row, "canvases")
+        images = self._row.canvases(len(indices), batch.portrait) if has_canvases else None
         rows = []
-        for index in batch.indices[start : start + host_batch_size]:
+        for place, index in enumerate(indices):
             # A padding row repeats the first image of the batch at weight 0.
             record = self._source[index if index >= 0 else batch.indices[0]]
-            row = self._row(record, batch.portrait, self._rng(step, int(record["image_id"])))
+            rng = self._rng(step, int(record["image_id"]))
+            canvas = (images[place],) if has_canvases else ()
+            row = self._row(record, batch.portrait, rng, *canvas)
             rows.append({**row, "weight": np.float32(index >= 0)})
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        names = [name for name in rows[0] if name != "image" or not has_canvases]
+        result = {name: np.stack([row[name] for row in rows]) for name in names}
+        return {"image": images, **result} if has_canvases else result
 
     def _rng(self, step, image_id):
         """Return the generator of one image in one step, whatever its place in the batch."""

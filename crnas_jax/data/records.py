@@ -16,7 +16,7 @@ import numpy as np
 from crnas_jax.data import images, masks
 from crnas_jax.data.objects import MAX_AREA, Objects
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import read_regular, replacing
+from crnas_jax.runtime.files import replacing, require_regular
 
 FORMAT = 1
 # Fields of annotations that mark an object; a data set has some of them.
@@ -240,7 +240,8 @@ def read_index(path: pathlib.Path, remedy: str) -> RecordIndex:
       UserError: it is missing or damaged; the message ends with `remedy`.
     """
     try:
-        with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as file:
+        require_regular(path)
+        with np.load(path, allow_pickle=False) as file:
             description = json.loads(file["description"].tobytes())
             columns = {name: file[name] for name in _COLUMNS}
         if description.pop("format", None) != FORMAT:

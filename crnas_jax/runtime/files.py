@@ -66,18 +66,22 @@ def exists(path) -> bool:
         return False
 
 
-def read_regular(path: str | os.PathLike) -> bytes:
-    """Return the content of a regular file, links followed; opening a pipe would wait for ever.
+def require_regular(path: str | os.PathLike) -> None:
+    """Raise OSError unless a path is a regular file, links followed.
 
-    Raises:
-      OSError: there is no such file, or it is something else.
+    To open a pipe would wait for ever.
     """
     path = as_path(path)
     if not stat.S_ISREG(path.stat().st_mode):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return path.read_bytes()
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """Return the content of a regular file; errors as of `require_regular`."""
+    require_regular(path)
+    return as_path(path).read_bytes()
 
 
 def write_json(path: pathlib.Path, value) -> None:
