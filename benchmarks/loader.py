@@ -7,8 +7,8 @@ scale the boxes and stack batches; the loader also checks each file, mirrors hal
 pads the objects. Speed per core is images over seconds of processor time, all threads together.
 The memory is that of a process which opens records with seven objects each, checks them as a run
 does, and reads batches; these are of small images, since how many batches are in flight at once
-differs by more than what the records take. Targets: 2 times the loop per core; two workers 1.5 times one; 20,000
-records at most 50 MB above 2,000.
+differs by more than what the records take. Targets: 2 times the loop per core; two workers 1.5
+times one; 20,000 records at most 50 MB above 2,000.
 """
 
 import io

@@ -162,7 +162,12 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
     )
     if num_ignored:
         yield f"{num_ignored} objects have ignore=1 and iscrowd=0: they count, as in COCO's tools"
-    num_repeated = len(table) - len(np.unique(table[["ids", "bbox"]]))
+    columns = [*table["ids"].T, *boxes.T]
+    order = np.lexsort(columns)
+    is_repeated = np.ones(max(len(table) - 1, 0), bool)
+    for column in columns:
+        is_repeated &= np.diff(column[order]) == 0
+    num_repeated = int(is_repeated.sum())
     if num_repeated:
         yield f"{num_repeated} objects come twice: same image, class and box"
     present = {entry["category_id"] for entry in annotations}

@@ -78,6 +78,8 @@ class RecordIndex:
 
     def select(self, rows: np.ndarray) -> "RecordIndex":
         """Return the index of some images, at the given positions and in that order."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
         place = np.full(len(self), -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
         kept = np.flatnonzero(place[self.object_image] >= 0)
@@ -211,6 +213,8 @@ def _column(name, values):
 
 def join(parts: Sequence[RecordIndex], description: dict) -> RecordIndex:
     """Return the index of records that follow each other."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], description=description)
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
     starts = np.cumsum([0, *map(len, parts)])[:-1].astype(np.int32)
     columns["object_image"] = np.concatenate(
