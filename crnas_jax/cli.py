@@ -36,6 +36,7 @@ _MODULES = {
     "studies": ("ranking-study", "compare-strategies", "compare-scores"),
     "tools": ("predict", "ap", "flops", "convert"),
     "data": ("prepare-data", "split-coco"),
+    "export": ("export",),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -68,6 +68,7 @@ class Predictor:
       variables: weights and statistics of the detector.
       category_ids: category ids of the labels 1..C in the data set.
       class_names: class names of the labels 1..C.
+      size: resize rule that it was trained with.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class Predictor:
         category_ids: list[int],
         class_names: list[str],
     ):
-        """Prepare a detector for prediction; `size` is the resize rule it was trained with."""
+        """Prepare a detector for prediction."""
         self.detector, self.category_ids, self.class_names = detector, category_ids, class_names
-        self.variables = variables
+        self.variables, self.size = variables, size
         self._row = DetectionRows(size)
         self._program = functools.cache(self._compiled)
 

@@ -27,7 +27,7 @@ from crnas_jax.experiments.keys import (
     training_seed,
 )
 from crnas_jax.experiments.run import Run
-from crnas_jax.export.detector import save_detector
+from crnas_jax.export.detector import describe, save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
@@ -93,7 +93,8 @@ def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     job = detection_job(run, network, network, spec, start)
 
     def save(variables):
-        save_weights(run.path / job.name, job.model, variables)
+        description = describe(job.model, data_settings.image_size(run.config), _categories(job))
+        save_weights(run.path / job.name, job.model, variables, description)
 
     return _train(run, job, save)
 
@@ -112,11 +113,14 @@ def train_network(run: Run, step: str, arch: Arch) -> Detector:
 
     def save(variables):
         variables = _with_statistics(run, job, variables)
-        categories = category_entries(job.source.category_ids, job.source.class_names)
         size = data_settings.image_size(run.config)
-        save_detector(run.path / job.name, job.model, variables, size, categories)
+        save_detector(run.path / job.name, job.model, variables, size, _categories(job))
 
     return _train(run, job, save)
+
+
+def _categories(job):
+    return category_entries(job.source.category_ids, job.source.class_names)
 
 
 def network_job(run: Run, step: str, arch: Arch) -> TrainingJob:

@@ -7,6 +7,7 @@ import pathlib
 from jaxtyping import PyTree
 
 from crnas_jax import arch
+from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables, save_variables
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
@@ -38,15 +39,40 @@ def save_detector(
     """
     folder = pathlib.Path(folder)
     save_variables(folder / VARIABLES, variables)
-    description = {
-        "format": FORMAT,
-        "arch": json.loads(detector.spec.to_json()),
+    arch_fields = {"arch": json.loads(detector.spec.to_json())}
+    description = {**arch_fields, **describe(detector, size, categories)}
+    write_json(folder / DESCRIPTION, {"format": FORMAT, **description})
+
+
+def describe(detector: Detector, size: ImageSize, categories: list[dict]) -> dict:
+    """Return all of a detector but its backbone as JSON; arguments as of `save_detector`."""
+    return {
         "options": dataclasses.asdict(detector.options),
         "precision": detector.precision,
         "size": dataclasses.asdict(size),
         "categories": categories,
     }
-    write_json(folder / DESCRIPTION, description)
+
+
+def read_description(
+    fields: dict, architecture: Arch
+) -> tuple[Detector, ImageSize, list[int], list[str]]:
+    """Return detector, resize rule, category ids and class names from what `describe` returned.
+
+    Args:
+      fields: what it returned.
+      architecture: the backbone.
+
+    Raises:
+      Exception: fields of wrong types can fail anywhere in the network.
+    """
+    options = from_json(DetectorOptions, fields["options"])
+    detector = Detector(architecture, options, precision=fields["precision"])
+    category_ids = [int(category["id"]) for category in fields["categories"]]
+    class_names = [str(category["name"]) for category in fields["categories"]]
+    if len(class_names) != options.num_classes:
+        raise ValueError("precision or categories do not fit")
+    return detector, ImageSize(**fields["size"]), category_ids, class_names
 
 
 def load_detector(folder: str | pathlib.Path) -> Predictor:
@@ -66,16 +92,8 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
             raise ValueError(f"format {fields['format']}, this version reads {READABLE_FORMATS}")
         if fields["format"] == 1:
             fields = format1.upgrade(fields)
-        detector = Detector(
-            arch.read(json.dumps(fields["arch"])),
-            from_json(DetectorOptions, fields["options"]),
-            precision=fields["precision"],
-        )
-        size = ImageSize(**fields["size"])
-        category_ids = [int(category["id"]) for category in fields["categories"]]
-        class_names = [str(category["name"]) for category in fields["categories"]]
-        if len(class_names) != detector.options.num_classes:
-            raise ValueError("precision or categories do not fit")
+        architecture = arch.read(json.dumps(fields["arch"]))
+        detector, size, category_ids, class_names = read_description(fields, architecture)
         shapes = detector.shapes
     except OSError as error:
         inside = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION}"))

@@ -1,6 +1,7 @@
 """Weights of supernets and networks as folders, and starting a training from them."""
 
 import dataclasses
+import json
 import pathlib
 import typing
 from collections.abc import Callable
@@ -17,19 +18,32 @@ from crnas_jax.runtime.files import read_json, write_json
 # Version of `detector.json` and `supernet.json`; 1 is read too.
 FORMAT = 2
 READABLE_FORMATS = (1, FORMAT)
-SUPERNET, VARIABLES = "supernet.json", "variables"
+SUPERNET, NETWORK, VARIABLES = "supernet.json", "network.json", "variables"
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def save_weights(folder: str | pathlib.Path, model: Model, variables: PyTree) -> None:
-    """Write `variables/` (Orbax), and for a supernet `supernet.json`.
+def save_weights(
+    folder: str | pathlib.Path, model: Model, variables: PyTree, detector: dict | None = None
+) -> None:
+    """Write `variables/` (Orbax), and `supernet.json` or `network.json`.
 
-    The latter tells what stands in which bank.
+    The former tells what stands in which bank, the latter the architecture of a network.
+
+    Args:
+      folder: receives them.
+      model: the model.
+      variables: {"params", "batch_stats"}.
+      detector: what a supernet's backbone stands in (`detector.describe`).
     """
     folder = pathlib.Path(folder)
     save_variables(folder / VARIABLES, variables)
-    if model.backbone.bank_description is not None:
-        write_json(folder / SUPERNET, {"format": FORMAT, **model.backbone.bank_description})
+    banks = model.backbone.bank_description
+    if banks is not None:
+        description = {**banks, **({"detector": detector} if detector else {})}
+        write_json(folder / SUPERNET, {"format": FORMAT, **description})
+    else:
+        fields = {"format": FORMAT, "arch": json.loads(model.spec.to_json())}
+        write_json(folder / NETWORK, fields)
 
 
 def weights_folder(start: str | pathlib.Path) -> pathlib.Path:
@@ -70,6 +84,7 @@ def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None
     if file.exists():
         fields = read_json(file, "train the supernet again")
         try:
+            fields.pop("detector", None)
             if fields.pop("format", None) not in READABLE_FORMATS:
                 raise ValueError(f"the format is none of {READABLE_FORMATS}")
             spec = from_json(SupernetSpec, fields)

@@ -20,8 +20,10 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Name of convolution outputs in policies of `jax.checkpoint`.
 CONV_OUTPUT = "conv_output"
 # Mean and deviation of ImageNet's training images, RGB, for values of 0..1.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+# What batch normalisation adds to the variance.
+EPSILON = 1e-5
 
 
 def preprocess(
@@ -30,7 +32,7 @@ def preprocess(
     dtype: DTypeLike,
 ) -> Float[Array, "batch height width 3"]:
     """Normalise RGB uint8 by ImageNet's statistics to `dtype`; 0 on the canvas beside the image."""
-    mean, std = (per_channel(jnp.array(values)) for values in (_MEAN, _STD))
+    mean, std = (per_channel(jnp.array(values)) for values in (MEAN, STD))
     x = (image.astype(jnp.float32) / 255 - mean) / std
     inside_rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
     inside_columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]
@@ -143,7 +145,7 @@ class Normalization:
 
     mode: BNMode
     image_weight: Any  # an array, or what JAX puts in its place in a tree
-    epsilon: float = 1e-5
+    epsilon: float = EPSILON
 
     def frozen(self) -> "Normalization":
         """Return the same for layers that use their stored statistics and do not move them."""

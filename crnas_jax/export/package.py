@@ -1,0 +1,249 @@
+"""An export: a folder that other programs load, with or without this package.
+
+arch.json            what the network is, and what its input has to be
+variables/           weights, for Orbax (v0 and v1) and flax at this path
+weights.safetensors  the same, flat
+backbone.py          the backbone as a Flax module that needs jax and flax alone
+detector.json        of a detector: what `crnas_jax.load_detector` needs
+README.md            the lines that load all this
+SHA256SUMS           digests of the files
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from safetensors.numpy import save_file
+
+from crnas_jax import __version__, arch, checkpoint
+from crnas_jax.arch.staged import Arch
+from crnas_jax.data.coco import category_entries
+from crnas_jax.errors import UserError
+from crnas_jax.export import readme, scenic
+from crnas_jax.export.detector import save_detector
+from crnas_jax.export.sources import Network
+from crnas_jax.export.weights import VARIABLES
+from crnas_jax.models.backbones.alone import Backbone
+from crnas_jax.models.layers import EPSILON, MEAN, STD
+from crnas_jax.runtime.files import read_json, write_json
+
+FORMAT = 1
+ARCH, SAFETENSORS, SUMS = "arch.json", "weights.safetensors", "SHA256SUMS"
+LAYOUTS, PARTS = ("crnas_jax", "scenic"), ("detector", "backbone")
+_AGAIN = "export it again"
+_TEMPLATE = pathlib.Path(__file__).parents[1] / "models" / "standalone_backbone.py"
+# Strides of c2..c5.
+_STRIDES = (4, 8, 16, 32)
+
+
+def write_export(
+    output: str | pathlib.Path, network: Network, part: str = "detector", layout: str = LAYOUTS[0]
+) -> None:
+    """Write a network as a folder for other programs.
+
+    Args:
+      output: the folder; a new one.
+      network: the network; without a detector its backbone alone is written.
+      part: `detector` or `backbone`, one of `PARTS`.
+      layout: names of the parameters, one of `LAYOUTS`; `scenic` has the backbone alone.
+
+    Raises:
+      UserError: the folder is there, or the network has no such part or layout.
+    """
+    output = pathlib.Path(output)
+    if output.exists():
+        raise UserError(output, "--output", "it exists already", "name a new folder")
+    if part == "detector" and network.detector is None:
+        remedy = "export its backbone: --part=backbone"
+        raise UserError(output, "--part", "it is no detector", remedy)
+    description = {"format": FORMAT, "version": __version__, "layout": layout, "part": part}
+    description |= _description(network, part)
+    variables = {
+        name: {"backbone": tree["backbone"]} if part == "backbone" else tree
+        for name, tree in network.variables.items()
+    }
+    table_line = ""
+    if layout == "scenic":
+        variables, table_line = scenic.convert(network.arch, variables)
+        description["scenic"] = {"line": table_line, "num_layers": scenic.num_layers(network.arch)}
+    # Whole or not at all: under another name until everything is there.
+    work = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        _write(work, network, variables, description)
+        work.rename(output)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror or error}"
+        raise UserError(output, "--output", problem, "make room, or name another folder") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(work, network, variables, description):
+    layout, part = description["layout"], description["part"]
+    if part == "detector" and layout != "scenic":
+        categories = category_entries(network.category_ids, network.class_names)
+        save_detector(work, network.detector, variables, network.size, categories)
+    else:
+        checkpoint.save_variables(work / VARIABLES, variables)
+    save_file(flat(variables), work / SAFETENSORS)
+    write_json(work / ARCH, description)
+    if layout != "scenic":
+        shutil.copyfile(_TEMPLATE, work / "backbone.py")
+    (work / "README.md").write_text(readme.text(description))
+    lines = [f"{_sha256(path)}  {path.relative_to(work)}\n" for path in _files(work)]
+    (work / SUMS).write_text("".join(lines))
+
+
+def _description(network: Network, of: str) -> dict:
+    """Return what `arch.json` holds of a detector or a backbone, beside its format."""
+    out_channels = network.arch.out_channels
+    description = {
+        "arch": json.loads(network.arch.to_json()),
+        "backbone": {
+            "epsilon": EPSILON,
+            "parts": [_part(network.arch, part) for part in network.arch.parts()],
+        },
+        "levels": [
+            {"name": f"c{level}", "stride": stride, "channels": channels}
+            for level, stride, channels in zip(range(2, 6), _STRIDES, out_channels, strict=True)
+        ],
+        "input": {"channels": "RGB", "mean": list(MEAN), "std": list(STD), "multiple": 32},
+    }
+    if network.size is not None:
+        description["input"] |= dataclasses.asdict(network.size)
+    if of == "detector":
+        description["category_ids"] = list(network.category_ids)
+        description["class_names"] = list(network.class_names)
+    return description
+
+
+def _part(architecture: Arch, part) -> dict:
+    """Describe a part of the backbone layer by layer, for `models/standalone_backbone.py`."""
+    dilations = [1] * len(part.units)
+    if part.kind == "stage":
+        dilations = architecture.stage_dilations()[part.stage]
+    units = [
+        _unit(architecture, part.kind, unit, dilation)
+        for unit, dilation in zip(part.units, dilations, strict=True)
+    ]
+    if part.kind == "stage":
+        units = [{**unit, "name": f"block{number}"} for number, unit in enumerate(units, 1)]
+    return {"name": part.name, "level": part.level, "units": units}
+
+
+def _unit(architecture, kind, unit, dilation):
+    inner = "relu6" if architecture.traits.design == "mobilenet_v2" else "relu"
+    *convolutions, last = unit.convolutions
+    # The last convolution of a block is activated after the shortcut is added, if at all.
+    is_block = kind == "stage"
+    layers = [_layer(c, inner, dilation) for c in convolutions]
+    layers.append(_layer(last, "none" if is_block else inner, dilation))
+    shortcut = None
+    if unit.projection is not None:
+        shortcut = _layer(unit.projection, "none", 1)
+    elif is_block and (unit.has_identity or unit.kind != "inverted"):
+        shortcut = "identity"
+    return {
+        "name": None,
+        "convolutions": layers,
+        "shortcut": shortcut,
+        "activation": "relu" if is_block and unit.kind != "inverted" else "none",
+        "pool_stride": unit.pool_stride,
+    }
+
+
+def _layer(conv, activation, dilation):
+    return {
+        "conv": f"{conv.prefix}conv{conv.name}",
+        "norm": f"{conv.prefix}bn{conv.name}",
+        "channels": conv.out_channels,
+        "size": conv.size,
+        "stride": conv.stride,
+        "groups": conv.groups,
+        "dilation": dilation if conv.name == "2" else 1,
+        "activation": activation,
+    }
+
+
+def flat(variables: PyTree) -> dict[str, np.ndarray]:
+    """Return the arrays by their path, its parts joined by dots."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {".".join(key.key for key in path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+
+
+def load_backbone(path: str | pathlib.Path, remat: bool = False) -> tuple[Backbone, PyTree]:
+    """Load the backbone of an export.
+
+    Args:
+      path: folder that `crnas-jax export` wrote, of a detector or of a backbone.
+      remat: whether blocks are recomputed in the backward pass: less memory, more time.
+
+    Returns:
+      The Linen module, a function of (normalised images, train) to (c2, c3, c4, c5), and its
+      variables, {"params", "batch_stats"} of NumPy arrays.
+
+    Raises:
+      UserError: it is no export, its layout is another one, or it is damaged.
+    """
+    folder = pathlib.Path(path)
+    description = read_export(folder)
+    if description.get("layout") != LAYOUTS[0]:
+        problem = f"{str(description.get('layout'))[:40]!r} has other names"
+        raise UserError(folder / ARCH, "layout", problem, "export it without --layout")
+    try:
+        architecture = arch.read(json.dumps(description["arch"]))
+        backbone = Backbone(architecture, remat)
+    except UserError as error:
+        raise UserError(folder / ARCH, error.field, error.problem, _AGAIN) from error
+    except KeyError as error:
+        raise UserError(folder / ARCH, str(error), "missing", _AGAIN) from error
+    image = jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)
+    stored = checkpoint.layout(folder / VARIABLES)
+    like = {name: {**stored.get(name, {}), "backbone": tree} for name, tree in shapes.items()}
+    variables = checkpoint.load_variables(folder / VARIABLES, like)
+    return backbone, {name: tree["backbone"] for name, tree in variables.items()}
+
+
+def read_export(folder: pathlib.Path) -> dict:
+    """Return the content of `arch.json`, after a look at the digests of all files.
+
+    Raises:
+      UserError: it is no export, of another format, or a file has changed.
+    """
+    if not (folder / ARCH).is_file():
+        remedy = "give a folder that crnas-jax export wrote"
+        raise UserError(folder, ARCH, "missing: it is no export", remedy)
+    description = read_json(folder / ARCH, _AGAIN)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        problem = f"{found!r}, this version reads {FORMAT}"
+        raise UserError(folder / ARCH, "format", problem, _AGAIN)
+    try:
+        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+        expected = {name: content for content, name in lines}
+    except (OSError, ValueError) as error:
+        raise UserError(folder / SUMS, "file", f"does not load: {error}", _AGAIN) from error
+    actual = {str(path.relative_to(folder)): path for path in _files(folder)}
+    for name, content in expected.items():
+        if name not in actual or _sha256(actual[name]) != content:
+            problem = "its content has changed" if name in actual else "missing"
+            raise UserError(folder / name, "file", problem, _AGAIN)
+    return description
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""Find what is to be exported: a network of a run, or a path of one of its supernets."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+from jaxtyping import PyTree
+
+from crnas_jax import arch
+from crnas_jax.arch.staged import Arch
+from crnas_jax.checkpoint import load_variables
+from crnas_jax.data.paths import leads_out
+from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.export.detector import DESCRIPTION, load_detector, read_description
+from crnas_jax.export.weights import NETWORK, SUPERNET, VARIABLES, load_weights
+from crnas_jax.models.build import Detector
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.transfer import cut
+from crnas_jax.runtime.files import read_json
+from crnas_jax.spaces.operations import OperationSpace
+
+_COMMAND = "command line"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A stand-alone network with its weights.
+
+    Attributes:
+      arch: its backbone.
+      variables: {"params", "batch_stats"}, each with a "backbone".
+      detector: the detector; None for a classifier, of which the backbone alone is exported.
+      size: resize rule of the detector.
+      category_ids: category ids of the labels 1..C.
+      class_names: their names.
+    """
+
+    arch: Arch
+    variables: PyTree
+    detector: Detector | None = None
+    size: ImageSize | None = None
+    category_ids: Sequence[int] = ()
+    class_names: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """Which path of a supernet is meant: its depths and dilations, or its place in a search.
+
+    Attributes:
+      depths: number of blocks in each searched stage; () for the only allocation, or by `rank`.
+      dilations: dilation of each block; () for ones, or by `rank`.
+      rank: place in the search that was done in the supernet, from 1; 0 for none.
+    """
+
+    depths: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    rank: int = 0
+
+
+def find_network(workdir: str | pathlib.Path, name: str, path: Path | None = None) -> Network:
+    """Load a network of a run.
+
+    Args:
+      workdir: the working folder.
+      name: folder of the network in it, such as `returned`, `baseline` or `baseline/pretrain`, or
+        of a supernet.
+      path: path of the supernet; None for a network.
+
+    Raises:
+      UserError: there is none, or it does not load.
+    """
+    workdir = pathlib.Path(workdir)
+    folder = workdir / name
+    if leads_out(name):
+        raise UserError(_COMMAND, "--network", f"{name!r} is no folder in {workdir}", "correct it")
+    if (folder / SUPERNET).exists():
+        return _cut(workdir, folder, path or Path())
+    if path not in (None, Path()):
+        problem = f"{name} is no supernet"
+        raise UserError(_COMMAND, "--depths, --dilations or --rank", problem, "leave them out")
+    if (folder / DESCRIPTION).exists():
+        predictor = load_detector(folder)
+        return Network(
+            predictor.detector.spec,
+            predictor.variables,
+            predictor.detector,
+            predictor.size,
+            predictor.category_ids,
+            predictor.class_names,
+        )
+    if (folder / NETWORK).exists():
+        fields = read_json(folder / NETWORK, "train the network again")
+        architecture = arch.read(json.dumps(fields.get("arch")))
+        return Network(architecture, load_variables(folder / VARIABLES))
+    there = {
+        str(file.parent.relative_to(workdir))
+        for kind in (DESCRIPTION, SUPERNET, NETWORK)
+        for file in workdir.rglob(kind)
+    }
+    remedy = f"there are {', '.join(sorted(there)[:10])}" if there else "train one first"
+    raise UserError(workdir, "--network", f"no trained network {name!r}", remedy)
+
+
+def _cut(workdir, folder, path):
+    """Cut a path out of a supernet, with the weights and statistics that it has there."""
+    variables, spec = load_weights(folder)
+    depths, dilations = path.depths, path.dilations
+    if path.rank:
+        if depths or dilations:
+            problem = "given beside --depths or --dilations"
+            raise UserError(_COMMAND, "--rank", problem, "give one or the other")
+        depths, dilations = _ranked(workdir, folder, spec, path.rank)
+    if not depths:
+        if any(len(grid) > 1 for grid in spec.grids):
+            problem = f"missing, and {folder.name} holds many"
+            raise UserError(_COMMAND, "--depths", problem, "give them, or --rank=1 for the first")
+        depths = spec.deepest.depths
+    architecture = Arch(spec.family, depths, dilations, spec.widths)
+    network = cut(variables, spec, architecture)
+    description = read_json(folder / SUPERNET).get("detector")
+    if description is None:  # of a version that did not write it
+        return Network(architecture, network)
+    try:
+        return Network(architecture, network, *read_description(description, architecture))
+    except Exception as error:  # fields of wrong types can fail anywhere in the network
+        problem = f"{type(error).__name__}: {error}"
+        remedy = "train the supernet again"
+        raise UserError(folder / SUPERNET, "detector", problem, remedy) from error
+
+
+def _ranked(workdir, folder, spec: SupernetSpec, rank):
+    """Return depths and dilations of a place in the search that was done in a supernet."""
+    level = folder.name.removesuffix("_supernet")
+    file = workdir / f"{level}_search" / "result.json"
+    if not file.exists():
+        problem = f"the {level} search is not finished"
+        raise UserError(workdir, "--rank", problem, "finish it, or give --depths and --dilations")
+    ranking = read_json(file).get("ranking", [])
+    if rank > len(ranking):
+        problem = f"{rank}, and the search has ranked {len(ranking)} codes"
+        raise UserError(_COMMAND, "--rank", problem, "give a smaller number")
+    code = tuple(int(entry) for entry in ranking[rank - 1]["code"])
+    if level == "stage":
+        return code, ()
+    depths = spec.deepest.depths
+    space = OperationSpace(spec.arch(depths).stage_depths, spec.dilations, spec.tie)
+    return depths, space.dilations_of(code)

@@ -1,0 +1,327 @@
+"""Exports: what other programs read is what the network computes; damage is refused."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+import pytest
+from flax import nnx, traverse_util
+from flax.training import checkpoints
+from helpers import fresh_variables, randomised, tiny_batch, tiny_options
+from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file
+
+import crnas_jax
+from crnas_jax import cli
+from crnas_jax.arch.staged import Arch
+from crnas_jax.data.coco import category_entries
+from crnas_jax.data.transforms import ImageSize
+from crnas_jax.errors import UserError
+from crnas_jax.export.detector import describe, load_detector, save_detector
+from crnas_jax.export.package import write_export
+from crnas_jax.export.sources import Network
+from crnas_jax.export.weights import initialiser, save_weights
+from crnas_jax.models.build import Classifier, Detector
+from crnas_jax.models.classifier import ClassifierOptions
+from crnas_jax.models.heads.box_head import CASCADE_STAGES
+from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.layers import BN_RUNNING, Normalization
+from crnas_jax.models.supernet.banks import SupernetSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+SIZE = ImageSize(64, 96, 32)
+FAMILIES = {
+    "resnet_basic": Arch("resnet_basic", (1, 2, 1, 1), (1, 1, 2, 1, 3), (4, 4, 8, 8)),
+    "resnet_bottleneck": Arch("resnet_bottleneck", (1, 1, 2, 1), (1, 2, 1, 3, 1), (2, 4, 4, 8)),
+    "resnext_32x4d": Arch("resnext_32x4d", (1, 1, 1, 1), (1, 2, 1, 1), (16, 16, 16, 16)),
+    "mobilenet_v2": Arch("mobilenet_v2", (1, 1, 1, 1, 1), (1, 1, 2, 1, 1, 3, 1), (4,) * 7),
+}
+RNG = np.random.default_rng(0)
+IMAGES = jnp.array(RNG.standard_normal((2, 64, 96, 3)), jnp.float32)
+CATEGORIES = category_entries([3, 7, 90], ["cell", "dot", "disc"])
+
+
+def network(arch, **options):
+    detector = Detector(arch, dataclasses.replace(tiny_options(), **options))
+    variables = jax.device_put(randomised(fresh_variables(detector)))
+    return Network(arch, variables, detector, SIZE, [3, 7, 90], ["cell", "dot", "disc"])
+
+
+def own_features(exported, images=IMAGES):
+    """Return the features of the detector's own backbone."""
+    module = exported.detector.backbone.module
+    variables = {name: tree["backbone"] for name, tree in exported.variables.items()}
+    norm = Normalization(BN_RUNNING, jnp.ones(len(images)))
+    return module.apply(variables, images, None, norm)
+
+
+def loaded(folder):
+    """Return module and variables; in tests, modules check that they are given JAX's arrays."""
+    module, variables = crnas_jax.load_backbone(folder)
+    return module, jax.device_put(variables)
+
+
+def standalone(folder):
+    """Return the module of the export's own `backbone.py`, as another program loads it."""
+    spec = importlib.util.spec_from_file_location("backbone", folder / "backbone.py")
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    return code.Backbone.from_json((folder / "arch.json").read_text())
+
+
+def assert_close(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        scale = max(float(abs(theirs).max()), 1.0)  # small sums of terms around 1 round like 1
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale, rtol=0)
+
+
+def readers(folder):
+    """Return the tree as every reader gives it."""
+    variables = (folder / "variables").absolute()
+    return {
+        "orbax v1": ocp.load(variables),
+        "orbax v0": orbax.checkpoint.StandardCheckpointer().restore(variables),
+        "flax": checkpoints.restore_checkpoint(variables, None),
+        "safetensors": traverse_util.unflatten_dict(
+            load_file(folder / "weights.safetensors"), sep="."
+        ),
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_readers_give_the_networks_outputs(tmp_path, family):
+    exported = network(FAMILIES[family])
+    folder = tmp_path / "export"
+    write_export(folder, exported)
+    for tree in readers(folder).values():
+        jax.tree.map(np.testing.assert_array_equal, tree, exported.variables)
+    expected = own_features(exported)
+    module, variables = loaded(folder)
+    assert_close(module.apply(variables, IMAGES), expected)
+    alone = standalone(folder)
+    assert_close(alone.apply(variables, IMAGES), expected)
+    shapes = jax.eval_shape(alone.init, jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+    def train(module):
+        outputs, moved = module.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+        return [*outputs, *jax.tree.leaves(moved)]
+
+    assert_close(train(alone), train(module))
+    model = nnx.bridge.ToNNX(module)
+    for name, value in nnx.bridge.variables.linen_vars_to_nnx_attrs(variables).items():
+        setattr(model, name, nnx.data(value))
+    assert_close(model(IMAGES), expected)
+    description = json.loads((folder / "arch.json").read_text())
+    levels = [(level["stride"], level["channels"]) for level in description["levels"]]
+    assert levels == [(64 // y.shape[1], y.shape[-1]) for y in expected]
+    assert description["class_names"] == ["cell", "dot", "disc"]
+
+
+KINDS = {
+    "faster_rcnn": {},
+    "mask_rcnn": {"mask": MaskHeadOptions(8, 1)},
+    "cascade_rcnn": {
+        "box": dataclasses.replace(tiny_options().box, stages=CASCADE_STAGES, class_agnostic=True)
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_detector_detects_what_it_detected(tmp_path, kind):
+    exported = network(FAMILIES["resnet_basic"], **KINDS[kind])
+    write_export(tmp_path / "export", exported)
+    predictor = load_detector(tmp_path / "export")
+    assert (predictor.detector, predictor.size) == (exported.detector, SIZE)
+    assert predictor.category_ids == [3, 7, 90]
+    batch = jax.device_put(tiny_batch())
+    own, loaded = (
+        detector.apply(variables, batch, None)
+        for detector, variables in (
+            (exported.detector, exported.variables),
+            (predictor.detector, jax.device_put(predictor.variables)),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, loaded, own)
+
+
+SPECS = {
+    "stage_supernet": SupernetSpec(
+        "resnet_basic", (4, 4, 8, 8), ((1, 2), (1, 3), (1,), (1, 2)), stage_sharing="prefix"
+    ),
+    "operation_supernet": SupernetSpec(
+        "resnet_basic", (4, 4, 8, 8), ((1,), (2,), (1,), (1,)), (1, 2, 3), tie="stage"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "depths", "dilations"),
+    [
+        ("stage_supernet", ["--depths=2,1,1,2"], (2, 1, 1, 2), (1,) * 6),
+        ("stage_supernet", ["--rank=2"], (1, 3, 1, 1), (1,) * 6),
+        ("operation_supernet", ["--dilations=1,3,3,2,1"], (1, 2, 1, 1), (1, 3, 3, 2, 1)),
+        ("operation_supernet", ["--rank=1"], (1, 2, 1, 1), (1, 2, 2, 3, 1)),
+    ],
+)
+def test_a_subnet_has_the_supernets_weights(tmp_path, name, flags, depths, dilations):
+    spec = SPECS[name]
+    supernet = Detector(spec, tiny_options())
+    variables = jax.device_put(randomised(fresh_variables(supernet)))
+    description = describe(supernet, SIZE, CATEGORIES)
+    save_weights(tmp_path / "run" / name, supernet, variables, description)
+    ranking = {
+        "stage": [{"code": [1, 1, 1, 1], "score": 0.5}, {"code": [1, 3, 1, 1], "score": 0.4}],
+        "operation": [{"code": [0, 1, 2, 0], "score": 0.5}],
+    }
+    for level, rows in ranking.items():
+        (tmp_path / "run" / f"{level}_search").mkdir()
+        file = tmp_path / "run" / f"{level}_search" / "result.json"
+        file.write_text(json.dumps({"ranking": rows}))
+    flags = [*flags, f"--network={name}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(["export", *flags, f"--output={tmp_path / 'export'}"]) == 0
+    predictor = load_detector(tmp_path / "export")
+    subnet = predictor.detector
+    assert (subnet.spec.depths, subnet.spec.dilations) == (depths, dilations)
+    operations = [spec.dilations.index(d) for d in dilations] if len(spec.dilations) > 1 else None
+    choice, batch = spec.choice(depths, operations), jax.device_put(tiny_batch())
+    own = supernet.apply(supernet.path(variables, choice), batch, choice)
+    alone = subnet.apply(jax.device_put(predictor.variables), batch, None)
+    np.testing.assert_allclose(alone["scores"], own["scores"], atol=1e-5)
+    module, weights = loaded(tmp_path / "export")
+    assert_close(
+        standalone(tmp_path / "export").apply(weights, IMAGES), module.apply(weights, IMAGES)
+    )
+
+
+def test_a_backbone_alone_starts_a_training_and_another_network(tmp_path, capsys):
+    exported = network(FAMILIES["resnet_basic"])
+    run = tmp_path / "run"
+    save_detector(run / "returned", exported.detector, exported.variables, SIZE, CATEGORIES)
+    flags = [f"--workdir={run}", f"--output={tmp_path / 'export'}", "--part=backbone"]
+    assert cli.main(["export", *flags]) == 0
+    assert not (tmp_path / "export" / "detector.json").exists()
+    capsys.readouterr()
+    model = Detector(exported.arch, tiny_options(2))
+    filled = initialiser(model, tmp_path / "export")(fresh_variables(model, 1))
+    assert "backbone" not in capsys.readouterr().out.partition("not filled: ")[2]
+    for name in ("params", "batch_stats"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            filled[name]["backbone"],
+            exported.variables[name]["backbone"],
+        )
+
+
+def test_the_backbone_of_a_classifier_is_exported(tmp_path):
+    arch = FAMILIES["resnet_bottleneck"]
+    classifier = Classifier(arch, ClassifierOptions(5))
+    variables = randomised(fresh_variables(classifier))
+    save_weights(tmp_path / "run/baseline/pretrain", classifier, variables)
+    flags = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'export'}"]
+    assert cli.main(["export", *flags, "--network=baseline/pretrain"]) == 0
+    _, weights = loaded(tmp_path / "export")
+    own = {name: tree["backbone"] for name, tree in variables.items()}
+    jax.tree.map(np.testing.assert_array_equal, weights, own)
+
+
+class ScenicBlock(nn.Module):
+    """scenic's bottleneck block, from the description of its parameters."""
+
+    filters: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        def layer(x, features, size, stride, number, name="conv{}", norm="bn{}"):
+            pad = ((size // 2, size // 2),) * 2
+            x = nn.Conv(
+                features, (size, size), stride, pad, use_bias=False, name=name.format(number)
+            )(x)
+            return nn.BatchNorm(True, momentum=0.9, epsilon=1e-5, name=norm.format(number))(x)
+
+        shortcut = x
+        if x.shape[-1] != 4 * self.filters or self.stride > 1:
+            shortcut = layer(x, 4 * self.filters, 1, self.stride, "", "proj_conv", "proj_bn")
+        y = nn.relu(layer(x, self.filters, 1, 1, 1))
+        y = nn.relu(layer(y, self.filters, 3, self.stride, 2))
+        return nn.relu(layer(y, 4 * self.filters, 1, 1, 3) + shortcut)
+
+
+class ScenicResNet(nn.Module):
+    """scenic's ResNet without a classifier; blocks are counted over all stages."""
+
+    sizes: tuple[int, ...]
+    num_filters: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(
+            self.num_filters, (7, 7), 2, ((3, 3), (3, 3)), use_bias=False, name="stem_conv"
+        )(x)
+        x = nn.relu(nn.BatchNorm(True, momentum=0.9, epsilon=1e-5, name="init_bn")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        features, number = [], 0
+        for stage, size in enumerate(self.sizes):
+            for block in range(size):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"ResidualBlock_{number}"
+                x = ScenicBlock(self.num_filters * 2**stage, stride, name=name)(x)
+                number += 1
+            features.append(x)
+        return features
+
+
+def test_scenics_names_are_scenics(tmp_path):
+    exported = network(Arch("resnet_bottleneck", (1, 2, 3, 1), (), (2, 4, 8, 16)))
+    write_export(tmp_path / "export", exported, "backbone", "scenic")
+    tree = checkpoints.restore_checkpoint((tmp_path / "export" / "variables").absolute(), None)
+    assert set(tree) == {"params", "model_state", "global_step", "rng"}
+    variables = {"params": tree["params"], **tree["model_state"]}
+    module = ScenicResNet((1, 2, 3, 1), 2)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert_close(module.apply(variables, IMAGES), own_features(exported))
+    text = (tmp_path / "export" / "README.md").read_text()
+    assert "BLOCK_SIZE_OPTIONS[23] = ([1, 2, 3, 1], True)" in text
+    with pytest.raises(UserError, match=r"'scenic' has other names; export it without --layout"):
+        crnas_jax.load_backbone(tmp_path / "export")
+    standard = network(Arch("resnet_bottleneck", (2, 2, 2, 2), (), (2, 4, 8, 16)))
+    write_export(tmp_path / "standard", standard, "backbone", "scenic")
+    text = (tmp_path / "standard" / "README.md").read_text()
+    assert "num_layers=26" in text
+    assert "BLOCK_SIZE_OPTIONS" not in text
+
+
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        ("resnet_basic", "bottleneck blocks"),
+        ("resnet_bottleneck", "dilations"),
+        ("resnext_32x4d", "bottleneck blocks"),
+        ("mobilenet_v2", "bottleneck blocks"),
+    ],
+)
+def test_scenic_has_no_such_network(tmp_path, family, problem):
+    with pytest.raises(UserError, match=problem):
+        write_export(tmp_path / "export", network(FAMILIES[family]), "backbone", "scenic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_template_is_data_driven_and_alone():
+    file = pathlib.Path(crnas_jax.__file__).parent / "models" / "standalone_backbone.py"
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    code = lines[lines.index('"""') + 1 :]
+    imports = {line for line in code if line.startswith(("import ", "from "))}
+    assert imports == {"import json", "from typing import Any", "import flax.linen as nn"}
+    package = pathlib.Path(crnas_jax.__file__).parent
+    for path in package.rglob("*.py"):
+        if path != file:
+            assert "import standalone_backbone" not in path.read_text()
