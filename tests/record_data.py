@@ -168,6 +168,7 @@ def prepared(folder: pathlib.Path, features: dict, examples: dict, name: str = "
         def _generate_examples(self, split):
             yield from enumerate(examples[split])
 
+    tfds.disable_progress_bar()
     Own.name = name
     builder = Own(data_dir=folder, file_format="array_record")
     builder.download_and_prepare()

@@ -49,7 +49,7 @@ class RecordFolder:
             self._builder = tfds.builder_from_directory(self.path)
             self.info = self._builder.info
             self.shards = {
-                split: [self.path / pathlib.Path(name) for name in info.filenames]
+                split: [pathlib.Path(path) for path in info.filepaths]
                 for split, info in self.info.splits.items()
             }
         except Exception as error:  # TFDS and protobuf raise many types of exceptions
