@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from crnas_jax import __version__, arch, checkpoint
 from crnas_jax.arch.staged import Arch
@@ -93,7 +93,7 @@ def _write(work, network, variables, description):
         save_detector(work, network.detector, variables, network.size, categories)
     else:
         checkpoint.save_variables(work / VARIABLES, variables)
-    save_file(flat(variables), work / SAFETENSORS)
+    (work / SAFETENSORS).write_bytes(save(flat(variables)))
     write_json(work / ARCH, description)
     if layout != "scenic":
         shutil.copyfile(_TEMPLATE, work / "backbone.py")

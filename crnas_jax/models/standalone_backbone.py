@@ -16,8 +16,16 @@ import json
 from typing import Any
 
 import flax.linen as nn
+from flax.core import FrozenDict
 
 _ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6, "none": lambda x: x}
+
+
+def _hashable(value):
+    """Return JSON's lists and objects as values that a static argument of `jax.jit` may hold."""
+    if isinstance(value, dict):
+        return FrozenDict({name: _hashable(entry) for name, entry in value.items()})
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _conv_bn(x, conv, train, epsilon):
@@ -100,7 +108,7 @@ class Backbone(nn.Module):
     def from_json(cls, text: str) -> "Backbone":
         """Make the module that the text of an `arch.json` describes."""
         description = json.loads(text)["backbone"]
-        return cls(description["parts"], description["epsilon"])
+        return cls(_hashable(description["parts"]), description["epsilon"])
 
     @nn.compact
     def __call__(self, images, train: bool = False):

@@ -136,7 +136,7 @@ def step(model, optimizer, variables, optimizer_state, batch):
         return loss(outputs, batch["boxes"], batch["labels"]), moved
 
     (value, moved), gradient = jax.value_and_grad(compute, has_aux=True)(variables["params"])
-    updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+    updates, optimizer_state = optimizer.update(gradient, optimizer_state, variables["params"])
     params = optax.apply_updates(variables["params"], updates)
     return {"params": params, **moved}, optimizer_state, value
 

@@ -125,6 +125,7 @@ def test_all_readers_give_the_networks_outputs(tmp_path, family):
     assert_close(moved_alone, moved)
     shapes = jax.eval_shape(alone.init, jax.random.key(0), IMAGES)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert isinstance(hash(alone), int)  # for static arguments
     description = json.loads((folder / "arch.json").read_text())
     levels = [(level["stride"], level["channels"]) for level in description["levels"]]
     assert levels == [(64 // y.shape[1], y.shape[-1]) for y in expected]
@@ -331,9 +332,14 @@ def test_scenic_has_no_such_network(tmp_path, family, problem):
 def test_the_template_is_data_driven_and_alone():
     file = pathlib.Path(crnas_jax.__file__).parent / "models" / "standalone_backbone.py"
     lines = [line.strip() for line in file.read_text().splitlines()]
-    code = lines[lines.index('"""') + 1 :]
+    code = lines[lines.index('"""', 1) + 1 :]
     imports = {line for line in code if line.startswith(("import ", "from "))}
-    assert imports == {"import json", "from typing import Any", "import flax.linen as nn"}
+    assert imports == {
+        "import json",
+        "from typing import Any",
+        "import flax.linen as nn",
+        "from flax.core import FrozenDict",
+    }
     package = pathlib.Path(crnas_jax.__file__).parent
     for path in package.rglob("*.py"):
         if path != file:
