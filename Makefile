@@ -1,6 +1,8 @@
-# Each target sets up what it needs in .venv; PYTHON picks the interpreter (3.11 to 3.13).
+# Each target sets up what it needs in .venv, an environment for each version of Python; PYTHON
+# picks the interpreter (3.11 to 3.13).
 PYTHON ?= python3
-BIN := .venv/bin
+ENVIRONMENT := .venv/$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+BIN := $(ENVIRONMENT)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 # Without bytecode files each process compiles three thousand modules again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,10 +28,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-setup: .venv/.ready
+setup: $(ENVIRONMENT)/.ready
 
-.venv/.ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+$(ENVIRONMENT)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(ENVIRONMENT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
 	touch $@
 

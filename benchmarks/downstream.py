@@ -2,9 +2,9 @@
 
     python benchmarks/downstream.py --export=exports/mine --data=DATA --folder=runs/downstream
 
-The detector is docs/examples/downstream_detector.py, on DATA's test split. Every training is kept in
-the folder: the same command goes on where it was interrupted. Intervals (95 %) are over images and
-seeds. Target: AP50 of at least 0.3 from an export.
+The detector is docs/examples/downstream_detector.py, on DATA's test split. Every training is kept
+in the folder: the same command goes on where it was interrupted. Intervals (95 %) are over images
+and seeds. Target: AP50 of at least 0.3 from an export.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Computation reallocation for object detection (CR-NAS, ICLR 2020) in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load_detector(folder):

@@ -114,6 +114,7 @@ def _readings(config):
         run.init_from(config),
         data.data_options(config),
         data.detection_rows(config),
+        data.read_options(config),
         data.classification_data_options(config),
         data.classification_rows(config),
         models.found_arch(config, (1, 1, 1, 1)),
