@@ -113,6 +113,7 @@ def whole_areas(folder):
 @record_case(
     "a folder of TFRecords, TFDS's default",
     refused="'tfrecord' has no random access; convert it: crnas-jax prepare-data --dataset=tf",
+    report="https://github.com/tensorflow/datasets/issues/5100",
 )
 def tfrecords(folder):
     record_data.tfrecord_copy(records(folder.with_name("records")), folder)
@@ -251,6 +252,7 @@ _TRAIN = "--split=train=train.json:train2017"
 @archive_case(
     "another archive than the published one",
     refused="train2017.zip: archive: 15 bytes, the published archive has 19336861798; download",
+    report="https://github.com/tensorflow/datasets/issues/2461",
 )
 def wrong_archive(folder):
     good(folder)
@@ -258,7 +260,11 @@ def wrong_archive(folder):
     return _coco_flags(folder)
 
 
-@archive_case("an archive that is cut off", refused="train2017.zip: archive: damaged: BadZipFile")
+@archive_case(
+    "an archive that is cut off",
+    refused="train2017.zip: archive: damaged: BadZipFile",
+    report="https://github.com/tensorflow/datasets/issues/2087",
+)
 def short_archive(folder):
     good(folder)
     with zipfile.ZipFile(folder / "train2017.zip", "w") as file:
