@@ -5,6 +5,8 @@ import json
 import pathlib
 import shutil
 import struct
+import tarfile
+import zipfile
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -108,6 +110,45 @@ def class_folder(folder: pathlib.Path, num_images: int = 12, seed: int = 0) -> p
     return folder
 
 
+def archive(path, files):
+    """Write a zip, tar or tar.gz of (name, content)."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in files:
+                file.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def inaturalist_archives(folder: pathlib.Path, images: pathlib.Path) -> pathlib.Path:
+    """Write what `class_folder` wrote as the archives of iNaturalist 2017."""
+    folder.mkdir()
+    files, lists = [], []
+    for split in SPLITS:
+        categories = [{"id": 5 * row, "name": f"n{row:08d}"} for row in (2, 0, 1)]
+        entries, annotations = [], []
+        paths = (images / split).rglob("*.JPEG")
+        for path in sorted(paths, key=lambda path: (path.parent.name, path.name)):
+            name = f"train_val_images/Fungi/{path.parent.name}/{split}-{path.name}"
+            files.append((name, path.read_bytes()))
+            entries.append({"id": len(entries) + 100, "file_name": name})
+            category = 5 * int(path.parent.name[1:])
+            entry = {"id": len(entries), "image_id": entries[-1]["id"], "category_id": category}
+            annotations.append(entry)
+        annotations.reverse()
+        content = {"images": entries, "annotations": annotations, "categories": categories}
+        lists.append((f"{split}2017.json", json.dumps(content).encode()))
+    files.sort(key=lambda file: file[0][::-1])  # in no order of ids
+    archive(folder / "train_val_images.tar.gz", files)
+    archive(folder / "train_val2017.zip", lists)
+    return folder
+
+
 def masked_checksum(content: bytes) -> int:
     """Return TFRecord's checksum, of an implementation that the package does not use."""
     checksum = crc32c(content)
@@ -177,11 +218,12 @@ def prepared(folder: pathlib.Path, features: dict, examples: dict, name: str = "
 
 def stock_coco(folder: pathlib.Path, coco: pathlib.Path) -> pathlib.Path:
     """Prepare a COCO folder as TFDS's builder of COCO does: whole areas, no ids of categories."""
+    categories = json.loads((coco / "train.json").read_text())["categories"]
     objects = {
         "id": np.int64,
         "area": np.int64,
         "bbox": tfds.features.BBoxFeature(),
-        "label": tfds.features.ClassLabel(names=[category["name"] for category in CATEGORIES]),
+        "label": tfds.features.ClassLabel(names=[category["name"] for category in categories]),
         "is_crowd": np.bool_,
     }
     features = {
@@ -203,14 +245,14 @@ def _stock_example(coco, content, image):
     objects = []
     for entry in content["annotations"]:
         x, y, w, h = entry["bbox"]
-        if entry["image_id"] == image["id"] and x >= 0 and x + w <= width and y + h <= height:
+        corners = np.array([y / height, x / width, (y + h) / height, (x + w) / width])
+        # TFDS refuses boxes that reach out; rounding may bring them there.
+        if entry["image_id"] == image["id"] and abs(corners - corners.clip(0, 1)).max() < 1e-3:
             objects.append(
                 {
                     "id": entry["id"],
                     "area": int(entry.get("area", w * h)),
-                    "bbox": tfds.features.BBox(
-                        float(y) / height, float(x) / width, (y + h) / height, (x + w) / width
-                    ),
+                    "bbox": tfds.features.BBox(*corners.clip(0, 1).tolist()),
                     "label": label_of[entry["category_id"]],
                     "is_crowd": bool(entry["iscrowd"]),
                 }

@@ -13,6 +13,10 @@ import tiny_run
 from helpers import ENVIRONMENT, ROOT
 from tiny_run import STOPPED, Hosts, check_result, joint_flags, scored, wait_until
 
+from crnas_jax.data.builders import detection_data_set
+from crnas_jax.data.coco import CocoSource
+from crnas_jax.data.record_writer import prepare
+
 pytestmark = pytest.mark.campaign
 
 
@@ -117,9 +121,13 @@ def agreement(shared_data, tmp_path_factory):
     assert start("train", 1, well, do="train").wait() == 0
     for name, number in (("one", 1), ("eight", 8)):
         assert start(name, 8, quick, num_devices=number).wait() == 0
+    # The two processes read the same photographs as records.
+    records = str(folder / "records")
+    source = CocoSource(photographs / "images", files[64])
+    prepare(detection_data_set("bccd", {"train": source}), records, 2**20)
     cluster = {"coordinator": f"localhost:{tiny_run.free_port()}", "count": 2}
     processes = [
-        start("two", 4, quick, num_devices=8, cluster={**cluster, "index": index})
+        start("two", 4, quick, num_devices=8, cluster={**cluster, "index": index}, records=records)
         for index in range(2)
     ]
     assert [process.wait() for process in processes] == [0, 0]
@@ -132,6 +140,7 @@ def test_devices_and_hosts_compute_the_same(agreement, name):
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4)
     np.testing.assert_allclose(other["leaves"], one["leaves"], atol=1e-4)
     np.testing.assert_array_equal(other["ids"], one["ids"])
+    np.testing.assert_array_equal(other["sums"], one["sums"])
     np.testing.assert_array_equal(other["paths"], one["paths"])
     assert float(other["mean_loss"]) == pytest.approx(float(one["mean_loss"]), rel=0.02)
     assert min(one["scores"]) > 0.2

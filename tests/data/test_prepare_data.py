@@ -1,22 +1,27 @@
 """Building records: archives as folders, kills, damage, full disks, and what is refused."""
 
 import hashlib
-import io
-import json
 import pathlib
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 
 import numpy as np
 import pytest
 from helpers import ROOT, campaign_rng
-from record_data import SPLITS, VOC_CLASSES, class_folder, coco_folder, pixels, voc_folder
+from record_data import (
+    SPLITS,
+    VOC_CLASSES,
+    archive,
+    class_folder,
+    coco_folder,
+    inaturalist_archives,
+    pixels,
+    voc_folder,
+)
 
 from crnas_jax import cli
 from crnas_jax.data.build import ClassificationDataOptions, classification_sources
@@ -40,21 +45,6 @@ def checksums(folder):
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
-
-
-def archive(path, files):
-    """Write a zip, tar or tar.gz of (name, content)."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as file:
-            for name, content in files:
-                file.writestr(name, content)
-        return path
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            file.addfile(member, io.BytesIO(content))
-    return path
 
 
 def members(folder, prefix=""):
@@ -145,25 +135,7 @@ def test_imagenet_from_folders_and_from_tars_of_tars(tmp_path):
 
 def test_inaturalist_from_a_compressed_tar(tmp_path):
     folder = class_folder(tmp_path / "folders", 9)
-    archives, files = tmp_path / "archives", []
-    archives.mkdir()
-    lists = {}
-    for split in SPLITS:
-        categories = [{"id": 5 * row, "name": f"n{row:08d}"} for row in (2, 0, 1)]
-        images, annotations = [], []
-        for path in sorted((folder / split).rglob("*.JPEG"), key=lambda p: (p.parent.name, p.name)):
-            name = f"train_val_images/Fungi/{path.parent.name}/{split}-{path.name}"
-            files.append((name, path.read_bytes()))
-            images.append({"id": len(images) + 100, "file_name": name})
-            category = 5 * int(path.parent.name[1:])
-            entry = {"id": len(images), "image_id": images[-1]["id"], "category_id": category}
-            annotations.append(entry)
-        annotations.reverse()
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        lists[f"{split}2017.json"] = json.dumps(content).encode()
-    files.sort(key=lambda file: file[0][::-1])  # in no order of ids
-    archive(archives / "train_val_images.tar.gz", files)
-    archive(archives / "train_val2017.zip", lists.items())
+    archives = inaturalist_archives(tmp_path / "archives", folder)
     records = build("inaturalist", archives, tmp_path / "records", any_archives=True)
     _same_as_folders(folder, records, ("train", "validation"))
 

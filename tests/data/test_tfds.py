@@ -18,6 +18,7 @@ from crnas_jax.data.checks import require_consistent
 from crnas_jax.data.source import DetectionSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
+from crnas_jax.evaluation.average_precision import METRICS
 from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.evaluation.predict_split import split_metrics
 from crnas_jax.runtime import team
@@ -147,6 +148,39 @@ def test_stock_features_give_equal_pixels_ids_and_crowds(folders, tmp_path):
             np.testing.assert_allclose(record["boxes"], expected["boxes"], atol=1e-3)
             assert (abs(record["area"] - expected["area"]) < 1).all()
     assert any("whole numbers" in note for note in records["train"].notes())
+
+
+def test_real_photographs_in_records_of_ours_and_of_tfds(shared_data, tmp_path):
+    folder = shared_data / "coco200"
+    flags = [f"--split={split}={split}.json:images" for split in SPLITS]
+    records = prepare("coco", folder, tmp_path / "records", *flags, "--shard_mb=8")
+    stock = stock_coco(tmp_path / "stock", folder)
+    plain = DataOptions("coco", str(folder), train="train.json", val="val.json")
+    plain, ours, theirs = (
+        detection_source(options, "val", with_masks)
+        for options, with_masks in (
+            (plain, True),
+            (DataOptions("tfds", str(records), val="val"), True),
+            (DataOptions("tfds", str(stock), val="val"), False),
+        )
+    )
+    results = _detections(plain)
+    expected = split_metrics(plain, results, with_masks=True)
+    assert split_metrics(ours, results, with_masks=True) == expected
+    label_of = {category: label for label, category in enumerate(plain.category_ids, 1)}
+    results = [{**row, "category_id": label_of[row["category_id"]]} for row in results]
+    metrics = split_metrics(theirs, results)
+    for name in METRICS:
+        assert metrics[name] == pytest.approx(expected[name], abs=1e-3), name
+    rows = DetectionRows(ImageSize(200, 333), 20, flip=True, mask_size=28)
+    batches = (_batches(source, rows, 0.3) for source in (plain, ours))
+    for batch, actual in zip(*batches, strict=True):
+        for name, values in batch.items():
+            np.testing.assert_array_equal(actual[name], values, err_msg=name)
+    for row in range(10):
+        np.testing.assert_array_equal(theirs[row]["image"], plain[row]["image"])
+        np.testing.assert_allclose(theirs[row]["boxes"], plain[row]["boxes"], atol=1e-3)
+        assert theirs[row]["crowd"].tolist() == plain[row]["crowd"].tolist()
 
 
 def test_a_part_of_a_split_and_the_union_of_two(folders):

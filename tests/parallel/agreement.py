@@ -18,6 +18,7 @@ from helpers import fixed_proposals, tiny_options  # noqa: E402
 from crnas_jax.cli import speed_up_compilation  # noqa: E402
 from crnas_jax.data import loader  # noqa: E402
 from crnas_jax.data.coco import CocoSource  # noqa: E402
+from crnas_jax.data.tfds import TfdsSource  # noqa: E402
 from crnas_jax.data.transforms import DetectionRows, ImageSize  # noqa: E402
 from crnas_jax.export.weights import load_weights, save_weights  # noqa: E402
 from crnas_jax.models.build import Detector  # noqa: E402
@@ -79,12 +80,16 @@ def steps(mesh):
 
 
 def order(source, job):
-    """Return image ids and paths of the first steps."""
+    """Return image ids, sums of what else is in the rows, and paths of the first steps."""
     plan = loader.Plan(source.sizes, BATCH_SIZE, 0)
-    batches = loader.batches(source, plan, ROWS, 0, 0, 4)
-    ids = [loader.all_rows(batch)["image_id"] for batch in batches]
+    ids, sums = [], []
+    for batch in loader.batches(source, plan, ROWS, 0, 0, 4):
+        ids.append(loader.all_rows(batch)["image_id"])
+        names = ("image", "boxes", "labels", "area", "crowd", "valid")
+        own = [batch[name].reshape(len(batch[name]), -1).sum(1, dtype=float) for name in names]
+        sums.append(np.concatenate(team.gather(np.stack(own, 1))))
     paths = [np.concatenate(jax.tree.leaves(job.model.sample(0, step))) for step in range(4)]
-    return np.stack(ids), np.stack(paths)
+    return np.stack(ids), np.stack(sums), np.stack(paths)
 
 
 def mean_loss(job, folder):
@@ -110,7 +115,8 @@ def main(fields):
 
     Args:
       fields: `num_devices`; `images`, a folder; `few` and `many`, annotation files of photographs
-        in it, of which the few are learnt by heart; `weights`, folder of the trained supernet;
+        in it, of which the few are learnt by heart; `records`, folder of the many as records, to
+        be read in their place; `weights`, folder of the trained supernet;
         `output`, file to write and folder of the work; `do`, "train" or "compare"; `cluster`,
         fields of `Cluster`, for one of several hosts.
     """
@@ -118,6 +124,8 @@ def main(fields):
     if "cluster" in fields:
         hosts.connect(Cluster(**fields["cluster"]), 30)
     few, many = (CocoSource(fields["images"], fields[name]) for name in ("few", "many"))
+    if "records" in fields:
+        many = TfdsSource(fields["records"], "train")
     output, num_devices = pathlib.Path(fields["output"]), fields["num_devices"]
     if fields["do"] == "train":
         job = training(few, num_devices, 200.0, 50)
@@ -126,11 +134,12 @@ def main(fields):
         return
     job = training(many, num_devices, 1.0, 1)
     losses, leaves = steps(make_mesh(BATCH_SIZE, num_devices))
-    ids, paths = order(many, job)
+    ids, sums, paths = order(many, job)
     result = {
         "losses": losses,
         "leaves": leaves,
         "ids": ids,
+        "sums": sums,
         "paths": paths,
         "mean_loss": mean_loss(job, output.with_suffix("")),
         "scores": scores(few, num_devices, fields["weights"], output.with_suffix("")),
