@@ -179,6 +179,9 @@ def detection_source(
 def _tfds_source(options, split, with_masks, keep_in):
     from crnas_jax.data.tfds import TfdsSource  # TFDS takes a second to import
 
+    if not options.folder:
+        remedy = "give the folder of one version: --config.data.folder=PATH"
+        raise UserError("config", "data.folder", "empty", remedy)
     return TfdsSource(
         options.folder,
         getattr(options, split),

@@ -125,18 +125,27 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
     """Say what looks like a mistake of a whole annotation file."""
     annotations = source.coco["annotations"]
     # A row for each object at once: as Python's lists they would take a gigabyte for COCO.
-    fields = ("image_id", "category_id")
-    rows = (
-        (*(entry[field] for field in fields), *entry["bbox"], entry.get("area", np.nan))
-        for entry in annotations
+    kind = np.dtype(
+        [("ids", np.int64, 2), ("bbox", np.float64, 4), ("area", np.float64), ("flags", bool, 2)]
     )
-    kind = np.dtype([("ids", np.int64, 2), ("bbox", np.float64, 4), ("area", np.float64)])
     table = np.fromiter(
-        (((image, category), tuple(bbox), area) for image, category, *bbox, area in rows),
+        (
+            (
+                (entry["image_id"], entry["category_id"]),
+                tuple(entry["bbox"]),
+                entry.get("area", np.nan),
+                (
+                    bool(entry.get("iscrowd")),
+                    bool(entry.get("ignore")) and not _is_ignored(source, entry),
+                ),
+            )
+            for entry in annotations
+        ),
         kind,
         len(annotations),
     )
     boxes, areas = table["bbox"], table["area"]
+    num_crowds, num_ignored = table["flags"].sum(0).tolist()
     sizes = source.sizes[np.searchsorted(source.image_ids, table["ids"][:, 0])]
     num_normalised = (boxes < _NORMALISED).all(1).sum()
     if num_normalised > _NEARLY_ALL * len(boxes):
@@ -151,15 +160,11 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
         )
     if (areas < 1).sum() > _NEARLY_ALL * len(areas) and num_normalised < _SOME * len(boxes):
         yield "WARNING: areas are below one pixel, unlike their boxes: AP by size would go by them"
-    num_crowds = sum(bool(entry.get("iscrowd")) for entry in annotations)
     if num_crowds > _NEARLY_ALL * len(annotations):
         yield (
             f"WARNING: {num_crowds} of {len(annotations)} objects have iscrowd=1; they are no "
             "ground truth in training and are ignored in evaluation"
         )
-    num_ignored = sum(
-        bool(entry.get("ignore")) and not _is_ignored(source, entry) for entry in annotations
-    )
     if num_ignored:
         yield f"{num_ignored} objects have ignore=1 and iscrowd=0: they count, as in COCO's tools"
     columns = [*table["ids"].T, *boxes.T]
@@ -170,7 +175,7 @@ def _annotation_notes(source: DetectionSource) -> Iterator[str]:
     num_repeated = int(is_repeated.sum())
     if num_repeated:
         yield f"{num_repeated} objects come twice: same image, class and box"
-    present = {entry["category_id"] for entry in annotations}
+    present = set(table["ids"][:, 1].tolist())
     absent = [
         name
         for category, name in zip(source.category_ids, source.class_names, strict=True)

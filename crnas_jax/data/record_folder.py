@@ -162,7 +162,8 @@ def read_info(folder: pathlib.Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise ValueError("no JSON object")
     except OSError as error:
-        inside = sorted(path.parent for path in folder.glob(f"**/{INFO}"))[:1]
+        below = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{INFO}"))
+        inside = sorted(path.parent for path in below)[:1]
         remedy = f"give {inside[0]}" if inside else "give the folder of a prepared TFDS data set"
         raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
     except ValueError as error:

@@ -64,16 +64,7 @@ def split_index(
     sizes = folder.require_shards(split)
     own = own_index(folder.path, split)
     if own.exists():
-        index = read_index(own, "remove it: each new run then reads all records first")
-        changed = [
-            name for name, size in sizes.items() if index.description["shards"][name] != size
-        ]
-        if changed:
-            problem = f"{sizes[changed[0]]} bytes, {own.name} says otherwise: damaged, or replaced"
-            raise UserError(
-                folder.path / changed[0], "shard", problem, "restore it, or prepare it again"
-            )
-        return index, None
+        return _own_index(own, folder, features, sizes), None
     # Records that were written anew have other times.
     times = [path.stat().st_mtime_ns for path in folder.shards[split]]
     info = files.read_regular(folder.path / INFO)
@@ -82,6 +73,22 @@ def split_index(
     if kept is not None and kept.exists():
         return read_index(kept, "remove it: the records are then read again"), None
     return scan(folder, split, features, sizes, max_pixels), kept
+
+
+def _own_index(file, folder, features, sizes):
+    """Read the index beside the shards; raise UserError unless it is theirs."""
+    remedy = "remove it: each new run then reads all records first"
+    index = read_index(file, remedy)
+    categories = index.description.get("categories", features.class_names)
+    shards = index.description.get("shards")
+    if not isinstance(shards, dict) or len(categories) != len(features.class_names):
+        raise UserError(file, "index", "it belongs to other records", remedy)
+    for name, size in sizes.items():
+        if shards.get(name) != size:
+            problem = f"{size} bytes, {file.name} says otherwise: damaged, or replaced"
+            remedy = "restore it, or prepare it again"
+            raise UserError(folder.path / name, "shard", problem, remedy)
+    return index
 
 
 def scan(

@@ -7,6 +7,7 @@ name is finished, and is never written again.
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -122,8 +123,9 @@ def prepare(
     if _is_finished(output, data_set, key):
         print(f"{output}: finished before, nothing to do")
         return
-    with _disk_errors(output):
+    with _disk_errors(output), contextlib.ExitStack() as stack:
         work = _claim(output, key)
+        stack.enter_context(_alone(output, work))
         todo = [shard for shard in shards if not _has_shard(output, work, shard)]
         _require_room(output, data_set, todo)
         num_records = sum(shard.stop - shard.start for shard in shards)
@@ -179,6 +181,20 @@ def _claim(output, key):
         problem = "records of other data, or in other shards, are begun there"
         raise UserError(output, "--output", problem, "name another folder, or remove it first")
     return work
+
+
+@contextlib.contextmanager
+def _alone(output, work):
+    """Raise UserError where another process is at work in the folder."""
+    with (work / STATE).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            problem = "another process writes there"
+            raise UserError(output, "--output", problem, "wait for it, or name another") from error
+        except OSError:
+            pass  # a mount without locks
+        yield
 
 
 def _has_shard(output, work, shard):

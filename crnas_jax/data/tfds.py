@@ -147,7 +147,7 @@ class TfdsSource(AnnotatedImages):
 
     def notes(self) -> list[str]:
         """Say what is left out, changed, derived or chosen."""
-        notes = super().notes() + list(self._records.index.description["notes"])
+        notes = super().notes() + list(self._records.index.description.get("notes", ()))
         num_turned = int((self._records.index.orientation != 1).sum())
         if num_turned and self._is_turned_by_default:
             notes.append(
