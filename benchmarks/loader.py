@@ -125,8 +125,8 @@ def peak_megabytes(num_records):
 
 def write_records(folder, num_records):
     """Write records of small images, all different, with seven objects each."""
-    from crnas_jax.data.builders import detection_data_set
-    from crnas_jax.data.record_writer import prepare
+    from crnas_jax.data.records.builders import detection_data_set
+    from crnas_jax.data.records.writer import prepare
 
     rng, images, annotations = np.random.default_rng(0), [], []
     (folder / "images").mkdir()

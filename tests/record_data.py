@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tensorboardX.crc32c import crc32c
 
-from crnas_jax.data.record_folder import FEATURES, INFO
+from crnas_jax.data.records.folder import FEATURES, INFO
 
 SPLITS = ("train", "val")
 CATEGORIES = [{"id": 3, "name": "cell"}, {"id": 17, "name": "dot"}, {"id": 90, "name": "never"}]

@@ -40,10 +40,14 @@ def _prepare_flags(values, _):
 
 
 def _prepare(values):
-    from crnas_jax.data import originals, tfrecord
-    from crnas_jax.data.record_writer import prepare
+    from crnas_jax.data.records import originals, tfrecord
+    from crnas_jax.data.records.writer import prepare
 
-    splits = dict(map(_split_of_flag, values.split))
+    given = list(map(_split_of_flag, values.split))
+    splits = dict(given)
+    if len(splits) < len(given):
+        problem = f"{given[-1][0]} comes twice"
+        raise UserError("command line", "--split", problem, "join its parts, or give another name")
     if values.dataset == "tfrecord":
         for name in ("split", "class_names"):
             if values[name].value:
@@ -61,7 +65,7 @@ def _prepare(values):
 
 def _split_of_flag(text):
     name, equals, what = text.partition("=")
-    if not equals or not name.isidentifier() or not what:
+    if not equals or not name.isidentifier() or name == "all" or not what:
         remedy = "give NAME=WHAT, such as train=train.json:images"
         raise UserError("command line", "--split", f"{text!r}", remedy)
     return name, what

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from crnas_jax.data import images, masks
 from crnas_jax.data.annotated import AnnotatedImages
 from crnas_jax.data.objects import known_areas
 from crnas_jax.data.orientation import AUTO, SHOWN, STORED
-from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
-from crnas_jax.data.record_folder import RecordFolder
-from crnas_jax.data.record_index import Records, StoredRecord
-from crnas_jax.data.records import FLAGS
+from crnas_jax.data.records.features import ClassificationFeatures, DetectionFeatures
+from crnas_jax.data.records.folder import RecordFolder
+from crnas_jax.data.records.index import FLAGS
+from crnas_jax.data.records.split import Records, StoredRecord
 from crnas_jax.errors import UserError
 
 
@@ -36,6 +36,22 @@ class _Rows(Sequence):
 
     def __iter__(self) -> Iterator:
         return map(self._make, range(self._length))
+
+
+class _MaskedEntry(Mapping):
+    """An annotation whose `segmentation` is read from its record when it is asked for."""
+
+    def __init__(self, fields: dict, read: Callable[[], object]):
+        self._fields, self._read = fields, read
+
+    def __getitem__(self, name):
+        return self._read() if name == "segmentation" else self._fields[name]
+
+    def __iter__(self):
+        return iter((*self._fields, "segmentation"))
+
+    def __len__(self):
+        return len(self._fields) + 1
 
 
 class TfdsSource(AnnotatedImages):
@@ -71,8 +87,8 @@ class TfdsSource(AnnotatedImages):
           spec: see `Records`.
           strict: see `CocoSource`.
           with_masks: see `CocoSource`.
-          exif: see `CocoSource`; records of others than `data.builders` are read as stored unless
-            this says otherwise, as TFDS does.
+          exif: see `CocoSource`; records of others are read as stored unless this says otherwise,
+            as TFDS does.
           max_pixels: see `CocoSource`.
           field: see `Records`.
           keep_in: see `Records`.
@@ -130,6 +146,9 @@ class TfdsSource(AnnotatedImages):
         if not self._features.has_masks:
             problem = "these records have no masks"
             raise UserError(self.place, "objects", problem, "use a detector without masks")
+        if (self.sizes != self._records.index.size).any():
+            problem = "masks of photographs that EXIF turns belong to the pixels as stored"
+            raise UserError("config", "data.exif", problem, "set it to 'stored'")
         (missing,) = np.nonzero(~self._records.index.has_mask[self._usable])
         if len(missing):
             row = np.flatnonzero(self._usable)[missing[0]]
@@ -177,15 +196,16 @@ class TfdsSource(AnnotatedImages):
         }
         marks = dict(zip(FLAGS, self._flags[row].tolist(), strict=True))
         entry |= {flag: marks[flag] for flag in self._features.flags}
-        if self._with_masks:
-            image = int(objects.image[row])
-            if self._last_masks[0] != image:  # the objects of an image follow each other
-                example = self._records.example(image)
-                self._last_masks = (image, self._features.segmentations(example))
-            size = self.sizes[image].tolist()
-            mask = self._last_masks[1][self._ordinal[row]]
-            entry["segmentation"] = masks.validated(mask, *size)
-        return entry
+        return _MaskedEntry(entry, lambda: self._mask(row)) if self._with_masks else entry
+
+    def _mask(self, row):
+        """Read the mask of an object."""
+        image = int(self._objects.objects.image[row])
+        if self._last_masks[0] != image:  # the objects of an image follow each other
+            example = self._records.example(image)
+            self._last_masks = (image, self._features.segmentations(example))
+        mask = self._last_masks[1][self._ordinal[row]]
+        return masks.validated(mask, *self.sizes[image].tolist())
 
     def _read(self, index):
         example = self._records.example(index)

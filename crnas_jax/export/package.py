@@ -14,6 +14,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def write_export(
     Raises:
       UserError: the folder is there, or the network has no such part or layout.
     """
-    output = pathlib.Path(output)
+    output = pathlib.Path(output).expanduser()
     if output.exists():
         raise UserError(output, "--output", "it exists already", "name a new folder")
     if part == "detector" and network.detector is None:
@@ -72,18 +73,21 @@ def write_export(
     if layout == "scenic":
         variables, table_line = scenic.convert(network.arch, variables)
         description["scenic"] = {"line": table_line, "num_layers": scenic.num_layers(network.arch)}
-    # Whole or not at all: under another name until everything is there.
-    work = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(work, ignore_errors=True)
+    work = None
     try:
-        work.mkdir(parents=True)
-        _write(work, network, variables, description)
-        work.rename(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: under another name until everything is there.
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        folder = work / output.name
+        folder.mkdir()
+        _write(folder, network, variables, description)
+        folder.rename(output)
     except OSError as error:
         problem = f"cannot be written: {error.strerror or error}"
         raise UserError(output, "--output", problem, "make room, or name another folder") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _write(work, network, variables, description):
@@ -233,6 +237,9 @@ def read_export(folder: pathlib.Path) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(folder / SUMS, "file", f"does not load: {error}", _AGAIN) from error
     actual = {str(path.relative_to(folder)): path for path in _files(folder)}
+    unlisted = sorted(actual.keys() - expected.keys())
+    if unlisted:
+        raise UserError(folder / SUMS, unlisted[0], "it is not in the list", _AGAIN)
     for name, content in expected.items():
         if name not in actual or _sha256(actual[name]) != content:
             problem = "its content has changed" if name in actual else "missing"

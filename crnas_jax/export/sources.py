@@ -93,6 +93,7 @@ def find_network(workdir: str | pathlib.Path, name: str, path: Path | None = Non
         )
     if (folder / NETWORK).exists():
         fields = read_json(folder / NETWORK, "train the network again")
+        fields = fields if isinstance(fields, dict) else {}
         architecture = arch.read(json.dumps(fields.get("arch")))
         return Network(architecture, load_variables(folder / VARIABLES))
     there = {
@@ -138,11 +139,15 @@ def _ranked(workdir, folder, spec: SupernetSpec, rank):
     if not file.exists():
         problem = f"the {level} search is not finished"
         raise UserError(workdir, "--rank", problem, "finish it, or give --depths and --dilations")
-    ranking = read_json(file).get("ranking", [])
-    if rank > len(ranking):
-        problem = f"{rank}, and the search has ranked {len(ranking)} codes"
+    try:
+        codes = [tuple(map(int, row["code"])) for row in read_json(file)["ranking"]]
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(file, "ranking", problem, "give --depths and --dilations") from error
+    if rank > len(codes):
+        problem = f"{rank}, and the search has ranked {len(codes)} codes"
         raise UserError(_COMMAND, "--rank", problem, "give a smaller number")
-    code = tuple(int(entry) for entry in ranking[rank - 1]["code"])
+    code = codes[rank - 1]
     if level == "stage":
         return code, ()
     depths = spec.deepest.depths

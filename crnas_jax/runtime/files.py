@@ -54,7 +54,7 @@ def append(path: pathlib.Path, text: str) -> None:
 
 
 def as_path(path):
-    """Return the `pathlib.Path` of a name; a path in an archive (`data.archives`) as it is."""
+    """Return the `pathlib.Path` of a name; a path in an archive (`records.archives`) as it is."""
     return pathlib.Path(path) if isinstance(path, str | os.PathLike) else path
 
 

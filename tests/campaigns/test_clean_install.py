@@ -91,11 +91,14 @@ def test_wheel_and_export_serve_clean_environments(tmp_path):
     subprocess.run(list(map(str, [*build, ROOT])), check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     python = environment(tmp_path / "with", wheel)
-    command, export = python.with_name("crnas-jax"), tmp_path / "export"
+    command = python.with_name("crnas-jax")
     work = tmp_path / "elsewhere"
     work.mkdir()
     assert run(command, "--version", folder=work).strip() == crnas_jax.__version__
-    run(command, "export", f"--workdir={tmp_path / 'run'}", f"--output={export}", folder=work)
+    again = tmp_path / "again"
+    run(command, "export", f"--workdir={tmp_path / 'run'}", f"--output={again}", folder=work)
+    for name in ("arch.json", "weights.safetensors", "backbone.py"):
+        assert (again / name).read_bytes() == (export / name).read_bytes()
     splits = [f"--split={name}={name}.json:images" for name in ("train", "val")]
     records = [f"--source={data}", f"--output={tmp_path / 'records'}", *splits]
     run(command, "prepare-data", "--dataset=coco", *records, folder=work)

@@ -13,9 +13,9 @@ import tiny_run
 from helpers import ENVIRONMENT, ROOT
 from tiny_run import STOPPED, Hosts, check_result, joint_flags, scored, wait_until
 
-from crnas_jax.data.builders import detection_data_set
 from crnas_jax.data.coco import CocoSource
-from crnas_jax.data.record_writer import prepare
+from crnas_jax.data.records.builders import detection_data_set
+from crnas_jax.data.records.writer import prepare
 
 pytestmark = pytest.mark.campaign
 

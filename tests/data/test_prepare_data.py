@@ -1,13 +1,17 @@
 """Building records: archives as folders, kills, damage, full disks, and what is refused."""
 
 import hashlib
+import io
+import json
 import pathlib
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,14 +24,23 @@ from record_data import (
     coco_folder,
     inaturalist_archives,
     pixels,
+    tfrecord_copy,
+    tfrecords,
     voc_folder,
 )
 
 from crnas_jax import cli
-from crnas_jax.data.build import ClassificationDataOptions, classification_sources
-from crnas_jax.data.originals import open_original
-from crnas_jax.data.record_writer import prepare
+from crnas_jax.data.build import (
+    ClassificationDataOptions,
+    DataOptions,
+    classification_sources,
+    detection_source,
+)
+from crnas_jax.data.records import tfrecord
+from crnas_jax.data.records.originals import open_original
+from crnas_jax.data.records.writer import prepare
 from crnas_jax.data.tfds import TfdsClassification
+from crnas_jax.data.voc import CLASS_NAMES
 from crnas_jax.errors import UserError
 
 COCO_SPLITS = {split: f"{split}.json:images" for split in SPLITS}
@@ -145,9 +158,9 @@ def test_kills_at_random_moments_change_nothing(coco, tmp_path, capsys):
     num_shards = sum("array_record" in name for name in expected)
     output, rng = tmp_path / "killed", campaign_rng()
     script = (
-        "from crnas_jax.data import originals, record_writer\n"
+        "from crnas_jax.data.records import originals, writer\n"
         f"data_set = originals.open_original('coco', {str(coco)!r}, {COCO_SPLITS})\n"
-        f"record_writer.prepare(data_set, {str(output)!r}, 4000)"
+        f"writer.prepare(data_set, {str(output)!r}, 4000)"
     )
     kept = {}
     for moment in sorted(rng.choice(np.arange(1, num_shards), 3, replace=False).tolist()):
@@ -190,10 +203,10 @@ def test_a_finished_shard_that_changed_is_named(coco, tmp_path, monkeypatch):
 
 def _unfinished(coco, tmp_path, monkeypatch):
     """Return a folder of records that was left when all shards were finished."""
-    from crnas_jax.data import record_writer
+    from crnas_jax.data.records import writer
 
     with monkeypatch.context() as patch:
-        patch.setattr(record_writer, "_finish", lambda *arguments: None)
+        patch.setattr(writer, "_finish", lambda *arguments: None)
         return build("coco", coco, tmp_path / "records", COCO_SPLITS)
 
 
@@ -215,6 +228,124 @@ def test_a_full_disk_ends_in_a_line_and_what_is_finished_stays(coco, tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"disk: 0\.0 GB to write, 0\.0 GB free; make room"):
         build("coco", coco, tmp_path / "none", COCO_SPLITS)
+
+
+def test_voc_has_its_twenty_classes_by_itself(tmp_path):
+    devkit = voc_folder(tmp_path / "VOCdevkit")
+    for path in devkit.rglob("*.xml"):
+        text = path.read_text().replace(">cell<", ">cat<").replace(">dot<", ">dog<")
+        path.write_text(text)
+    flags = ["--split=train=VOC2007/train", f"--source={tmp_path}", "--dataset=voc"]
+    assert _command(*flags, f"--output={tmp_path / 'records'}") == 0
+    options = DataOptions("tfds", str(tmp_path / "records"), train="train")
+    source = detection_source(options, "train")
+    assert source.class_names == list(CLASS_NAMES)
+    assert set(source[3]["labels"].tolist()) <= {8, 12}
+
+
+@pytest.mark.parametrize("identifier", ["a", None, 2**63, 1.5])
+def test_annotations_without_a_whole_id_are_numbered(coco, tmp_path, identifier):
+    content = json.loads((coco / "train.json").read_text())
+    content["annotations"][2]["id"] = identifier
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    splits = {"train": f"{tmp_path / 'train.json'}:images"}
+    records = build("coco", coco, tmp_path / "records", splits)
+    source = detection_source(DataOptions("tfds", str(records), train="train"), "train")
+    assert len(source.coco["annotations"]) == len(content["annotations"]) - 1  # one is outside
+
+
+@pytest.mark.parametrize("name", ["", " cell", "a\nb", "cell ", "\ud800"])
+def test_names_that_a_list_cannot_hold_are_refused(coco, tmp_path, name):
+    content = json.loads((coco / "train.json").read_text())
+    content["categories"][2]["name"] = name
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"classes: a class is called .*; rename it"):
+        build("coco", coco, tmp_path / "x", {"train": f"{tmp_path / 'train.json'}:images"})
+    assert not (tmp_path / "x").exists()
+
+
+def _zip_of(coco, folder, **options):
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "train2017.zip", "w", **options) as file:
+        for name, content in members(coco / "images", "train2017/"):
+            file.writestr(name, content)
+    shutil.copy(coco / "train.json", folder / "train.json")
+    return folder, {"train": "train.json:train2017"}
+
+
+def test_damaged_members_end_in_one_line(coco, tmp_path):
+    folder, splits = _zip_of(coco, tmp_path / "zip", compression=zipfile.ZIP_DEFLATED)
+    content = bytearray((folder / "train2017.zip").read_bytes())
+    for place in range(200, len(content) // 2, 97):
+        content[place] ^= 0xFF
+    (folder / "train2017.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"archive: damaged: .*; download it again"):
+        build("coco", folder, tmp_path / "records", splits, any_archives=True)
+
+
+def test_hard_links_of_a_tar_are_followed(tmp_path):
+    devkit = voc_folder(tmp_path / "folder" / "VOCdevkit")
+    text = {"train": "VOC2007/train"}
+    options = {"class_names": VOC_CLASSES, "any_archives": True}
+    expected = build("voc", tmp_path / "folder", tmp_path / "a", text, **options)
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "VOCtest_06-Nov-2007.tar", "w") as file:
+        links = []
+        for name, content in members(devkit, "VOCdevkit/"):
+            member = tarfile.TarInfo(name if name.endswith(".txt") else f"./first/{name}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+            if member.name != name:
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = tarfile.LNKTYPE, member.name
+                links.append(link)
+        for link in links:
+            file.addfile(link)
+    actual = build("voc", tmp_path / "tar", tmp_path / "b", text, **options)
+    assert checksums(actual) == checksums(expected)
+
+
+def test_lists_that_lead_out_or_repeat_classes_are_refused(tmp_path):
+    folder = class_folder(tmp_path / "folders", 3)
+    archives = inaturalist_archives(tmp_path / "archives", folder)
+    with zipfile.ZipFile(archives / "train_val2017.zip") as file:
+        content = json.loads(file.read("train2017.json"))
+
+    def changes():
+        yield "leads out", lambda c: c["images"][0].update(file_name="../secret.jpg")
+        yield "json: ", lambda c: c["images"][0].update(file_name=5)
+        yield "a name comes twice", lambda c: c["categories"][0].update(name="n00000000")
+        yield "json: ", lambda c: c["annotations"].clear()
+
+    for message, change in changes():
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        (tmp_path / "train.json").write_text(json.dumps(changed))
+        splits = {"train": str(tmp_path / "train.json")}
+        with pytest.raises(UserError, match=message):
+            build("inaturalist", archives, tmp_path / "x", splits, any_archives=True)
+
+
+def test_records_that_are_none_and_wrong_counts_are_named(coco, tmp_path):
+    records = build("coco", coco, tmp_path / "records", COCO_SPLITS, 10**9)
+    copy = tfrecord_copy(records, tmp_path / "copy")
+    (shard,) = copy.glob("*train*")
+    shard.write_bytes(tfrecords([b"\xff garbage"] * 11))
+    with pytest.raises(UserError, match=r"train, record 0: features: "):
+        prepare(tfrecord.data_set(copy), tmp_path / "again")
+    shard.write_bytes(tfrecords([b""] * 11))
+    with pytest.raises(UserError, match=r"train, record 0: features: "):
+        prepare(tfrecord.data_set(copy), tmp_path / "empty")
+    shard.write_bytes(tfrecords([b"x"] * 3))
+    with pytest.raises(UserError, match=r"shard: 3 records, dataset_info.json says 11"):
+        list(tfrecord.data_set(copy).splits["train"].records(0, 11))
+    content = json.loads((records / "dataset_info.json").read_text())
+    for count in ("99", "2"):
+        content["splits"][0]["shardLengths"] = [count]
+        (records / "dataset_info.json").write_text(json.dumps(content))
+        options = DataOptions("tfds", str(records), train=content["splits"][0]["name"])
+        with pytest.raises(UserError, match=r"shardLengths: |records, dataset_info.json says"):
+            detection_source(options, "train")
 
 
 def _command(*flags):

@@ -1,6 +1,9 @@
 """Records against the plain folders they were made of: batches, metrics, plans, and leaks."""
 
+import dataclasses
+import io
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -8,13 +11,18 @@ import types
 import numpy as np
 import pytest
 import record_data
+import tensorflow_datasets as tfds
 from helpers import ROOT
+from inputs import making
+from PIL import Image
 from record_data import SPLITS, VOC_CLASSES, coco_folder, stock_coco, tfrecord_copy, voc_folder
 
 from crnas_jax import cli
 from crnas_jax.data import loader, masks
 from crnas_jax.data.build import DataOptions, detection_source, detection_sources
 from crnas_jax.data.checks import require_consistent
+from crnas_jax.data.records import tfrecord
+from crnas_jax.data.records.folder import Examples, RecordFolder
 from crnas_jax.data.source import DetectionSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
 from crnas_jax.errors import UserError
@@ -194,10 +202,12 @@ def test_a_part_of_a_split_and_the_union_of_two(folders):
     assert sorted(parts[0] + parts[1]) == whole.image_ids.tolist()
     assert min(map(len, parts)) > 3
     assert len(ids("train+val")) == 18
-    with pytest.raises(UserError, match=r"image/id \d+ comes twice"):
-        ids("train+train[:1]")
-    with pytest.raises(UserError, match=r"is no split of .* there are train, val"):
-        ids("validation")
+    for spec in ("train+train[:1]", "train[:3]+train[2:]"):
+        with pytest.raises(UserError, match="holds records twice"):
+            ids(spec)
+    for spec in ("validation", "train[5:2]", "train[90%:10%]", "train[", "", "train[:99]"):
+        with pytest.raises(UserError, match=r"is no split of .* there are train, val"):
+            ids(spec)
     overlapping = DataOptions("tfds", folder, train="train", val="train[:2]", test="val")
     with pytest.raises(UserError, match="is in train too"):
         require_consistent(detection_sources(overlapping))
@@ -234,6 +244,123 @@ def test_an_index_of_others_is_made_once_and_read_again(folders, tmp_path, capsy
     np.testing.assert_array_equal(again[3]["image"], first[3]["image"])
 
 
+def test_an_index_of_others_follows_what_features_json_says(folders, tmp_path):
+    folder, keep_in = stock_coco(tmp_path / "stock", folders["work"] / "coco"), tmp_path / "kept"
+    options = DataOptions("tfds", str(folder), train="train")
+    before = detection_source(options, "train", keep_in=keep_in)
+    before.keep_index()
+    content = (folder / "features.json").read_text()
+    assert "REL_YXYX" in content
+    (folder / "features.json").write_text(content.replace("REL_YXYX", "REL_XYXY"))
+    after = detection_source(options, "train", keep_in=keep_in)
+    assert after.digest != before.digest
+    assert (after[0]["boxes"] != before[0]["boxes"]).any()
+
+
+_EVIL = {"pythonClassName": "evil_feature.Feature", "tensor": {"dtype": "int64"}}
+_LEGACY = {"type": "evil_feature.Feature", "content": {}}
+_TRUSTED = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        _EVIL,
+        {"python_class_name": _EVIL["pythonClassName"], "tensor": {}},
+        _LEGACY,
+        {"pythonClassName": _TRUSTED, "jsonFeature": {"json": json.dumps({"x": _LEGACY})}},
+        {**_LEGACY, "proto_cls": "tensorflow_datasets.TensorFeature", "content": "{}"},
+        {**_EVIL, "pythonClassName": "tensorflow_datasets.core.features...evil_feature.Feature"},
+    ],
+)
+def test_no_feature_is_imported_from_elsewhere(folders, tmp_path, monkeypatch, feature):
+    (tmp_path / "evil_feature.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for kind in ("records", "tfrecords"):
+        folder = tmp_path / kind
+        shutil.copytree(folders["work"] / f"coco-{kind}", folder)
+        content = json.loads((folder / "features.json").read_text())
+        content["featuresDict"]["features"]["image/id"] = feature
+        (folder / "features.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"features\.json: "):
+            RecordFolder(folder) if kind == "records" else tfrecord.data_set(folder)
+        assert "evil_feature" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["records", "tfrecords"])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "split"])
+def test_names_of_data_sets_and_splits_stay_in_the_folder(folders, tmp_path, kind, name):
+    folder = tmp_path / kind
+    shutil.copytree(folders["work"] / f"coco-{kind}", folder)
+    content = json.loads((folder / "dataset_info.json").read_text())
+    if name == "split":
+        content["splits"][0]["name"] = "../../evil"
+    else:
+        content["name"] = name
+    (folder / "dataset_info.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"name|does not load"):
+        RecordFolder(folder) if kind == "records" else tfrecord.data_set(folder)
+
+
+def test_records_of_tfds_are_read_after_conversion(folders, tmp_path):
+    stock = stock_coco(tmp_path / "stock", folders["work"] / "coco")
+    copy = tfrecord_copy(stock, tmp_path / "copy")
+    again = prepare("tfrecord", copy, tmp_path / "again")
+    options = [DataOptions("tfds", str(folder), train="train") for folder in (stock, again)]
+    plain, converted = (detection_source(option, "train") for option in options)
+    assert converted.notes() == plain.notes()
+    assert list(converted.coco["annotations"]) == list(plain.coco["annotations"])
+    for row in range(len(plain)):
+        np.testing.assert_array_equal(converted[row]["image"], plain[row]["image"])
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "tensor"])
+def test_masks_of_others(tmp_path, kind):
+    rng, shape, mask = np.random.default_rng(0), (40, 50, 1), np.zeros((40, 50), np.uint8)
+    mask[5:20, 10:30] = 255
+    encoded, content = io.BytesIO(), io.BytesIO()
+    Image.fromarray(mask).save(encoded, "PNG")
+    record_data.pixels(rng, 40, 50).save(content, "JPEG", exif=making.exif_of(6))
+    feature, value = {
+        "image": (tfds.features.Image(shape=(None, None, 1)), encoded),
+        "text": (tfds.features.Text(), json.dumps([[10, 5, 30, 5, 30, 20, 10, 20]])),
+        "tensor": (tfds.features.Tensor(shape=shape, dtype=np.uint8), mask[..., None]),
+    }[kind]
+    features = {
+        "image": tfds.features.Image(),
+        "objects": tfds.features.Sequence(
+            {
+                "label": tfds.features.ClassLabel(names=["cell"]),
+                "bbox": tfds.features.BBoxFeature(bbox_format="XYWH"),
+                "segmentation": feature,
+            }
+        ),
+    }
+    encoded.seek(0)
+    content.seek(0)
+    objects = [{"label": 0, "bbox": np.array([10.0, 5.0, 20.0, 15.0]), "segmentation": value}]
+    examples = {"train": [{"image": content, "objects": objects}]}
+    folder = record_data.prepared(tmp_path, features, examples)
+    options = DataOptions("tfds", str(folder), train="train")
+    source = detection_source(options, "train", with_masks=True)
+    (segmentation,) = source[0]["segmentations"]
+    crop = masks.crop(segmentation, source[0]["boxes"][0], 10)
+    assert crop.all()
+    (annotation,) = source.coco["annotations"]
+    assert dict(annotation)["segmentation"] == segmentation
+    assert source.image_ids.tolist() == [1]
+    options = dataclasses.replace(options, exif="shown")
+    with pytest.raises(UserError, match="masks of photographs that EXIF turns"):
+        detection_source(options, "train", with_masks=True)
+
+
+def test_plans_and_metrics_of_boxes_read_no_record(folders, monkeypatch):
+    sources = _sources(folders["coco"][1], with_masks=True)
+    monkeypatch.setattr(Examples, "__getitem__", None)
+    require_consistent(sources)
+    GroundTruth.from_source(sources["val"])
+
+
 def test_tensorflow_is_not_imported(folders):
     script = f"""
 import sys
@@ -254,8 +381,6 @@ assert (status, names) == (0, []), names
 
 
 def test_voc_of_tfds_itself_counts_pixels_from_1(tmp_path):
-    import tensorflow_datasets as tfds
-
     features = {
         "image": tfds.features.Image(),
         "image/filename": tfds.features.Text(),
@@ -267,8 +392,6 @@ def test_voc_of_tfds_itself_counts_pixels_from_1(tmp_path):
             }
         ),
     }
-    import io
-
     rng, images = np.random.default_rng(0), {}
     for name in ("b.jpg", "a.jpg"):
         images[name] = io.BytesIO()

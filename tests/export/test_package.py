@@ -364,6 +364,7 @@ def test_damaged_and_foreign_exports_are_refused(tmp_path):
         r"weights\.safetensors: file: missing": lambda: (folder / "weights.safetensors").unlink(),
         r"SHA256SUMS: file: does not load": lambda: (folder / "SHA256SUMS").unlink(),
         r"its content has changed; export it again": lambda: change_a_byte(folder / "variables"),
+        r"it is not in the list": lambda: (folder / "SHA256SUMS").write_text(""),
     }
     for message, damage in cases.items():
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from inputs import making
 from inputs.making import MASKS, SPLITS, H, W, good, read, write
 
-from crnas_jax.data.originals import open_original
-from crnas_jax.data.record_folder import FEATURES, INFO
-from crnas_jax.data.record_writer import prepare
+from crnas_jax.data.records.folder import FEATURES, INFO
+from crnas_jax.data.records.originals import open_original
+from crnas_jax.data.records.writer import prepare
 
 case = making.cases("records")
 RECORDS = ("--config.data.name=tfds", *(f"--config.data.{split}={split}" for split in SPLITS))

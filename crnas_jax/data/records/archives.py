@@ -5,6 +5,7 @@ in the order in which they stand there (`ArchivePath.position`), and nothing is 
 """
 
 import errno
+import gzip
 import io
 import os
 import pathlib
@@ -18,8 +19,8 @@ from typing import BinaryIO, Protocol
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.progress import Progress
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError)
 _REMEDY = "download it again"
+_BLOCK = 2**20
 
 
 class Archive(Protocol):
@@ -54,8 +55,11 @@ class _Tar:
 
     def _walk(self, file, start, folder):
         with tarfile.open(fileobj=file, mode="r:") as archive:
+            places = {}
             for member in archive:
-                if not member.isfile():
+                if member.islnk() and member.linkname in places:
+                    yield folder + member.name, places[member.linkname]
+                if not member.isreg():
                     continue
                 place = start + member.offset_data
                 if member.name.endswith(".tar"):
@@ -63,7 +67,8 @@ class _Tar:
                     name = f"{folder}{member.name.removesuffix('.tar')}/"
                     yield from self._walk(inner, place, name)
                 else:
-                    yield folder + member.name, (place, member.size)
+                    places[member.name] = (place, member.size)
+                    yield folder + member.name, places[member.name]
 
     def members(self):
         return {name: (0, size) for name, (_, size) in self._places.items()}
@@ -110,12 +115,17 @@ class _CompressedTar:
         progress = Progress(
             f"list of {path}", os.path.getsize(path), unit="byte", beginning="it is compressed"
         )
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
-            for position, member in enumerate(archive):
-                if member.isfile():
-                    self._names[member.name] = (position, member.size)
-                progress.update(file.tell())
-                archive.members = []  # they would fill the memory
+        with open(path, "rb") as file, gzip.open(file) as unpacked:
+            with tarfile.open(fileobj=unpacked, mode="r|") as archive:
+                for position, member in enumerate(archive):
+                    if member.isreg():
+                        self._names[member.name] = (position, member.size)
+                    elif member.islnk() and member.linkname in self._names:
+                        self._names[member.name] = self._names[member.linkname]
+                    progress.update(file.tell())
+                    archive.members = []  # they would fill the memory
+            while unpacked.read(_BLOCK):  # to its end, where the checksum is
+                pass
         progress.close()
 
     def members(self):
@@ -158,7 +168,7 @@ class ArchiveTree:
             try:
                 archive = _open(path)
                 members = archive.members()
-            except _DAMAGED as error:
+            except Exception as error:  # zipfile, tarfile and their decoders raise many types
                 raise _fault(path, error) from error
             for member, (position, size) in members.items():
                 parts = [part for part in (inside + member).split("/") if part not in ("", ".")]
@@ -283,7 +293,7 @@ class ArchivePath:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
         try:
             return file[0].read(file[1])
-        except _DAMAGED as error:
+        except Exception as error:  # zipfile, tarfile and their decoders raise many types
             raise _fault(self, error) from error
 
     def open(self, mode: str = "rb") -> BinaryIO:

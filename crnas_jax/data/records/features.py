@@ -1,21 +1,20 @@
 """What the features of a TFDS folder mean: from records to entries of its index.
 
-Own data sets (`data.builders`) keep in `ANNOTATIONS` what was annotated, number by number; TFDS's
-usual features beside it are for other readers. Data sets of others are read by those features.
+Own data sets (`data.records.builders`) keep in `ANNOTATIONS` what was annotated, number by number;
+TFDS's usual features beside it are for other readers. Data sets of others are read by those.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from crnas_jax.data import masks
 from crnas_jax.data.coco import category_entries
-from crnas_jax.data.record_folder import FEATURES, RecordFolder
-from crnas_jax.data.records import FLAGS, NO_ID, Entry
+from crnas_jax.data.records.folder import FEATURES, RecordFolder
+from crnas_jax.data.records.index import FLAGS, NO_ID, Entry
 from crnas_jax.errors import UserError
 
 IMAGE, IMAGE_ID, HEIGHT, WIDTH = "image", "image/id", "image/height", "image/width"
@@ -72,6 +71,8 @@ class Features:
         image_id, name = example.get(IMAGE_ID, NO_ID), example.get(self._name, b"")
         if isinstance(image_id, bytes):
             image_id, name = NO_ID, image_id
+        if image_id != int(image_id) or not NO_ID <= image_id < 2**63:
+            raise ValueError(f"{IMAGE_ID} {image_id} is no whole number below 2**63")
         return {
             "content": example[IMAGE],
             "image_id": int(image_id),
@@ -132,8 +133,6 @@ class DetectionFeatures(Features):
         self.flags = ("iscrowd", *(("difficult",) if self.is_voc else ()))
         self._mask = next((n for n in ("segmentation", "mask", "masks") if n in fields), None)
         self.has_masks = self._mask is not None
-        if self.has_masks and isinstance(fields[self._mask], tfds.features.Image):
-            self.skip["objects"] = {self._mask: tfds.decode.SkipDecoding()}
         self._format = self._bbox_format(_feature(fields, "bbox"))
         self.has_normalised_boxes = self._format.value.startswith("REL_")
         # TFDS's own builder normalises VOC's pixels as they are: 1-based, both ends included.
@@ -245,11 +244,8 @@ def _feature(features, name):
 
 
 def _segmentation(value):
-    """Return COCO's segmentation of a mask: text with JSON, or an encoded image that is not 0."""
+    """Return COCO's segmentation of a mask: text with JSON, or an image that is not 0."""
     if isinstance(value, bytes):
-        if value[:1] in (b"[", b"{"):
-            return json.loads(value)
-        image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_GRAYSCALE)
-        return None if image is None else masks.encode(image > 0)
+        return json.loads(value)
     value = np.asarray(value)
     return masks.encode(value.reshape(value.shape[:2]) > 0) if value.ndim >= 2 else None

@@ -1,14 +1,17 @@
 """A folder in TFDS's layout: its splits, and random access to their records without TensorFlow."""
 
+import contextlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import read_regular
+from crnas_jax.runtime.files import digest, read_regular
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 # The only format with random access.
@@ -44,26 +47,16 @@ class RecordFolder:
                 remedy = "convert it: crnas-jax prepare-data --dataset=tfrecord --source=FOLDER"
             problem = f"{str(file_format)[:40]!r} has no random access"
             raise UserError(self.path / INFO, "fileFormat", problem, remedy)
-        require_trusted_features(self.path)
-        try:
-            self._builder = tfds.builder_from_directory(self.path)
-            self.info = self._builder.info
-            self.shards = {
-                split: [pathlib.Path(path) for path in info.filepaths]
-                for split, info in self.info.splits.items()
-            }
-        except Exception as error:  # TFDS and protobuf raise many types of exceptions
-            problem = f"does not load: {_first_line(error)}"
-            raise UserError(self.path / FEATURES, "features", problem, _RESTORE) from error
-        self.stock_name = stock_name(fields)
-        self._starts = {}
-        for split, paths in self.shards.items():
-            lengths = self.info.splits[split].shard_lengths
-            for path in paths:
+        self._builder = open_builder(self.path)
+        self.info, self.stock_name = self._builder.info, stock_name(fields)
+        self.shards, self._starts = {}, {}
+        for split, part in self.info.splits.items():
+            self.shards[split] = [pathlib.Path(path) for path in part.filepaths]
+            for path in self.shards[split]:
                 if path.parent != self.path:
                     problem = f"the shard {str(path)[:80]} lies elsewhere"
                     raise UserError(self.path / INFO, "filepathTemplate", problem, _RESTORE)
-            self._starts[split] = np.cumsum([0, *lengths])
+            self._starts[split] = np.cumsum([0, *part.shard_lengths])
 
     def num_records(self, split: str) -> int:
         """Return the number of records of a split."""
@@ -81,6 +74,19 @@ class RecordFolder:
                 raise UserError(path, "shard", "missing", _RESTORE)
             sizes[path.name] = path.stat().st_size
         return sizes
+
+    def require_lengths(self, split: str) -> None:
+        """Raise UserError unless every file of a split holds as many records as it should."""
+        lengths = self.info.splits[split].shard_lengths
+        for path, length in zip(self.shards[split], lengths, strict=True):
+            try:
+                number = len(ArrayRecordDataSource([str(path)]))
+            except Exception as error:  # array_record raises many types of exceptions
+                problem = f"does not load: {_first_line(error)}"
+                raise UserError(path, "shard", problem, _RESTORE) from error
+            if number != length:
+                problem = f"{number} records, {INFO} says {length}"
+                raise UserError(path, "shard", problem, _RESTORE)
 
     def positions(self, spec: str, field: str) -> list[tuple[str, np.ndarray]]:
         """Return the splits that a text in TFDS's language names, with positions in them.
@@ -101,7 +107,11 @@ class RecordFolder:
                 for shard in self.info.splits[part.strip()].file_instructions:
                     index = where[pathlib.Path(shard.filename).name]
                     start = self._starts[split][index] + shard.skip
-                    stop = self._starts[split][index + 1] if shard.take < 0 else start + shard.take
+                    stop = start + shard.take
+                    if shard.take == -1:
+                        stop = self._starts[split][index + 1]
+                    elif shard.take < 0:  # TFDS lets a part end before it begins
+                        raise ValueError(part)
                     rows.append(np.arange(start, stop))
                 splits.append((split, np.concatenate([np.zeros(0, int), *rows])))
         except (KeyError, ValueError) as error:
@@ -184,31 +194,65 @@ def stock_name(fields: dict[str, Any]) -> str:
     return str(fields.get("name", "")) if is_stock else ""
 
 
-def require_trusted_features(folder: pathlib.Path) -> None:
-    """Raise UserError unless all features are TFDS's own: it would import what is named there."""
-    file = folder / FEATURES
+def open_builder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """Return TFDS's builder of a prepared folder, in whatever format.
+
+    Raises:
+      UserError: a file is missing or damaged, a name cannot be one of files, or a feature's class
+        would have to be imported from elsewhere.
+    """
     try:
-        names = list(_class_names(json.loads(read_regular(file))))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(file, "json", _first_line(error), _RESTORE) from error
+        with _known_features(folder / FEATURES):
+            builder = tfds.builder_from_directory(folder)
+            features = builder.info.features
+        if not isinstance(features, tfds.features.FeaturesDict):
+            raise ValueError("the features have no names")
+        names = [builder.info.name, *builder.info.splits]
+        lengths = [part.shard_lengths for part in builder.info.splits.values()]
+    except UserError:
+        raise
+    except Exception as error:  # TFDS and protobuf raise many types of exceptions
+        problem = f"does not load: {_first_line(error)}"
+        raise UserError(folder / FEATURES, "features", problem, _RESTORE) from error
     for name in names:
-        is_plain = isinstance(name, str) and name.startswith(_TRUSTED) and ".." not in name
-        if not is_plain:
+        require_plain_name(folder / INFO, name)
+    if any(length < 0 for of_split in lengths for length in of_split):
+        raise UserError(folder / INFO, "shardLengths", "below 0", _RESTORE)
+    return builder
+
+
+def require_plain_name(place, name: str) -> None:
+    """Raise UserError unless the name of a data set or a split can begin that of a file."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        problem = f"{name[:80]!r} cannot be part of a file's name"
+        raise UserError(place, "name", problem, "use letters, digits, dots and hyphens")
+
+
+@contextlib.contextmanager
+def _known_features(file):
+    """Keep TFDS from importing the modules that features.json names, in any of its spellings."""
+    connector = tfds.features.FeatureConnector
+    original = connector.__dict__["cls_from_name"]
+
+    def known_class(cls, name):
+        parts = str(name).removeprefix(_TRUSTED).split(".")
+        is_known = str(name).startswith(_TRUSTED) and all(part.isidentifier() for part in parts)
+        if not is_known:
             problem = f"{str(name)[:80]!r} is no feature of TFDS"
             raise UserError(file, "pythonClassName", problem, "prepare the data set without it")
+        return original.__get__(None, cls)(name)
+
+    connector.cls_from_name = classmethod(known_class)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = original
 
 
-def _class_names(value):
-    """Yield the names of all classes in the JSON of features, in its present and legacy form."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if key == "pythonClassName" or (key == "type" and "content" in value):
-                yield entry
-            else:
-                yield from _class_names(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _class_names(entry)
+def features_digest(folder: pathlib.Path) -> str:
+    """Return a digest of what says what the records' features are."""
+    files = [folder / FEATURES, *sorted(folder.glob("*.labels.txt"))]
+    return digest(*(part for file in files for part in (file.name, read_regular(file))))
 
 
 def _first_line(error):

@@ -9,17 +9,16 @@ import struct
 from collections.abc import Iterator
 
 import google_crc32c
-import tensorflow_datasets as tfds
 
-from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
-from crnas_jax.data.record_folder import (
+from crnas_jax.data.records.features import ClassificationFeatures, DetectionFeatures
+from crnas_jax.data.records.folder import (
     FEATURES,
     INFO,
+    open_builder,
     read_info,
-    require_trusted_features,
     stock_name,
 )
-from crnas_jax.data.record_writer import DataSet, Split
+from crnas_jax.data.records.writer import DataSet, Split
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import digest, read_regular
 
@@ -37,21 +36,16 @@ def data_set(folder: str | pathlib.Path) -> DataSet:
     Raises:
       UserError: it is no such folder, its features cannot be read, or a file is missing.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     fields = read_info(folder)
     file_format = fields.get("fileFormat") or "tfrecord"
     if file_format != "tfrecord":
         problem = f"{str(file_format)[:40]!r} instead of 'tfrecord'"
         raise UserError(folder / INFO, "fileFormat", problem, "array_record is read as it is")
-    require_trusted_features(folder)
-    try:
-        builder = tfds.builder_from_directory(folder)
-        info = builder.info
-        lengths = {split: list(part.shard_lengths) for split, part in info.splits.items()}
-        names = {split: list(part.filenames) for split, part in info.splits.items()}
-    except Exception as error:  # TFDS and protobuf raise many types of exceptions
-        problem = f"does not load: {type(error).__name__}: {str(error)[:100]}"
-        raise UserError(folder / FEATURES, "features", problem, _RESTORE) from error
+    builder = open_builder(folder)
+    info = builder.info
+    lengths = {split: list(part.shard_lengths) for split, part in info.splits.items()}
+    names = {split: list(part.filenames) for split, part in info.splits.items()}
     kind = DetectionFeatures if "objects" in info.features else ClassificationFeatures
     meaning = kind(info.features, folder / FEATURES, stock_name(fields))
     splits = {
@@ -59,6 +53,8 @@ def data_set(folder: str | pathlib.Path) -> DataSet:
         for split, counts in lengths.items()
         if sum(counts)
     }
+    if not splits:
+        raise UserError(folder / INFO, "splits", "there is no record", "give another folder")
     return DataSet(info.name, info.features, meaning, splits, builder)
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import load_url_infos
 
-from crnas_jax.data.archives import ArchivePath, ArchiveTree
-from crnas_jax.data.builders import classification_data_set, detection_data_set
 from crnas_jax.data.classification import FolderSource
 from crnas_jax.data.coco import CocoSource
 from crnas_jax.data.images import is_image
-from crnas_jax.data.record_writer import DataSet
+from crnas_jax.data.paths import leads_out
+from crnas_jax.data.records.archives import ArchivePath, ArchiveTree
+from crnas_jax.data.records.builders import classification_data_set, detection_data_set
+from crnas_jax.data.records.writer import DataSet
 from crnas_jax.data.voc import VocSource
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import read_regular
@@ -49,8 +50,14 @@ def _coco(root, splits, class_names):
     sources = {}
     for split, text in splits.items():
         annotations, _, images = text.partition(":")
-        sources[split] = CocoSource(root / (images or "images"), root / annotations)
+        sources[split] = CocoSource(_below(root, images or "images"), _below(root, annotations))
     return detection_data_set("coco", sources)
+
+
+def _below(root, text):
+    """Return a path of the command line: in the source, unless it says where."""
+    path = pathlib.Path(text).expanduser()
+    return path if path.is_absolute() else root / text
 
 
 def _voc(root, splits, class_names):
@@ -64,7 +71,7 @@ def _imagenet(root, splits, class_names):
         raise _no_class_names("imagenet")
     files, names = {}, {}
     for split, text in splits.items():
-        folder = root / text
+        folder = _below(root, text)
         if folder.is_dir() and any(map(is_image, folder.iterdir())):
             names[split], files[split] = None, _validation_files(folder)
         else:
@@ -111,7 +118,7 @@ def _inaturalist(root, splits, class_names):
         raise _no_class_names("inaturalist")
     names, files = {}, {}
     for split, text in splits.items():
-        names[split], files[split] = _listed_images(root, root / text)
+        names[split], files[split] = _listed_images(root, _below(root, text))
     return classification_data_set("inaturalist", *_with_common_classes(names, files))
 
 
@@ -126,10 +133,15 @@ def _listed_images(root, file):
             entry["image_id"]: label_of[entry["category_id"]] for entry in content["annotations"]
         }
         images = sorted(content["images"], key=lambda image: image["id"])
+        for image in images:
+            if leads_out(image["file_name"]):
+                problem = f"{image['file_name'][:80]!r} leads out of {root}"
+                remedy = "give a path inside the folder"
+                raise UserError(file, "images.file_name", problem, remedy)
         files = [(root / image["file_name"], labels[image["id"]]) for image in images]
     except OSError as error:
         raise UserError(file, "file", error.strerror or "unreadable", "restore it") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {str(error)[:80]}"
         raise UserError(file, "json", problem, "give a list in iNaturalist's format") from error
     return [name_of[category] for category in category_ids], files
@@ -194,13 +206,13 @@ def open_original(
     Raises:
       UserError: a file is missing, damaged, or not the published one.
     """
-    original, source = ORIGINALS[name], pathlib.Path(source)
+    original, source = ORIGINALS[name], pathlib.Path(source).expanduser()
     if not source.is_dir():
         raise UserError(source, "--source", "no such folder", "name the folder of the archives")
     if not any_archives:
         _require_published(original, source)
     root = ArchiveTree(source, original.archives).root
-    return original.open(root, splits or original.splits, class_names)
+    return original.open(root, splits or original.splits, class_names or None)
 
 
 def _require_published(original, source):
@@ -223,7 +235,7 @@ def _require_published(original, source):
 
 
 def _sha256(path):
-    sha, progress = hashlib.sha256(), None
+    sha = hashlib.sha256()
     progress = Progress(f"SHA-256 of {path}", path.stat().st_size, unit="byte", beginning="reading")
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

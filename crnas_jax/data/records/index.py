@@ -1,7 +1,7 @@
 """The index of a split in records: what a run asks of images and objects before it reads any.
 
-It is a file of plain arrays. Own data sets (`data.builders`) have it beside their shards; those of
-others are indexed once.
+It is a file of plain arrays. Own data sets (`data.records.builders`) have it beside their shards;
+those of others are indexed once.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from crnas_jax.data import images, masks
 from crnas_jax.data.objects import MAX_AREA, Objects
@@ -111,7 +112,10 @@ _COLUMNS = {
 }
 _OF_OBJECTS = (*("object_image", "object_id", "object_label", "bbox", "area", "flags", "has_mask"),)
 # What features that are not as announced raise.
-_UNREADABLE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+_UNREADABLE = (
+    *(AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError),
+    DecodeError,
+)
 _ANEW = "correct it, and prepare the records anew"
 # Longest name of a file, in bytes.
 _MAX_NAME = 255

@@ -21,10 +21,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from crnas_jax.data.images import MAX_PIXELS
-from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
-from crnas_jax.data.record_folder import FILE_FORMAT, INFO
-from crnas_jax.data.record_index import own_index
-from crnas_jax.data.records import join, make_index, read_index, write_index
+from crnas_jax.data.records.features import ClassificationFeatures, DetectionFeatures
+from crnas_jax.data.records.folder import (
+    FILE_FORMAT,
+    INFO,
+    features_digest,
+    require_plain_name,
+)
+from crnas_jax.data.records.index import join, make_index, read_index, write_index
+from crnas_jax.data.records.split import own_index
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import digest, read_json, write_json
 from crnas_jax.runtime.progress import Progress
@@ -112,7 +117,9 @@ def prepare(
     Raises:
       UserError: the folder holds something else, an image cannot be used, or the disk is full.
     """
-    output = pathlib.Path(output)
+    output = pathlib.Path(output).expanduser()
+    for name in (data_set.name, *data_set.splits):
+        require_plain_name(output, name)
     shards = list(_shards(data_set, shard_bytes))
     key = digest(
         data_set.name,
@@ -259,7 +266,7 @@ def _write_shard(data_set, output, work, shard, max_pixels):
 
 def _finish(data_set, output, work, shards, key):
     """Write the indices, then what makes the folder one of TFDS's."""
-    infos = []
+    infos, indices = [], {}
     for name in data_set.splits:
         of_split = [shard for shard in shards if shard.split == name]
         parts = [read_index(work / shard.part, "remove the folder") for shard in of_split]
@@ -270,7 +277,7 @@ def _finish(data_set, output, work, shards, key):
         first = ArrayRecordDataSource([str(output / of_split[0].file)])[0]
         example = data_set.features.deserialize_example_np(first, decoders=data_set.meaning.skip)
         description = {"shards": sizes, "made_from": key, **data_set.meaning.description(example)}
-        write_index(own_index(output, name), join(parts, description))
+        indices[name] = join(parts, description)
         template = tfds.core.ShardedFileTemplate(
             data_dir=output, dataset_name=data_set.name, split=name, filetype_suffix=FILE_FORMAT
         )
@@ -283,11 +290,20 @@ def _finish(data_set, output, work, shards, key):
                 filename_template=template,
             )
         )
-    _write_info(data_set, output, work, infos)
-    shutil.rmtree(work)
+    info = _write_info(data_set, output, work, infos)
+    features = features_digest(info)
+    for name, index in indices.items():
+        description = {**index.description, "features": features}
+        index = dataclasses.replace(index, description=description)
+        write_index(own_index(output, name), index)
+    # The file that makes the folder complete comes last.
+    for path in sorted(info.iterdir(), key=lambda path: path.name == INFO):
+        path.rename(output / path.name)
+    shutil.rmtree(work, ignore_errors=True)  # what is left of it, the next call removes
 
 
 def _write_info(data_set, output, work, infos):
+    """Write TFDS's files into a folder of their own; return it."""
     identity, texts = DatasetIdentity(data_set.name, tfds.core.Version(VERSION), "", ""), {}
     if data_set.origin is not None:
         identity = DatasetIdentity.from_builder(data_set.origin)
@@ -300,9 +316,7 @@ def _write_info(data_set, output, work, infos):
     folder = work / "info"
     folder.mkdir(exist_ok=True)
     info.write_to_directory(folder)
-    # The file that makes the folder complete comes last.
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == INFO):
-        path.rename(output / path.name)
+    return folder
 
 
 @contextlib.contextmanager

@@ -11,9 +11,16 @@ import pathlib
 import numpy as np
 
 from crnas_jax.data import images
-from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
-from crnas_jax.data.record_folder import INFO, Examples, RecordFolder
-from crnas_jax.data.records import (
+from crnas_jax.data.records.features import ClassificationFeatures, DetectionFeatures
+from crnas_jax.data.records.folder import (
+    FEATURES,
+    INFO,
+    Examples,
+    RecordFolder,
+    features_digest,
+)
+from crnas_jax.data.records.index import (
+    FORMAT,
     NO_ID,
     RecordIndex,
     join,
@@ -35,7 +42,7 @@ _PART = 2048
 
 
 def own_index(folder: pathlib.Path, split: str) -> pathlib.Path:
-    """Return the path of the index that `data.builders` writes beside a split's shards."""
+    """Return the path of the index that `data.records.builders` writes beside a split's shards."""
     return folder / f"index-{split}.npz"
 
 
@@ -64,30 +71,38 @@ def split_index(
     sizes = folder.require_shards(split)
     own = own_index(folder.path, split)
     if own.exists():
-        return _own_index(own, folder, features, sizes), None
+        return _own_index(own, folder, features, sizes, folder.num_records(split)), None
     # Records that were written anew have other times.
     times = [path.stat().st_mtime_ns for path in folder.shards[split]]
-    info = files.read_regular(folder.path / INFO)
-    key = files.digest(str(folder.path.resolve()), split, info, json.dumps([sizes, times]))
+    info, features_key = files.read_regular(folder.path / INFO), features_digest(folder.path)
+    place = str(folder.path.resolve())
+    key = files.digest(place, split, info, features_key, json.dumps([FORMAT, sizes, times]))
     kept = None if keep_in is None else keep_in / f"{key}.npz"
     if kept is not None and kept.exists():
         return read_index(kept, "remove it: the records are then read again"), None
     return scan(folder, split, features, sizes, max_pixels), kept
 
 
-def _own_index(file, folder, features, sizes):
+def _own_index(file, folder, features, sizes, num_records):
     """Read the index beside the shards; raise UserError unless it is theirs."""
     remedy = "remove it: each new run then reads all records first"
     index = read_index(file, remedy)
     categories = index.description.get("categories", features.class_names)
     shards = index.description.get("shards")
-    if not isinstance(shards, dict) or len(categories) != len(features.class_names):
-        raise UserError(file, "index", "it belongs to other records", remedy)
+    is_theirs = isinstance(shards, dict) and len(categories) == len(features.class_names)
+    is_theirs = is_theirs and index.description.get("features") == features_digest(folder.path)
+    if not is_theirs:
+        raise UserError(
+            file, "index", f"it belongs to other records, or {FEATURES} changed", remedy
+        )
     for name, size in sizes.items():
         if shards.get(name) != size:
             problem = f"{size} bytes, {file.name} says otherwise: damaged, or replaced"
             remedy = "restore it, or prepare it again"
             raise UserError(folder.path / name, "shard", problem, remedy)
+    if len(index) != num_records:
+        problem = f"{num_records} records by {INFO}, {len(index)} by {file.name}"
+        raise UserError(folder.path / INFO, "shardLengths", problem, "restore it")
     return index
 
 
@@ -110,6 +125,7 @@ def scan(
     Raises:
       UserError: see `split_index`.
     """
+    folder.require_lengths(split)
     examples = folder.examples(split, features.skip)
     if not len(examples):
         raise UserError(folder.path, f"split {split}", "no records", "give another split")
@@ -170,7 +186,7 @@ class Records:
         self._fresh: list[tuple[pathlib.Path, RecordIndex]] = []
         self._examples: list[Examples] = []
         self._splits: list[str] = []
-        parts, positions, part_of = [], [], []
+        parts, positions, part_of, seen = [], [], [], {}
         for number, (split, rows) in enumerate(folder.positions(spec, field)):
             index, keep_at = split_index(folder, split, features, max_pixels, keep_in)
             if keep_at is not None:
@@ -179,6 +195,11 @@ class Records:
             positions.append(rows)
             part_of.append(np.full(len(rows), number))
             self._examples.append(folder.examples(split, features.skip))
+            known = seen.setdefault(split, set())
+            if not known.isdisjoint(rows.tolist()):
+                problem = f"{spec!r} holds records twice"
+                raise UserError("config", field, problem, "give parts that do not overlap")
+            known.update(rows.tolist())
             self._splits.append(f"{folder.path}/{split}")
         joined = join(parts, parts[0].description)
         if not len(joined):

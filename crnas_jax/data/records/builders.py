@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from crnas_jax.data import record_features
 from crnas_jax.data.coco import CocoSource
-from crnas_jax.data.record_features import ClassificationFeatures, DetectionFeatures
-from crnas_jax.data.record_writer import DataSet, Split
+from crnas_jax.data.records import features as record_features
+from crnas_jax.data.records.features import ClassificationFeatures, DetectionFeatures
+from crnas_jax.data.records.writer import DataSet, Split
 from crnas_jax.data.stored import ImageFile
 from crnas_jax.errors import UserError
 
@@ -36,6 +36,7 @@ def detection_data_set(name: str, sources: Mapping[str, CocoSource]) -> DataSet:
     """
     first = next(iter(sources.values()))
     for split, source in sources.items():
+        require_class_names(source.place, source.class_names)
         if (source.category_ids, source.class_names) != (first.category_ids, first.class_names):
             remedy = "give all splits the same categories"
             raise UserError(source.place, "categories", f"{split} has others", remedy)
@@ -67,7 +68,7 @@ def detection_data_set(name: str, sources: Mapping[str, CocoSource]) -> DataSet:
 def _detection_split(features, source):
     annotations = defaultdict(list)
     for number, entry in enumerate(source.annotated, 1):
-        kept = {"id": number, **entry}
+        kept = {**entry, "id": entry["id"] if _is_id(entry.get("id")) else number}
         annotations[kept.pop("image_id")].append(kept)
     label_of = {category: label for label, category in enumerate(source.category_ids)}
     has_difficult = "difficult" in source.ignore_fields
@@ -108,6 +109,21 @@ def _id(entry):
     return entry["id"]
 
 
+def _is_id(value):
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def require_class_names(place, class_names: Sequence[str]) -> None:
+    """Raise UserError unless TFDS's lists of names can hold the names of classes, one a line."""
+    for name in class_names:
+        is_line = name == name.strip() and len(name.splitlines()) == 1
+        if not is_line or name.encode(errors="replace").decode() != name:
+            problem = f"a class is called {name[:40]!r}, which a list of names cannot hold"
+            raise UserError(place, "classes", problem, "rename it")
+    if len(set(class_names)) < len(class_names):
+        raise UserError(place, "classes", "a name comes twice", "rename one")
+
+
 def _order(paths):
     """Return positions in the order in which archives are read fastest; ids' order otherwise."""
     return sorted(range(len(paths)), key=lambda row: getattr(paths[row], "position", 0))
@@ -130,6 +146,7 @@ def classification_data_set(
       class_names: names of the labels 0..C-1.
       files: (path, label) of the images in the order of their ids, by split.
     """
+    require_class_names(name, class_names)
     features = tfds.features.FeaturesDict(
         {
             record_features.IMAGE: tfds.features.Image(),
@@ -153,7 +170,7 @@ def _classification_split(features, entries):
             "label": label,
         }
 
-    names = "\n".join(f"{path} {label}" for path, label in entries)
+    names = "\n".join(f"{path.parent.name}/{path.name} {label}" for path, label in entries)
     images = [ImageFile(entries[row][0]) for row in rows]
     return _split(features, images, example, hashlib.sha256(names.encode()).hexdigest())
 
