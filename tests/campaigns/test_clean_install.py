@@ -13,8 +13,11 @@ from record_data import coco_folder
 
 import crnas_jax
 from crnas_jax.arch.staged import Arch
+from crnas_jax.data.coco import category_entries
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.export.detector import save_detector
+from crnas_jax.export.package import write_export
+from crnas_jax.export.sources import Network
 from crnas_jax.models.build import Detector
 
 pytestmark = pytest.mark.campaign
@@ -81,9 +84,15 @@ def environment(folder, *requirements):
 def test_wheel_and_export_serve_clean_environments(tmp_path):
     arch = Arch("resnet_basic", (1, 2, 1, 1), (1, 1, 2, 1, 1), (8, 16, 16, 16))
     detector = Detector(arch, tiny_options(2))
-    categories = [{"id": 3, "name": "cell"}, {"id": 17, "name": "dot"}]
-    variables = randomised(fresh_variables(detector))
-    save_detector(tmp_path / "run" / "returned", detector, variables, ImageSize(64, 96), categories)
+    size, names = ImageSize(64, 96), ["cell", "dot"]
+    # From eight devices, to be read on one.
+    mesh = jax.make_mesh((8,), ("device",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    variables = jax.device_put(randomised(fresh_variables(detector)), everywhere)
+    categories = category_entries([3, 17], names)
+    save_detector(tmp_path / "run/returned", detector, variables, size, categories)
+    export = tmp_path / "export"
+    write_export(export, Network(arch, variables, detector, size, [3, 17], names))
     data = coco_folder(tmp_path / "data")
     (data / "test.json").write_text((data / "val.json").read_text())
 
