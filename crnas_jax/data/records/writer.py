@@ -168,7 +168,10 @@ def _is_finished(output, data_set, key):
         return False
     for split in data_set.splits:
         index = own_index(output, split)
-        if not index.exists() or read_index(index, "").description.get("made_from") != key:
+        if (
+            not index.exists()
+            or read_index(index, "remove the folder").description.get("made_from") != key
+        ):
             problem = "other records are there"
             raise UserError(output, "--output", problem, "name another folder, or remove it first")
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
