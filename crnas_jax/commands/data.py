@@ -59,8 +59,24 @@ def _prepare(values):
             values.dataset, values.source, splits, values.class_names, values.any_archives
         )
     prepare(data_set, values.output, values.shard_mb * 2**20, values.max_pixels)
-    names = " ".join(data_set.splits)
-    print(f"its splits are {names}: --config.data.name=tfds --config.data.folder={values.output}")
+    print("flags to read them: " + _flags(data_set, values.output))
+
+
+def _flags(data_set, output):
+    """Return the flags of a run on records."""
+    section = "config.data"
+    if not hasattr(data_set.meaning, "is_exact"):
+        section = "config.pretrain.data"
+    fields = {"name": "tfds", "folder": output}
+    for field, split in (
+        ("train", "train"),
+        ("val", "validation"),
+        ("val", "val"),
+        ("test", "test"),
+    ):
+        if split in data_set.splits:
+            fields[field] = split
+    return " ".join(f"--{section}.{field}={value}" for field, value in fields.items())
 
 
 def _split_of_flag(text):

@@ -25,14 +25,16 @@ def _export_flags(values, _):
     text = "Dilations of its blocks, in network order."
     flags.DEFINE_list("dilations", [], text, flag_values=values)
     text = "Place of the subnet in the search that was done in the supernet, from 1."
-    flags.DEFINE_integer("rank", 0, text, 0, flag_values=values)
+    flags.DEFINE_integer("rank", None, text, 1, flag_values=values)
 
 
 def _export(values):
     from crnas_jax.export.package import write_export
     from crnas_jax.export.sources import Path, find_network
 
-    path = Path(_whole_numbers(values, "depths"), _whole_numbers(values, "dilations"), values.rank)
+    path = Path(
+        _whole_numbers(values, "depths"), _whole_numbers(values, "dilations"), values.rank or 0
+    )
     network = find_network(values.workdir, values.network, path)
     part = values.part
     if part is None:

@@ -172,7 +172,7 @@ def require_pixels(name, height: int, width: int, max_pixels: int) -> None:
             name,
             "image",
             f"{height} x {width} pixels are more than {max_pixels:,}",
-            "make it smaller, or raise the limit max_pixels (config.data.max_pixels)",
+            "make it smaller, or raise the limit max_pixels (config.data.max_pixels; --max_pixels)",
         )
 
 

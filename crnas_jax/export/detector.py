@@ -99,6 +99,8 @@ def load_detector(folder: str | pathlib.Path) -> Predictor:
         inside = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION}"))
         inside = [path for path in inside if path.name == "returned"] or inside
         remedy = f"give {inside[0]}" if inside else "give the folder of a trained detector"
+        if (folder / "arch.json").exists():
+            remedy = "it is the export of a backbone: export the detector (--part=detector)"
         raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
     except Exception as error:  # fields of wrong types can fail anywhere in the network
         raise UserError(

@@ -64,6 +64,7 @@ def write_export(
         remedy = "export its backbone: --part=backbone"
         raise UserError(output, "--part", "it is no detector", remedy)
     description = {"format": FORMAT, "version": __version__, "layout": layout, "part": part}
+    description |= {"network": network.name, "is_subnet": network.is_subnet}
     description |= _description(network, part)
     variables = {
         name: {"backbone": tree["backbone"]} if part == "backbone" else tree

@@ -2,15 +2,20 @@
 
 _INPUT = """## Input
 
-RGB, 8 bits over 255, then (value - mean) / std of each channel, mean {mean}, std {std}; zeros
-beside the image. Heights and widths are multiples of {multiple}.{size} The features are
-{levels}.
+`images` are float32 [batch, height, width, 3]: RGB, 8 bits over 255, then (value - mean) / std of
+each channel, mean {mean}, std {std}; zeros beside the image. Heights and widths are multiples of
+{multiple}.{size} The features are {levels}.
+{subnet}"""
+
+_SUBNET = """
+The network was cut out of a supernet, with the weights and statistics that it has there: fine-tune
+it, or recalibrate its batch normalisation, before you measure it.
 """
 
 _OURS = """# {title}
 
-Written by crnas_jax {version}. `arch.json` says what the network is; `sha256sum -c SHA256SUMS`
-checks the files.
+Written by crnas_jax {version}: `{network}` of a run. `arch.json` says what the network is;
+`sha256sum -c SHA256SUMS` checks the files.
 
 {input}
 ## With crnas_jax
@@ -71,6 +76,8 @@ features = model(images, train=True, mutable=["batch_stats"])  # moves the stati
 
 _DETECTOR = """
 ```python
+import crnas_jax
+
 detector = crnas_jax.load_detector("THIS FOLDER")
 predictions = detector.predict(["a.jpg"])
 ```
@@ -119,7 +126,8 @@ def text(description: dict) -> str:
         f"{level['name']} (stride {level['stride']}, {level['channels']} channels)"
         for level in description["levels"]
     )
-    inputs = _INPUT.format(**{**fields, "size": size, "levels": levels})
+    subnet = _SUBNET if description["is_subnet"] else ""
+    inputs = _INPUT.format(**{**fields, "size": size, "levels": levels, "subnet": subnet})
     version = description["version"]
     if description["layout"] == "scenic":
         scenic = description["scenic"]
@@ -137,6 +145,7 @@ def text(description: dict) -> str:
     return _OURS.format(
         title="A detector" if is_detector else "A backbone",
         version=version,
+        network=description["network"],
         input=inputs,
         detector=_DETECTOR if is_detector else "",
     )

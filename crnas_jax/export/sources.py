@@ -35,6 +35,8 @@ class Network:
       size: resize rule of the detector.
       category_ids: category ids of the labels 1..C.
       class_names: their names.
+      name: name of the network in its run.
+      is_subnet: whether it was cut out of a supernet.
     """
 
     arch: Arch
@@ -43,6 +45,8 @@ class Network:
     size: ImageSize | None = None
     category_ids: Sequence[int] = ()
     class_names: Sequence[str] = ()
+    name: str = "network"
+    is_subnet: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +76,21 @@ def find_network(workdir: str | pathlib.Path, name: str, path: Path | None = Non
     Raises:
       UserError: there is none, or it does not load.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     folder = workdir / name
     if leads_out(name):
         raise UserError(_COMMAND, "--network", f"{name!r} is no folder in {workdir}", "correct it")
+    if not workdir.is_dir():
+        raise UserError(workdir, "--workdir", "no such folder", "name the folder of a run")
+    network = _load(workdir, folder, name, path or Path())
+    return dataclasses.replace(network, name=name)
+
+
+def _load(workdir, folder, name, path):
     if (folder / SUPERNET).exists():
-        return _cut(workdir, folder, path or Path())
-    if path not in (None, Path()):
+        return dataclasses.replace(_cut(workdir, folder, path), is_subnet=True)
+    is_network = (folder / DESCRIPTION).exists() or (folder / NETWORK).exists()
+    if is_network and path != Path():
         problem = f"{name} is no supernet"
         raise UserError(_COMMAND, "--depths, --dilations or --rank", problem, "leave them out")
     if (folder / DESCRIPTION).exists():
@@ -102,6 +114,8 @@ def find_network(workdir: str | pathlib.Path, name: str, path: Path | None = Non
         for file in workdir.rglob(kind)
     }
     remedy = f"there are {', '.join(sorted(there)[:10])}" if there else "train one first"
+    if "." in there:
+        remedy = f"name the run's folder: --workdir={workdir.parent} --network={workdir.name}"
     raise UserError(workdir, "--network", f"no trained network {name!r}", remedy)
 
 
@@ -119,8 +133,13 @@ def _cut(workdir, folder, path):
             problem = f"missing, and {folder.name} holds many"
             raise UserError(_COMMAND, "--depths", problem, "give them, or --rank=1 for the first")
         depths = spec.deepest.depths
-    architecture = Arch(spec.family, depths, dilations, spec.widths)
-    network = cut(variables, spec, architecture)
+    try:
+        architecture = Arch(spec.family, depths, dilations, spec.widths)
+        network = cut(variables, spec, architecture)
+    except UserError as error:
+        grids = " x ".join(str(list(grid)) for grid in spec.grids)
+        remedy = f"it holds depths {grids} and dilations {list(spec.dilations)}"
+        raise UserError(_COMMAND, "--depths, --dilations", error.problem, remedy) from error
     description = read_json(folder / SUPERNET).get("detector")
     if description is None:  # of a version that did not write it
         return Network(architecture, network)

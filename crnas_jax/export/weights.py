@@ -58,6 +58,10 @@ def require_weights(start: str | pathlib.Path, field: str = "checkpoint") -> Non
     if not folder.is_dir():
         remedy = 'train those weights first, name others, or give "" to start from random ones'
         raise UserError(start, field, "there are no weights", remedy)
+    inside = sorted(path.parent for path in folder.glob(f"*/{VARIABLES}"))
+    if inside:
+        problem = "it holds the folders of networks"
+        raise UserError(start, field, problem, f"give one of them, such as {inside[0]}")
     tree = layout(folder)
     collections = [tree.get(name) if isinstance(tree, dict) else None for name in _COLLECTIONS]
     if not all(isinstance(tree, dict) and "backbone" in tree for tree in collections):
@@ -120,7 +124,12 @@ def initialiser(model: Model, start: str | pathlib.Path) -> Callable[[PyTree], P
         return None
 
     def initialise(fresh):
-        filled, unfilled = fill(model, fresh, *load_weights(start))
+        try:
+            filled, unfilled = fill(model, fresh, *load_weights(start))
+        except UserError as error:
+            if error.where != "initial weights":
+                raise
+            raise UserError(start, error.field, error.problem, error.remedy) from error
         print(f"starts from {start}; not filled: {', '.join(unfilled) or 'nothing'}")
         return filled
 

@@ -7,8 +7,8 @@
 It predicts a heatmap of object centres for each class, and sizes and offsets of the boxes there
 ("Objects as Points", arXiv 1904.07850). DATA has `images/`, `train.json` and `test.json` in COCO's
 format. With `--package=none` crnas_jax is not imported: the backbone is the export's `backbone.py`,
-which needs jax and flax alone, and its weights come from Orbax. `--scratch` takes the architecture
-without the weights.
+which needs jax and flax alone, and its weights come from Orbax; the example itself also needs optax
+(flax brings both) and Pillow. `--scratch` takes the architecture without the weights.
 """
 
 import argparse
@@ -230,12 +230,21 @@ def _hits(boxes, objects):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--export", required=True, help="folder of an export")
     parser.add_argument("--data", required=True, help="folder with images/ and json files")
     parser.add_argument("--package", choices=("crnas_jax", "none"), default="crnas_jax")
     parser.add_argument("--scratch", action="store_true", help="leave the weights out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order")
+    parser.add_argument("--steps", type=int, default=800, help="training steps of 8 images")
     flags = parser.parse_args()
+    for file in (
+        f"{flags.export}/arch.json",
+        f"{flags.data}/train.json",
+        f"{flags.data}/test.json",
+    ):
+        if not pathlib.Path(file).is_file():
+            parser.error(f"there is no {file}")
     print(f"AP50 on test: {ap50(*train(**vars(flags))):.3f}")

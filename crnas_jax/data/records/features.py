@@ -23,6 +23,7 @@ ANNOTATIONS = "image/annotations"
 # Ids of all categories, in the order of the labels.
 CATEGORY_IDS = "categories/id"
 FILE_NAMES = ("image/filename", "file_name", "filename")
+_LABELLED = "give a data set with image and label among its features"
 _REMEDY = "give a data set with image and objects (bbox, label) among its features"
 
 Example = dict[str, Any]
@@ -63,7 +64,8 @@ class Features:
 
     def _class_names(self, label, place):
         if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-            raise self._fault(place, "missing, or no ClassLabel", _REMEDY)
+            remedy = _LABELLED if place == "label" else _REMEDY
+            raise self._fault(place, "missing, or no ClassLabel", remedy)
         return [str(name) for name in label.names]
 
     def _head(self, example: Example) -> dict:

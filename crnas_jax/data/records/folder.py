@@ -14,6 +14,8 @@ from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import digest, read_regular
 
 INFO, FEATURES = "dataset_info.json", "features.json"
+# Folder inside records that are not finished yet (`records.writer`).
+UNFINISHED = "unfinished"
 # The only format with random access.
 FILE_FORMAT = "array_record"
 # Modules of the classes that features.json may name: TFDS imports whatever stands there.
@@ -116,8 +118,8 @@ class RecordFolder:
                 splits.append((split, np.concatenate([np.zeros(0, int), *rows])))
         except (KeyError, ValueError) as error:
             names = ", ".join(self.shards)
-            problem = f"{spec[:60]!r} is no split of {self.path}"
-            remedy = f"there are {names}; parts are such as 'train[:90%]'"
+            problem = f"{spec[:60]!r} is no split of {self.path}, nor parts of splits"
+            remedy = f"there are {names}; parts are such as 'train[:90%]' and 'train[200:]'"
             raise UserError("config", field, problem, remedy) from error
         return splits
 
@@ -175,6 +177,8 @@ def read_info(folder: pathlib.Path) -> dict[str, Any]:
         below = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{INFO}"))
         inside = sorted(path.parent for path in below)[:1]
         remedy = f"give {inside[0]}" if inside else "give the folder of a prepared TFDS data set"
+        if (folder / UNFINISHED).exists():
+            remedy = "it is unfinished: give the command of prepare-data again"
         raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
     except ValueError as error:
         raise UserError(file, "json", str(error)[:100], _RESTORE) from error

@@ -50,6 +50,9 @@ def _coco(root, splits, class_names):
     sources = {}
     for split, text in splits.items():
         annotations, _, images = text.partition(":")
+        if not _below(root, annotations).exists():
+            remedy = "give yours, such as --split=train=train.json:images"
+            raise UserError("command line", "--split", f"there is no {root / annotations}", remedy)
         sources[split] = CocoSource(_below(root, images or "images"), _below(root, annotations))
     return detection_data_set("coco", sources)
 

@@ -25,6 +25,7 @@ from crnas_jax.data.records.features import ClassificationFeatures, DetectionFea
 from crnas_jax.data.records.folder import (
     FILE_FORMAT,
     INFO,
+    UNFINISHED,
     features_digest,
     require_plain_name,
 )
@@ -36,7 +37,7 @@ from crnas_jax.runtime.progress import Progress
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 * 2**20
-UNFINISHED, STATE = "unfinished", "state.json"
+STATE = "state.json"
 # Random access to single records; JPEG does not get smaller.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
