@@ -21,6 +21,7 @@ from crnas_jax import cli
 from crnas_jax.data import loader, masks
 from crnas_jax.data.build import DataOptions, detection_source, detection_sources
 from crnas_jax.data.checks import require_consistent
+from crnas_jax.data.records import split as record_split
 from crnas_jax.data.records import tfrecord
 from crnas_jax.data.records.folder import Examples, RecordFolder
 from crnas_jax.data.source import DetectionSource
@@ -237,7 +238,11 @@ def test_an_index_of_others_is_made_once_and_read_again(folders, tmp_path, capsy
     first = detection_source(options, "train", keep_in=keep_in)
     assert "reading all records once" in capsys.readouterr().out
     assert not keep_in.exists()
+    part = DataOptions("tfds", str(folder), train="train[:3]", exif="shown")
+    assert len(detection_source(part, "train", keep_in=keep_in)) == 3
+    assert capsys.readouterr().out == ""  # the same split: not read again
     first.keep_index()
+    record_split._scanned.clear()
     again = detection_source(options, "train", keep_in=keep_in)
     assert capsys.readouterr().out == ""
     assert again.digest == first.digest

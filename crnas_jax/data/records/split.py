@@ -37,6 +37,8 @@ _OF_ANNOTATIONS = (
     *("image_id", "size", "label", "object_image", "object_id", "object_label"),
     *("bbox", "area", "flags", "has_mask"),
 )
+# Indices that this process has made, by their key.
+_scanned: dict[str, RecordIndex] = {}
 # Records that are indexed at once: their objects are Python's until they become columns.
 _PART = 2048
 
@@ -80,7 +82,10 @@ def split_index(
     kept = None if keep_in is None else keep_in / f"{key}.npz"
     if kept is not None and kept.exists():
         return read_index(kept, "remove it: the records are then read again"), None
-    return scan(folder, split, features, sizes, max_pixels), kept
+    if key in _scanned:  # parts of one split are the splits of a run
+        return _scanned[key], None
+    _scanned[key] = scan(folder, split, features, sizes, max_pixels)
+    return _scanned[key], kept
 
 
 def _own_index(file, folder, features, sizes, num_records):
@@ -195,11 +200,11 @@ class Records:
             positions.append(rows)
             part_of.append(np.full(len(rows), number))
             self._examples.append(folder.examples(split, features.skip))
-            known = seen.setdefault(split, set())
-            if not known.isdisjoint(rows.tolist()):
+            known = seen.get(split, rows[:0])
+            if np.intersect1d(known, rows).size:
                 problem = f"{spec!r} holds records twice"
                 raise UserError("config", field, problem, "give parts that do not overlap")
-            known.update(rows.tolist())
+            seen[split] = np.concatenate([known, rows])
             self._splits.append(f"{folder.path}/{split}")
         joined = join(parts, parts[0].description)
         if not len(joined):
