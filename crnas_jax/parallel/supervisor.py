@@ -287,7 +287,8 @@ class _Child:
 
     def _native_output(self):
         """Return the end of what the child has written natively."""
-        with contextlib.suppress(OSError), open(self._log or self._output.fileno(), "rb") as file:
+        source, is_path = self._log or self._output.fileno(), self._log is not None
+        with contextlib.suppress(OSError), open(source, "rb", closefd=is_path) as file:
             begin = max(self._log_begin, os.fstat(file.fileno()).st_size - _TAIL)
             file.seek(begin)
             return file.read()

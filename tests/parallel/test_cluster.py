@@ -96,6 +96,8 @@ def test_a_single_process_of_a_launcher_is_alone(environment):
     assert find_cluster(environment=environment) is None
 
 
+# Of JAX, from Python 3.13 on.
+@pytest.mark.filterwarnings("ignore:'maxsplit' is passed as positional:DeprecationWarning")
 def test_a_tpu_vm_is_asked_for_its_metadata(monkeypatch):
     from jax._src import cloud_tpu_init
     from jax._src.clusters import cloud_tpu_cluster
