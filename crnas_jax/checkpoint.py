@@ -20,7 +20,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.parallel import hosts
 from crnas_jax.parallel.supervisor import waiting
 from crnas_jax.runtime import ownership, team
-from crnas_jax.runtime.files import replacing
+from crnas_jax.runtime.files import file_sha256, replacing
 
 _DIGEST = ".sha256"
 # What a damaged checkpoint raises; other errors of the system are the machine's.
@@ -143,9 +143,8 @@ def _content(folder):
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                sha.update(str(path.relative_to(folder)).encode())
-                sha.update(hashlib.file_digest(file, "sha256").digest())
+            sha.update(str(path.relative_to(folder)).encode())
+            sha.update(file_sha256(path))
     return sha.hexdigest()
 
 

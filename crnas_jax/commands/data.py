@@ -64,9 +64,6 @@ def _prepare(values):
 
 def _flags(data_set, output):
     """Return the flags of a run on records."""
-    section = "config.data"
-    if not hasattr(data_set.meaning, "is_exact"):
-        section = "config.pretrain.data"
     fields = {"name": "tfds", "folder": output}
     for field, split in (
         ("train", "train"),
@@ -76,7 +73,9 @@ def _flags(data_set, output):
     ):
         if split in data_set.splits:
             fields[field] = split
-    return " ".join(f"--{section}.{field}={value}" for field, value in fields.items())
+    return " ".join(
+        f"--config.{data_set.meaning.section}.{field}={value}" for field, value in fields.items()
+    )
 
 
 def _split_of_flag(text):

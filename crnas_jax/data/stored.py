@@ -1,7 +1,6 @@
 """Encoded images, wherever they lie: in a file, in an archive, or in a record."""
 
 import functools
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from crnas_jax.data import images
-from crnas_jax.runtime.files import as_path
+from crnas_jax.runtime.files import as_path, file_sha256
 
 _SAMPLE_BYTES = 4096
 
@@ -71,8 +70,7 @@ class ImageFile:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the file."""
-        with as_path(self.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return file_sha256(self.path)
 
 
 class ImageFiles(Sequence):

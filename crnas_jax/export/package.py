@@ -10,7 +10,6 @@ SHA256SUMS           digests of the files
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -32,7 +31,7 @@ from crnas_jax.export.sources import Network
 from crnas_jax.export.weights import VARIABLES
 from crnas_jax.models.backbones.alone import Backbone
 from crnas_jax.models.layers import EPSILON, MEAN, STD
-from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.files import file_sha256, read_json, write_json
 
 FORMAT = 1
 ARCH, SAFETENSORS, SUMS = "arch.json", "weights.safetensors", "SHA256SUMS"
@@ -60,6 +59,9 @@ def write_export(
     output = pathlib.Path(output).expanduser()
     if output.exists():
         raise UserError(output, "--output", "it exists already", "name a new folder")
+    if part == "detector" and layout == "scenic":
+        remedy = "export its backbone: --part=backbone"
+        raise UserError(output, "--layout=scenic", "it has the backbone alone", remedy)
     if part == "detector" and network.detector is None:
         remedy = "export its backbone: --part=backbone"
         raise UserError(output, "--part", "it is no detector", remedy)
@@ -70,10 +72,9 @@ def write_export(
         name: {"backbone": tree["backbone"]} if part == "backbone" else tree
         for name, tree in network.variables.items()
     }
-    table_line = ""
     if layout == "scenic":
-        variables, table_line = scenic.convert(network.arch, variables)
-        description["scenic"] = {"line": table_line, "num_layers": scenic.num_layers(network.arch)}
+        variables, line = scenic.convert(network.arch, variables)
+        description["scenic"] = {"line": line, "num_layers": scenic.num_layers(network.arch)}
     work = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def write_export(
 
 def _write(work, network, variables, description):
     layout, part = description["layout"], description["part"]
-    if part == "detector" and layout != "scenic":
+    if part == "detector":
         categories = category_entries(network.category_ids, network.class_names)
         save_detector(work, network.detector, variables, network.size, categories)
     else:
@@ -103,7 +104,7 @@ def _write(work, network, variables, description):
     if layout != "scenic":
         shutil.copyfile(_TEMPLATE, work / "backbone.py")
     (work / "README.md").write_text(readme.text(description))
-    lines = [f"{_sha256(path)}  {path.relative_to(work)}\n" for path in _files(work)]
+    lines = [f"{file_sha256(path).hex()}  {path.relative_to(work)}\n" for path in _files(work)]
     (work / SUMS).write_text("".join(lines))
 
 
@@ -242,7 +243,7 @@ def read_export(folder: pathlib.Path) -> dict:
     if unlisted:
         raise UserError(folder / SUMS, unlisted[0], "it is not in the list", _AGAIN)
     for name, content in expected.items():
-        if name not in actual or _sha256(actual[name]) != content:
+        if name not in actual or file_sha256(actual[name]).hex() != content:
             problem = "its content has changed" if name in actual else "missing"
             raise UserError(folder / name, "file", problem, _AGAIN)
     return description
@@ -250,8 +251,3 @@ def read_export(folder: pathlib.Path) -> dict:
 
 def _files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -117,6 +117,12 @@ def read_json(path: pathlib.Path, remedy: str = "remove it; its step is then don
         raise UserError(path, "json", str(error), remedy) from error
 
 
+def file_sha256(path: str | os.PathLike) -> bytes:
+    """Return the SHA-256 of a file's content."""
+    with as_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def digest(*parts: str | bytes) -> str:
     """Return sixteen hexadecimal digits of the SHA-256 over `parts` and their lengths."""
     sha = hashlib.sha256()

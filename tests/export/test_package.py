@@ -307,6 +307,8 @@ def test_scenics_names_are_scenics(tmp_path):
     assert "BLOCK_SIZE_OPTIONS[23] = ([1, 2, 3, 1], True)" in text
     with pytest.raises(UserError, match=r"'scenic' has other names; export it without --layout"):
         crnas_jax.load_backbone(tmp_path / "export")
+    with pytest.raises(UserError, match="scenic: it has the backbone alone"):
+        write_export(tmp_path / "detector", exported, "detector", "scenic")
     standard = network(Arch("resnet_bottleneck", (2, 2, 2, 2), (), (2, 4, 8, 16)))
     write_export(tmp_path / "standard", standard, "backbone", "scenic")
     text = (tmp_path / "standard" / "README.md").read_text()

@@ -86,8 +86,11 @@ class ClassificationFeatures(Features):
     """Labelled images.
 
     Attributes:
+      section: section of the config that names such data.
       class_names: names of the labels 0..C-1.
     """
+
+    section = "pretrain.data"
 
     def __init__(self, features: tfds.features.FeaturesDict, place, stock_name: str = ""):
         """Look for the label; see `Features`."""
@@ -108,6 +111,7 @@ class DetectionFeatures(Features):
     """Images with objects.
 
     Attributes:
+      section: section of the config that names such data.
       class_names: names of the labels 1..C.
       flags: those of `FLAGS` that objects may have.
       has_masks: whether there are masks.
@@ -116,6 +120,8 @@ class DetectionFeatures(Features):
       has_normalised_boxes: whether boxes are fractions of the image.
       notes: lines for the plan.
     """
+
+    section = "data"
 
     def __init__(self, features: tfds.features.FeaturesDict, place, stock_name: str = ""):
         """Look for the objects; see `Features`."""

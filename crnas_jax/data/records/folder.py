@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,25 +126,19 @@ class RecordFolder:
 
     def examples(self, split: str, skip: dict[str, Any]) -> "Examples":
         """Return the records of a split; `skip` is TFDS's tree of features to leave encoded."""
-        self.require_shards(split)
-        return Examples(self, split, skip)
+        return Examples(self, split, self._builder.as_data_source(split, decoders=skip))
 
     def shard_of(self, split: str, position: int) -> pathlib.Path:
         """Return the file that holds a record."""
         return self.shards[split][int(np.searchsorted(self._starts[split], position, "right")) - 1]
 
-    def data_source(self, split: str, skip: dict[str, Any]):
-        """Return TFDS's random-access data source of a split."""
-        return self._builder.as_data_source(split, decoders=skip)
-
 
 class Examples:
     """The records of a split as dicts of features, by position; threads may share it."""
 
-    def __init__(self, folder: RecordFolder, split: str, skip: dict[str, Any]):
-        """Open the split; see `RecordFolder.examples`."""
-        self._folder, self._split = folder, split
-        self._source = folder.data_source(split, skip)
+    def __init__(self, folder: RecordFolder, split: str, source: Sequence[dict[str, Any]]):
+        """Take TFDS's data source of a split; see `RecordFolder.examples`."""
+        self._folder, self._split, self._source = folder, split, source
 
     def __len__(self) -> int:
         return len(self._source)

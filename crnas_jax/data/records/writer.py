@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -32,7 +31,7 @@ from crnas_jax.data.records.folder import (
 from crnas_jax.data.records.index import join, make_index, read_index, write_index
 from crnas_jax.data.records.split import own_index
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import digest, read_json, write_json
+from crnas_jax.runtime.files import digest, file_sha256, read_json, write_json
 from crnas_jax.runtime.progress import Progress
 
 VERSION = "1.0.0"
@@ -168,11 +167,9 @@ def _is_finished(output, data_set, key):
     if not (output / INFO).exists():
         return False
     for split in data_set.splits:
-        index = own_index(output, split)
-        if (
-            not index.exists()
-            or read_index(index, "remove the folder").description.get("made_from") != key
-        ):
+        file = own_index(output, split)
+        index = read_index(file, "remove the folder") if file.exists() else None
+        if index is None or index.description.get("made_from") != key:
             problem = "other records are there"
             raise UserError(output, "--output", problem, "name another folder, or remove it first")
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
@@ -218,10 +215,9 @@ def _has_shard(output, work, shard):
     if not path.exists():
         return False
     part = read_index(work / shard.part, f"remove {path}")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != part.description["sha256"]:
-            problem = "its content has changed since it was written"
-            raise UserError(path, "shard", problem, "remove it, then give the same command again")
+    if file_sha256(path).hex() != part.description["sha256"]:
+        problem = "its content has changed since it was written"
+        raise UserError(path, "shard", problem, "remove it, then give the same command again")
     return True
 
 
@@ -248,7 +244,6 @@ def _write_shard(data_set, output, work, shard, max_pixels):
         writer.close()
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     source, meaning = ArrayRecordDataSource([str(temporary)]), data_set.meaning
 
     def entry(row):
@@ -260,7 +255,7 @@ def _write_shard(data_set, output, work, shard, max_pixels):
         shard.stop - shard.start,
         entry,
         lambda row: split.place(shard.start + row),
-        {"sha256": content, "size": temporary.stat().st_size},
+        {"sha256": file_sha256(temporary).hex(), "size": temporary.stat().st_size},
         len(meaning.class_names),
         max_pixels,
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from crnas_jax.arch.staged import Arch
-from crnas_jax.models.backbones.staged import FreezeOptions, StagedBackbone
+from crnas_jax.models.backbones.staged import StagedBackbone
 from crnas_jax.models.layers import BN_RUNNING, BN_TRAIN, Normalization
 
 
@@ -15,12 +15,10 @@ class Backbone(nn.Module):
     Attributes:
       arch: the architecture.
       remat: recompute blocks in the backward pass instead of storing their inner activations.
-      freeze: what is not trained.
     """
 
     arch: Arch
     remat: bool = False
-    freeze: FreezeOptions = FreezeOptions()
 
     @nn.compact
     def __call__(
@@ -35,6 +33,6 @@ class Backbone(nn.Module):
             ones (`mutable=["batch_stats"]`).
         """
         norm = Normalization(BN_TRAIN if train else BN_RUNNING, jnp.ones(len(images)))
-        backbone = StagedBackbone(self.arch, self.remat, self.freeze)
+        backbone = StagedBackbone(self.arch, self.remat)
         nn.share_scope(self, backbone)
         return backbone(images, None, norm)
