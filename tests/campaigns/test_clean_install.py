@@ -92,7 +92,7 @@ def test_wheel_and_export_serve_clean_environments(tmp_path):
     categories = category_entries([3, 17], names)
     save_detector(tmp_path / "run/returned", detector, variables, size, categories)
     export = tmp_path / "export"
-    write_export(export, Network(arch, variables, detector, size, [3, 17], names))
+    write_export(export, Network(arch, variables, detector, size, [3, 17], names, "returned"))
     data = coco_folder(tmp_path / "data")
     (data / "test.json").write_text((data / "val.json").read_text())
 
