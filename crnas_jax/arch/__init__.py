@@ -1,9 +1,11 @@
 """Architectures as values: their parts, their JSON form, their cost. No JAX."""
 
 import json
+from typing import Any
 
 from crnas_jax.arch.families import FAMILIES
 from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
 
 # The class of each family's architectures.
 _CLASSES = dict.fromkeys(FAMILIES, Arch)
@@ -21,3 +23,22 @@ def read(text: str) -> Arch:
     except (ValueError, TypeError, KeyError):  # `from_json` says what is wrong
         architecture = Arch
     return architecture.from_json(text)
+
+
+def read_field(fields: Any, file: Any, remedy: str) -> Arch:
+    """Read the architecture that a JSON file holds under `arch`.
+
+    Args:
+      fields: content of the file.
+      file: path of the file, for messages.
+      remedy: what to do where there is none.
+
+    Raises:
+      UserError: there is no architecture.
+    """
+    if not isinstance(fields, dict) or "arch" not in fields:
+        raise UserError(file, "arch", "missing", remedy)
+    try:
+        return read(json.dumps(fields["arch"]))
+    except UserError as error:
+        raise UserError(file, error.field, error.problem, remedy) from error

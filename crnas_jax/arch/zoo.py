@@ -4,7 +4,6 @@ Source: CR-NAS, tables 1, 2 and 7. Operation codes there are 0-based: 0 stands f
 """
 
 import difflib
-import json
 import pathlib
 
 from crnas_jax import arch
@@ -76,8 +75,5 @@ def find(name: str) -> Arch:
         return get(name)
     remedy = "give a file of Arch.to_json(), or the result.json of a search"
     fields = read_json(pathlib.Path(name), remedy)
-    try:
-        fields = fields.get("arch", fields) if isinstance(fields, dict) else fields
-        return arch.read(json.dumps(fields))
-    except UserError as error:
-        raise UserError(name, error.field, error.problem, remedy) from error
+    is_result = isinstance(fields, dict) and "arch" in fields
+    return arch.read_field(fields if is_result else {"arch": fields}, name, remedy)

@@ -204,13 +204,7 @@ def load_backbone(path: str | pathlib.Path, remat: bool = False) -> tuple[Backbo
     if description.get("layout") != LAYOUTS[0]:
         problem = f"{str(description.get('layout'))[:40]!r} has other names"
         raise UserError(folder / ARCH, "layout", problem, "export it without --layout")
-    try:
-        architecture = arch.read(json.dumps(description["arch"]))
-        backbone = Backbone(architecture, remat)
-    except UserError as error:
-        raise UserError(folder / ARCH, error.field, error.problem, _AGAIN) from error
-    except KeyError as error:
-        raise UserError(folder / ARCH, str(error), "missing", _AGAIN) from error
+    backbone = Backbone(arch.read_field(description, folder / ARCH, _AGAIN), remat)
     image = jnp.zeros((1, 64, 64, 3))
     shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)
     stored = checkpoint.layout(folder / VARIABLES)

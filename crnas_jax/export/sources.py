@@ -1,7 +1,6 @@
 """Find what is to be exported: a network of a run, or a path of one of its supernets."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -104,9 +103,8 @@ def _load(workdir, folder, name, path):
             predictor.class_names,
         )
     if (folder / NETWORK).exists():
-        fields = read_json(folder / NETWORK, "train the network again")
-        fields = fields if isinstance(fields, dict) else {}
-        architecture = arch.read(json.dumps(fields.get("arch")))
+        file, remedy = folder / NETWORK, "train the network again"
+        architecture = arch.read_field(read_json(file, remedy), file, remedy)
         return Network(architecture, load_variables(folder / VARIABLES))
     there = {
         str(file.parent.relative_to(workdir))

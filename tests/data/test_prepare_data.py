@@ -339,6 +339,15 @@ def test_records_that_are_none_and_wrong_counts_are_named(coco, tmp_path):
     shard.write_bytes(tfrecords([b"x"] * 3))
     with pytest.raises(UserError, match=r"shard: 3 records, dataset_info.json says 11"):
         list(tfrecord.data_set(copy).splits["train"].records(0, 11))
+    # A shard of ours that is made of a part of theirs reads that part alone.
+    content = tfrecords([b"first", b"second", b"third"])
+    shard.write_bytes(content.replace(b"first", b"wrong"))
+    assert list(tfrecord.read_records(shard, 1, 2, 3)) == [b"second"]
+    assert list(tfrecord.read_records(shard, 2, 3, 3)) == [b"third"]
+    with pytest.raises(UserError, match="record 0: damaged: the checksum differs"):
+        list(tfrecord.read_records(shard, 0, 1, 3))
+    with pytest.raises(UserError, match=r"shard: 3 records, dataset_info.json says 2"):
+        list(tfrecord.read_records(shard, 1, 2, 2))
     content = json.loads((records / "dataset_info.json").read_text())
     for count in ("99", "2"):
         content["splits"][0]["shardLengths"] = [count]

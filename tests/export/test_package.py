@@ -27,7 +27,7 @@ from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.export.detector import describe, load_detector, save_detector
 from crnas_jax.export.package import write_export
-from crnas_jax.export.sources import Network
+from crnas_jax.export.sources import Network, find_network
 from crnas_jax.export.weights import initialiser, save_weights
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
@@ -243,6 +243,11 @@ def test_the_backbone_of_a_classifier_is_exported(tmp_path):
     _, weights = loaded(tmp_path / "export")
     own = {name: tree["backbone"] for name, tree in variables.items()}
     jax.tree.map(np.testing.assert_array_equal, weights, own)
+    file = tmp_path / "run/baseline/pretrain/network.json"
+    for content, message in (("[]", "arch: missing"), ('{"arch": {}}', "format: not 1")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=f"network.json: {message}; train the network again"):
+            find_network(tmp_path / "run", "baseline/pretrain")
 
 
 class ScenicBlock(nn.Module):

@@ -4,8 +4,8 @@ Own data sets (`data.records.builders`) keep in `ANNOTATIONS` what was annotated
 TFDS's usual features beside it are for other readers. Data sets of others are read by those.
 """
 
+import functools
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -185,12 +185,8 @@ class DetectionFeatures(Features):
     def entry(self, example: Example) -> Entry:
         """Return a record as an entry of the index."""
         size = (int(example[HEIGHT]), int(example[WIDTH])) if self.is_exact else None
-        objects = self._bound(self._objects, example)
+        objects = functools.partial(self._objects, example)
         return Entry(**self._head(example), size=size, objects=objects)
-
-    @staticmethod
-    def _bound(function, example) -> Callable[[int, int], Iterator[tuple]]:
-        return lambda height, width: function(example, height, width)
 
     def segmentations(self, example: Example) -> list:
         """Return the masks of a record's objects, each COCO's segmentation or None."""

@@ -21,7 +21,8 @@ UNFINISHED = "unfinished"
 FILE_FORMAT = "array_record"
 # Modules of the classes that features.json may name: TFDS imports whatever stands there.
 _TRUSTED = "tensorflow_datasets.core.features."
-_RESTORE = "restore it, or prepare the data set again"
+# What to do about a file that is missing or damaged.
+RESTORE = "restore it, or prepare the data set again"
 
 
 class RecordFolder:
@@ -58,7 +59,7 @@ class RecordFolder:
             for path in self.shards[split]:
                 if path.parent != self.path:
                     problem = f"the shard {str(path)[:80]} lies elsewhere"
-                    raise UserError(self.path / INFO, "filepathTemplate", problem, _RESTORE)
+                    raise UserError(self.path / INFO, "filepathTemplate", problem, RESTORE)
             self._starts[split] = np.cumsum([0, *part.shard_lengths])
 
     def num_records(self, split: str) -> int:
@@ -74,7 +75,7 @@ class RecordFolder:
         sizes = {}
         for path in self.shards[split]:
             if not path.is_file():
-                raise UserError(path, "shard", "missing", _RESTORE)
+                raise UserError(path, "shard", "missing", RESTORE)
             sizes[path.name] = path.stat().st_size
         return sizes
 
@@ -86,10 +87,10 @@ class RecordFolder:
                 number = len(ArrayRecordDataSource([str(path)]))
             except Exception as error:  # array_record raises many types of exceptions
                 problem = f"does not load: {_first_line(error)}"
-                raise UserError(path, "shard", problem, _RESTORE) from error
+                raise UserError(path, "shard", problem, RESTORE) from error
             if number != length:
                 problem = f"{number} records, {INFO} says {length}"
-                raise UserError(path, "shard", problem, _RESTORE)
+                raise UserError(path, "shard", problem, RESTORE)
 
     def positions(self, spec: str, field: str) -> list[tuple[str, np.ndarray]]:
         """Return the splits that a text in TFDS's language names, with positions in them.
@@ -154,7 +155,7 @@ class Examples:
         except Exception as error:  # array_record and protobuf raise many types of exceptions
             shard = self._folder.shard_of(self._split, position)
             problem = f"does not load: {_first_line(error)}"
-            raise UserError(shard, f"record {position}", problem, _RESTORE) from error
+            raise UserError(shard, f"record {position}", problem, RESTORE) from error
 
 
 def read_info(folder: pathlib.Path) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def read_info(folder: pathlib.Path) -> dict[str, Any]:
             remedy = "it is unfinished: give the command of prepare-data again"
         raise UserError(file, "file", error.strerror or "unreadable", remedy) from error
     except ValueError as error:
-        raise UserError(file, "json", str(error)[:100], _RESTORE) from error
+        raise UserError(file, "json", str(error)[:100], RESTORE) from error
     return fields
 
 
@@ -212,11 +213,11 @@ def open_builder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
         raise
     except Exception as error:  # TFDS and protobuf raise many types of exceptions
         problem = f"does not load: {_first_line(error)}"
-        raise UserError(folder / FEATURES, "features", problem, _RESTORE) from error
+        raise UserError(folder / FEATURES, "features", problem, RESTORE) from error
     for name in names:
         require_plain_name(folder / INFO, name)
     if any(length < 0 for of_split in lengths for length in of_split):
-        raise UserError(folder / INFO, "shardLengths", "below 0", _RESTORE)
+        raise UserError(folder / INFO, "shardLengths", "below 0", RESTORE)
     return builder
 
 

@@ -110,7 +110,7 @@ _COLUMNS = {
     "flags": ((3,), np.uint8),
     "has_mask": ((), np.bool_),
 }
-_OF_OBJECTS = (*("object_image", "object_id", "object_label", "bbox", "area", "flags", "has_mask"),)
+_OF_OBJECTS = ("object_image", "object_id", "object_label", "bbox", "area", "flags", "has_mask")
 # What features that are not as announced raise.
 _UNREADABLE = (
     *(AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError),

@@ -118,7 +118,7 @@ def scan(
     sizes: dict[str, int],
     max_pixels: int,
 ) -> RecordIndex:
-    """Read all records of a split and return their index; arguments as of `split_index`.
+    """Read all records of a split and return their index.
 
     Args:
       folder: see `split_index`.

@@ -4,6 +4,7 @@ A record is its length (8 bytes), the checksum of the length, the content, and i
 little-endian. Checksums are CRC-32C, rotated and shifted. Compressed files are refused.
 """
 
+import os
 import pathlib
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from crnas_jax.data.records.features import ClassificationFeatures, DetectionFea
 from crnas_jax.data.records.folder import (
     FEATURES,
     INFO,
+    RESTORE,
     open_builder,
     read_info,
     stock_name,
@@ -27,7 +29,6 @@ _MASK = 0xA282EAD8
 # How gzip and zlib begin.
 _COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _MAX_BYTES = 2**31
-_RESTORE = "restore it, or prepare the data set again"
 
 
 def data_set(folder: str | pathlib.Path) -> DataSet:
@@ -61,15 +62,14 @@ def data_set(folder: str | pathlib.Path) -> DataSet:
 def _split(folder, split, paths, counts):
     for path in paths:
         if not path.is_file():
-            raise UserError(path, "shard", "missing", _RESTORE)
+            raise UserError(path, "shard", "missing", RESTORE)
 
     def records(start: int, stop: int) -> Iterator[bytes]:
         first = 0
         for path, count in zip(paths, counts, strict=True):
-            if first < stop and start < first + count:
-                for row, record in enumerate(read_records(path, count), first):
-                    if start <= row < stop:
-                        yield record
+            begin, end = max(start - first, 0), min(stop - first, count)
+            if begin < end:
+                yield from read_records(path, begin, end, count)
             first += count
 
     sizes = [path.stat().st_size for path in paths]
@@ -79,11 +79,13 @@ def _split(folder, split, paths, counts):
     )
 
 
-def read_records(path: pathlib.Path, count: int) -> Iterator[bytes]:
-    """Yield the records of a file.
+def read_records(path: pathlib.Path, start: int, stop: int, count: int) -> Iterator[bytes]:
+    """Yield records `start` to `stop` - 1 of a file; the content of others is passed over.
 
     Args:
       path: the file.
+      start: first record.
+      stop: record after the last one; if that is `count`, the file is followed to its end.
       count: number of records that it must hold.
 
     Raises:
@@ -91,7 +93,7 @@ def read_records(path: pathlib.Path, count: int) -> Iterator[bytes]:
     """
     with path.open("rb") as file:
         row = 0
-        while head := file.read(_HEAD.size):
+        while (row < stop or stop == count) and (head := file.read(_HEAD.size)):
             if len(head) < _HEAD.size:
                 raise _damaged(path, row, "it is cut off")
             length, checksum = _HEAD.unpack(head)
@@ -99,6 +101,10 @@ def read_records(path: pathlib.Path, count: int) -> Iterator[bytes]:
                 if row == 0 and head.startswith(_COMPRESSED):
                     raise UserError(path, "shard", "it is compressed", "prepare it uncompressed")
                 raise _damaged(path, row, "damaged, or no TFRecord: the length's checksum differs")
+            if not start <= row < stop:
+                file.seek(length + _CHECKSUM.size, os.SEEK_CUR)
+                row += 1
+                continue
             content = file.read(length + _CHECKSUM.size)
             if len(content) < length + _CHECKSUM.size:
                 raise _damaged(path, row, "it is cut off")
@@ -107,8 +113,8 @@ def read_records(path: pathlib.Path, count: int) -> Iterator[bytes]:
                 raise _damaged(path, row, "damaged: the checksum differs")
             yield record
             row += 1
-    if row != count:
-        raise UserError(path, "shard", f"{row} records, {INFO} says {count}", _RESTORE)
+    if row != stop:
+        raise UserError(path, "shard", f"{row} records, {INFO} says {count}", RESTORE)
 
 
 def _masked(content):
@@ -117,4 +123,4 @@ def _masked(content):
 
 
 def _damaged(path, row, problem):
-    return UserError(path, f"record {row}", problem, _RESTORE)
+    return UserError(path, f"record {row}", problem, RESTORE)
