@@ -3,15 +3,19 @@
 import json
 from typing import Any
 
-from crnas_jax.arch.families import FAMILIES
+from crnas_jax.arch import scale_permuted, staged
+from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 
+# What has JSON, levels and channels of its outputs, a cost, a module, and parts that can be frozen.
+Architecture = Arch | ScalePermuted
 # The class of each family's architectures.
-_CLASSES = dict.fromkeys(FAMILIES, Arch)
+_CLASSES = dict.fromkeys(staged.FAMILIES, Arch)
+_CLASSES |= dict.fromkeys(scale_permuted.FAMILIES, ScalePermuted)
 
 
-def read(text: str) -> Arch:
+def read(text: str) -> Architecture:
     """Read an architecture of any family from what its `to_json` wrote.
 
     Raises:
@@ -25,7 +29,7 @@ def read(text: str) -> Arch:
     return architecture.from_json(text)
 
 
-def read_field(fields: Any, file: Any, remedy: str) -> Arch:
+def read_field(fields: Any, file: Any, remedy: str) -> Architecture:
     """Read the architecture that a JSON file holds under `arch`.
 
     Args:

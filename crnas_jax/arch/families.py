@@ -59,6 +59,7 @@ class StemShape:
     pool_stride: int
 
     projection = None
+    squeeze = 0
     uncounted_expansion = None
 
     @property
@@ -79,6 +80,8 @@ class BlockShape:
       out_channels: output channels.
       stride: stride of its first 3x3 convolution.
       groups: number of groups in its centre convolution.
+      squeeze: units of a squeeze-excitation (arXiv 1709.01507) behind the centre convolution; 0 for
+        none.
     """
 
     kind: str
@@ -87,6 +90,7 @@ class BlockShape:
     out_channels: int
     stride: int
     groups: int
+    squeeze: int = 0
 
     pool_stride = 1
 
@@ -142,6 +146,7 @@ class TailShape:
 
     pool_stride = 1
     projection = None
+    squeeze = 0
     uncounted_expansion = None
 
     @property
@@ -173,6 +178,7 @@ class Family:
       block_costs: cost of a block in each searched stage, in blocks. In a ResNet all blocks cost
         the same FLOPs, since the resolution halves where the width doubles.
       supernet_divisor: the paper's supernet has the network's widths divided by it.
+      activation: activation that the networks are trained with unless another is asked for.
     """
 
     design: str
@@ -191,6 +197,7 @@ class Family:
     depth_grids: tuple[tuple[int, ...], ...] = _RESNET_GRIDS
     block_costs: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     supernet_divisor: int = 2
+    activation: str = "relu"
 
     @property
     def searched_stages(self) -> tuple[int, ...]:
@@ -233,5 +240,6 @@ FAMILIES = {
         depth_grids=_MOBILENET_GRIDS,
         block_costs=_MOBILENET_COSTS,
         supernet_divisor=1,
+        activation="relu6",
     ),
 }

@@ -19,6 +19,7 @@ class Part:
       stage: index of the stage; -1 for the stem, and the last stage's for the tail.
       units: shapes of what is run in order: the blocks of a stage, the layers of stem or tail.
       level: pyramid level that ends with this part (2 for c2), None where none does.
+      resolution: level of its output whether or not a pyramid level ends there.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Part:
     stage: int
     units: tuple[StemShape | BlockShape | TailShape, ...]
     level: int | None
+    resolution: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +111,52 @@ class Arch:
         traits, last = self.traits, len(self.widths) - 1
         stem_channels = traits.stem * self.widths[0]
         stem = StemShape(stem_channels, traits.stem_size, traits.stem_pool_stride)
-        parts = [Part("stem", "stem", -1, (stem,), None)]
+        resolution = 2 if traits.stem_pool_stride > 1 else 1
+        parts = [Part("stem", "stem", -1, (stem,), None, resolution)]
         levels = {stage: level for level, stage in enumerate(traits.levels, 2)}
         for stage, depth in enumerate(self.stage_depths):
             blocks = tuple(self.block(stage, first=index == 0) for index in range(depth))
             level = None if stage == last and traits.tail else levels.get(stage)
-            parts.append(Part("stage", f"stage{stage + 1}", stage, blocks, level))
+            resolution += traits.strides[stage] - 1  # strides are 1 or 2
+            parts.append(Part("stage", f"stage{stage + 1}", stage, blocks, level, resolution))
         if traits.tail:
             tail = TailShape(traits.expansion * self.widths[last], traits.tail * self.widths[last])
-            parts.append(Part("tail", "tail", last, (tail,), levels[last]))
+            parts.append(Part("tail", "tail", last, (tail,), levels[last], resolution))
         return tuple(parts)
+
+    def part_names(self) -> tuple[str, ...]:
+        """List the names under which the parameters stand, in order."""
+        return tuple(part.name for part in self.parts())
+
+    def frozen_parts(self, freeze_at: int) -> tuple[str, ...]:
+        """Return the parts that are frozen: 1 is the stem, 2 all up to c2, .. 5 everything."""
+        last = (-2, -1, *self.traits.levels)[freeze_at]
+        return tuple(part.name for part in self.parts() if part.stage <= last)
 
     @property
     def stages(self) -> tuple[Part, ...]:
         """The stages alone, in network order."""
         return tuple(part for part in self.parts() if part.kind == "stage")
+
+    @property
+    def activation(self) -> str:
+        """Activation of the family."""
+        return self.traits.activation
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels of the outputs, finest first: c2..c5."""
+        return tuple(part.level for part in self.parts() if part.level)
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether the outputs are a feature pyramid: False, a detector needs a neck."""
+        return False
+
+    @property
+    def summary(self) -> str:
+        """What tells it from others of its family, in a few words."""
+        return str(self.depths)
 
     @property
     def out_channels(self) -> tuple[int, ...]:

@@ -10,12 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
+from crnas_jax.errors import UserError
 from crnas_jax.models.backbones.build import Network, build
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
-from crnas_jax.models.layers import BN_BATCH, BN_COLLECT, BN_RUNNING, BN_TRAIN
+from crnas_jax.models.layers import (
+    BN_BATCH,
+    BN_COLLECT,
+    BN_RUNNING,
+    BN_TRAIN,
+    BNMode,
+    LayerOptions,
+    Normalization,
+    normalization,
+)
 from crnas_jax.models.rcnn import RCNN, DetectorOptions
+from crnas_jax.models.retinanet import RetinaNet, RetinaNetOptions
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.models.supernet.module import Supernet
@@ -35,24 +46,38 @@ class Model:
     one path, which `path` takes out of the banks.
 
     Attributes:
-      spec: the `Arch` of a stand-alone network or the `SupernetSpec` of a supernet.
+      spec: the architecture of a stand-alone network or the `SupernetSpec` of a supernet.
       options: what stands on the backbone.
       remat: recompute backbone blocks in the backward pass instead of storing what is inside them.
       precision: dtype of the activations, one of `PRECISIONS`.
       freeze: what of the backbone is not trained.
+      layers: what the layers have in common.
+
+    Raises:
+      UserError: the options do not fit the backbone.
     """
 
-    spec: Arch | SupernetSpec
-    options: DetectorOptions | ClassifierOptions
+    spec: Architecture | SupernetSpec
+    options: DetectorOptions | RetinaNetOptions | ClassifierOptions
     remat: bool = False
     precision: str = "float32"
     freeze: FreezeOptions = FreezeOptions()
+    layers: LayerOptions = LayerOptions()
 
-    # Flax module of (backbone, options, dtype); set by the two kinds of models below.
-    module_class: ClassVar[type]
+    # Flax module of (backbone, options, dtype, layers) by the class of the options.
+    module_classes: ClassVar[dict[type, type]]
 
     def __post_init__(self):
         check_choice(self, "precision", tuple(PRECISIONS))
+        arch = self.backbone.arch
+        arch.frozen_parts(self.freeze.freeze_at)
+        object.__setattr__(self, "options", self.options.for_backbone(arch))
+        layers = self.layers
+        if layers.stochastic_depth and not arch.has_pyramid:
+            problem = f"{layers.stochastic_depth}, and {arch.family} has no permuted blocks"
+            raise UserError("LayerOptions", "stochastic_depth", problem, "set it to 0")
+        activation = layers.activation or arch.activation
+        object.__setattr__(self, "layers", dataclasses.replace(layers, activation=activation))
 
     @functools.cached_property
     def backbone(self) -> Network | Supernet:
@@ -67,7 +92,12 @@ class Model:
     @property
     def module(self) -> nn.Module:
         """The Flax module."""
-        return self.module_class(self.backbone.module, self.options, self.dtype)
+        module_class = self.module_classes[type(self.options)]
+        return module_class(self.backbone.module, self.options, self.dtype, self.layers)
+
+    def normalization(self, batch, mode: BNMode) -> Normalization:
+        """Return what the layers need for a mini-batch that is not trained on."""
+        return normalization(batch, mode, self.layers)
 
     @property
     def default_bn(self) -> str:
@@ -98,8 +128,9 @@ class Model:
 
     def losses(self, variables: PyTree, batch, choice, keys) -> tuple[dict[str, Array], PyTree]:
         """Return the training losses, and the running statistics after this mini-batch."""
+        mode = dataclasses.replace(BN_TRAIN, momentum=self.layers.bn_momentum)
         losses, updated = self.module.apply(
-            variables, batch, choice, BN_TRAIN, keys, method="losses", mutable=["batch_stats"]
+            variables, batch, choice, mode, keys, method="losses", mutable=["batch_stats"]
         )
         return losses, updated["batch_stats"]
 
@@ -162,16 +193,23 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Detector(Model):
-    """Faster, Mask or Cascade R-CNN, as its options say."""
+    """Faster, Mask or Cascade R-CNN, or RetinaNet, as its options say."""
 
-    module_class: ClassVar[type] = RCNN
+    module_classes: ClassVar[dict[type, type]] = {
+        DetectorOptions: RCNN,
+        RetinaNetOptions: RetinaNet,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Model):
     """An image classifier."""
 
-    module_class: ClassVar[type] = ImageClassifier
+    module_classes: ClassVar[dict[type, type]] = {ClassifierOptions: ImageClassifier}
+
+
+# Options of detectors as `detector.json` names them; "rcnn" where it names none.
+DETECTOR_OPTIONS = {"rcnn": DetectorOptions, "retinanet": RetinaNetOptions}
 
 
 def _example_batch() -> dict[str, Array]:

@@ -12,13 +12,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from crnas_jax.arch.cost.detectors import NECKS
+from crnas_jax.arch import Architecture
+from crnas_jax.arch.cost.detectors import NECKS, resolve_neck
 from crnas_jax.errors import UserError
 from crnas_jax.models.heads import box_head, mask_head, rpn
 from crnas_jax.models.heads.box_head import BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
-from crnas_jax.models.layers import BNMode, Normalization, preprocess
+from crnas_jax.models.layers import (
+    BNMode,
+    LayerOptions,
+    Normalization,
+    normalization,
+    preprocess,
+)
 from crnas_jax.models.necks.fpn import FPN
 from crnas_jax.models.necks.nas_fpn import NASFPN
 from crnas_jax.runtime.options import check_choice, check_counts
@@ -29,13 +36,14 @@ class NeckOptions:
     """Settings of the neck.
 
     Attributes:
-      kind: `fpn` or `nas_fpn`.
+      kind: `fpn`, `nas_fpn`, or `none` on a backbone that puts out a pyramid; `auto` for the first
+        or the last of them (`for_backbone`).
       stacks: number of pyramids on top of each other in NAS-FPN.
       lowest_level: finest of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6, which FPN always
         has; 0 for the kind's default.
     """
 
-    kind: str = "fpn"
+    kind: str = "auto"
     stacks: int = 7
     lowest_level: int = 0
 
@@ -43,13 +51,22 @@ class NeckOptions:
         check_choice(self, "kind", NECKS)
         check_counts(self, "stacks")
         check_choice(self, "lowest_level", (0, 2, 3))
-        if self.kind == "fpn" or not self.lowest_level:
-            object.__setattr__(self, "lowest_level", 2 if self.kind == "fpn" else 3)
+        fixed = {"fpn": 2, "none": 3}.get(self.kind, self.lowest_level or 3)
+        object.__setattr__(self, "lowest_level", fixed)
+
+    def for_backbone(self, arch: Architecture) -> "NeckOptions":
+        """Return the settings with the kind that `auto` stands for on a backbone.
+
+        Raises:
+          UserError: the backbone does not fit the kind.
+        """
+        kind = resolve_neck(arch, self.kind)
+        return self if kind == self.kind else dataclasses.replace(self, kind=kind)
 
     @property
     def coarsest_stride(self) -> int:
         """Stride of the coarsest level that the backbone or the neck computes by convolution."""
-        return 2 ** (self.lowest_level + 4) if self.kind == "nas_fpn" else 32
+        return 32 if self.kind == "fpn" else 2 ** (self.lowest_level + 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +79,7 @@ class DetectorOptions:
       rpn: settings of the proposal network.
       box: settings of the box heads; several stages make a Cascade R-CNN.
       mask: settings of the mask heads; None for boxes alone.
-      neck: settings of the neck.
+      neck: settings of the neck; `auto` becomes the kind for the detector's backbone.
     """
 
     num_classes: int
@@ -71,6 +88,41 @@ class DetectorOptions:
     box: BoxHeadOptions = BoxHeadOptions()
     mask: MaskHeadOptions | None = None
     neck: NeckOptions = NeckOptions()
+
+    @property
+    def score_threshold(self) -> float:
+        """Detections score more."""
+        return self.box.score_threshold
+
+    @property
+    def max_detections(self) -> int:
+        """Most detections per image."""
+        return self.box.max_detections
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether detections have masks."""
+        return self.mask is not None
+
+    def for_backbone(self, arch: Architecture) -> "DetectorOptions":
+        """Return the options with what follows from the backbone.
+
+        Raises:
+          UserError: the backbone does not fit.
+        """
+        neck, channels = self.neck.for_backbone(arch), self.pyramid_channels
+        if neck.kind == "none":
+            channels = arch.out_channels[0]
+            if len(arch.levels) != 5:
+                problem = f"levels {arch.levels}, and its proposals need five"
+                raise UserError("detector", "kind", problem, "take RetinaNet, or another backbone")
+        return dataclasses.replace(self, neck=neck, pyramid_channels=channels)
+
+    def scoring_above(self, threshold: float) -> "DetectorOptions":
+        """Return the options with another `score_threshold`."""
+        return dataclasses.replace(
+            self, box=dataclasses.replace(self.box, score_threshold=threshold)
+        )
 
     def __post_init__(self):
         check_counts(self, "pyramid_channels")
@@ -94,12 +146,13 @@ class RCNN(nn.Module):
     backbone: nn.Module
     options: DetectorOptions
     dtype: DTypeLike = jnp.float32
+    layers: LayerOptions = LayerOptions("relu")
 
     def setup(self):
         options, width, head = self.options, self.options.pyramid_channels, self.options.box
         if options.neck.kind == "nas_fpn":
             self.nas_fpn = NASFPN(width, options.neck.stacks, options.neck.lowest_level)
-        else:
+        elif options.neck.kind == "fpn":
             self.fpn = FPN(width)
         self.rpn = rpn.RPNHead(width)
         self.box_heads = [
@@ -176,7 +229,7 @@ class RCNN(nn.Module):
           keys: a key for each image, from seed, step and image id: the draw of anchors and RoIs
             does not depend on the position in the batch or the device.
         """
-        pyramid, canvas = self.features(batch, choice, mode), batch["image"].shape[1:3]
+        pyramid, canvas = self.features(batch, choice, mode, keys), batch["image"].shape[1:3]
         outputs, anchors = self._dense(pyramid, canvas)
         truth_valid = batch["valid"] & ~batch["crowd"]
         image_valid = batch["weight"] > 0
@@ -233,20 +286,28 @@ class RCNN(nn.Module):
         return box_head.pool(pyramid, rois, canvas, self.options.box, pool_size, level)
 
     def features(
-        self, batch: dict[str, Array], choice, mode: BNMode
+        self,
+        batch: dict[str, Array],
+        choice,
+        mode: BNMode,
+        keys: Key[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return the pyramid: the output of all layers that have batch normalisation."""
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        norm = Normalization(mode, batch["weight"])
+        norm = normalization(batch, mode, self.layers, keys)
         return self.neck(self.backbone(x, choice, norm), norm)
 
     def neck(
         self, features: tuple[Float[Array, "batch _ _ _"], ...], norm: Normalization
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the pyramid from c2..c5."""
-        if self.options.neck.kind == "nas_fpn":
-            return self.nas_fpn(features, norm)
-        return self.fpn(features)
+        """Return the pyramid from the backbone's features."""
+        if self.options.neck.kind == "none":
+            return features
+        return (
+            self.nas_fpn(features, norm)
+            if self.options.neck.kind == "nas_fpn"
+            else self.fpn(features)
+        )
 
     def _dense(self, pyramid, canvas):
         return self.rpn(pyramid), rpn.level_anchors(canvas, pyramid, self.options.rpn)

@@ -54,3 +54,55 @@ def pyramid_anchors(
         centres = np.stack([x, y, x, y], -1).astype(np.float32)
         levels.append((centres[:, :, None] + base_anchors(size, ratios)).reshape(-1, 4))
     return tuple(levels)
+
+
+def octave_anchors(
+    canvas: tuple[int, int], grids: tuple[tuple[int, int], ...], sizes: tuple[float, ...]
+) -> tuple[Float[np.ndarray, "_ 4"], ...]:
+    """Place RetinaNet's anchors as torchvision does: three sides of three ratios at each cell.
+
+    Args:
+      canvas: (height, width) of the network's input, in pixels.
+      grids: (height, width) of each level's feature map, in cells.
+      sizes: side of the smallest anchor at each level, in pixels; the others are 2^(1/3) and
+        2^(2/3) times as large, in whole pixels.
+
+    Returns:
+      One array for each level, in the order y, x, ratio (height over width), side; else as
+      `pyramid_anchors`.
+    """
+    levels = []
+    for grid, size in zip(grids, sizes, strict=True):
+        octaves = [
+            pyramid_anchors(canvas, (grid,), (side,))[0].reshape(-1, len(RATIOS), 4)
+            for side in (size, *(int(size * 2 ** (octave / 3)) for octave in (1, 2)))
+        ]
+        levels.append(np.stack(octaves, 2).reshape(-1, 4))
+    return tuple(levels)
+
+
+def centred_octave_anchors(
+    strides: tuple[int, ...], grids: tuple[tuple[int, int], ...], sizes: tuple[float, ...]
+) -> tuple[Float[np.ndarray, "_ 4"], ...]:
+    """Place SpineNet's anchors: three sides of three ratios around the centre of each cell.
+
+    Args:
+      strides: cells' side at each level, in pixels.
+      grids: (height, width) of each level's feature map, in cells.
+      sizes: side of the smallest anchor at each level, in pixels.
+
+    Returns:
+      One array for each level, in the order y, x, side, ratio (width over height: 1, 2, 1/2): xyxy
+      in pixels of the canvas, float32 [height * width * 9, 4].
+    """
+    levels = []
+    ratios = np.array([1.0, 2.0, 0.5])
+    for stride, (rows, columns), size in zip(strides, grids, sizes, strict=True):
+        x, y = np.meshgrid((np.arange(columns) + 0.5) * stride, (np.arange(rows) + 0.5) * stride)
+        sides = size * 2 ** (np.arange(3) / 3)
+        widths = (sides[:, None] * np.sqrt(ratios)).reshape(-1)
+        heights = (sides[:, None] / np.sqrt(ratios)).reshape(-1)
+        base = np.stack([-widths, -heights, widths, heights], 1) / 2
+        centres = np.stack([x, y, x, y], -1)[:, :, None]
+        levels.append((centres + base).reshape(-1, 4).astype(np.float32))
+    return tuple(levels)

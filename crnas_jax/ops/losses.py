@@ -1,10 +1,12 @@
-"""Losses of the detection heads, in torchvision's variants."""
+"""Losses of the detection heads, in torchvision's and SpineNet's variants."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 BOX_BETA = 1 / 9
+_GIOU_EPSILON = 1e-7
 
 
 def smooth_l1(error: Float[Array, "*shape"], beta: float = BOX_BETA) -> Float[Array, "*shape"]:
@@ -99,3 +101,57 @@ def mask_loss(
     class_logits = jnp.take_along_axis(logits, labels[:, None, None, None], -1)[..., 0]
     cells = optax.sigmoid_binary_cross_entropy(class_logits, targets).mean((1, 2))
     return jnp.where(positive, cells, 0).sum() / jnp.maximum(positive.sum(), 1)
+
+
+def focal(
+    logits: Float[Array, "*shape"],
+    targets: Bool[Array, "*shape"],
+    alpha: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*shape"]:
+    """Return the focal loss of each logit (RetinaNet, arXiv 1708.02002, equation 5).
+
+    Args:
+      logits: logits of independent classes.
+      targets: whether each class is the right one.
+      alpha: weight of the right classes; 1 - alpha is that of the wrong ones.
+      gamma: exponent of the share that is missing to certainty.
+      label_smoothing: share by which the targets 0 and 1 of the cross-entropy move to 1/2.
+    """
+    signed = jnp.where(targets, logits, -logits)  # above 0 where the class is seen rightly
+    missing = jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
+    cross_entropy = -jax.nn.log_sigmoid(signed)
+    if label_smoothing:
+        cross_entropy += label_smoothing / 2 * signed
+    return jnp.where(targets, alpha, 1 - alpha) * missing * cross_entropy
+
+
+def huber(error: Float[Array, "*shape"], delta: float) -> Float[Array, "*shape"]:
+    """Return Huber's loss of each error: quadratic up to `delta`, then linear with that slope."""
+    return delta * smooth_l1(error, delta)
+
+
+def giou(
+    boxes: Float[Array, "*batch 4"], targets: Float[Array, "*batch 4"]
+) -> Float[Array, "*batch"]:
+    """Return 1 - GIoU of each pair of boxes (arXiv 1902.09630), torchvision's form.
+
+    Args:
+      boxes: predicted boxes, xyxy.
+      targets: ground truth, xyxy.
+    """
+    sides = jnp.maximum(
+        jnp.minimum(boxes[..., 2:], targets[..., 2:])
+        - jnp.maximum(boxes[..., :2], targets[..., :2]),
+        0,
+    )
+    intersection = sides[..., 0] * sides[..., 1]
+    areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (boxes, targets)]
+    union = sum(areas) - intersection
+    hull = jnp.maximum(boxes[..., 2:], targets[..., 2:]) - jnp.minimum(
+        boxes[..., :2], targets[..., :2]
+    )
+    hull_area = hull[..., 0] * hull[..., 1]
+    iou = intersection / (union + _GIOU_EPSILON)
+    return 1 - iou + (hull_area - union) / (hull_area + _GIOU_EPSILON)

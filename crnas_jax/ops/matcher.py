@@ -37,3 +37,32 @@ def match(
         is_best = (iou == best_of_truth[None, :]) & (best_of_truth > 0)[None, :]
         label = jnp.where(is_best.any(1), POSITIVE, label)
     return iou.argmax(1), label
+
+
+def force_best(
+    iou: Float[Array, "boxes truths"],
+    truth_valid: Bool[Array, " truths"],
+    index: Int[Array, " boxes"],
+    label: Int[Array, " boxes"],
+) -> tuple[Int[Array, " boxes"], Int[Array, " boxes"]]:
+    """Give each ground truth its best box, whatever that overlaps more (SpineNet's release).
+
+    Args:
+      iou: IoU of every box with every ground truth, [boxes, truths].
+      truth_valid: False for padding, [truths].
+      index: ground truth of each box (see `match`).
+      label: label of each box.
+
+    Returns:
+      `index` and `label` in which the box that overlaps a ground truth most (the first of equals)
+      is positive with that ground truth, the first where several share it. A ground truth that no
+      box touches gets none.
+    """
+    iou = jnp.where(truth_valid[None, :], iou, -1.0)
+    is_best = jnp.arange(iou.shape[0])[:, None] == iou.argmax(0)[None, :]
+    forced = is_best & (iou.max(0) > 0)[None, :]
+    is_forced = forced.any(1)
+    return (
+        jnp.where(is_forced, forced.argmax(1), index),
+        jnp.where(is_forced, POSITIVE, label),
+    )

@@ -6,13 +6,16 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, PyTree
 
+from crnas_jax.arch import Architecture
+from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.staged import Arch
+from crnas_jax.models.backbones.scale_permuted import ScalePermutedBackbone
 from crnas_jax.models.backbones.staged import FreezeOptions, StagedBackbone
 from crnas_jax.models.supernet.banks import WHOLE, SupernetSpec
 from crnas_jax.models.supernet.module import Supernet
 
 # The Flax module of each kind of architecture.
-_MODULES = {Arch: StagedBackbone}
+MODULES = {Arch: StagedBackbone, ScalePermuted: ScalePermutedBackbone}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Network:
       freeze: what is not trained.
     """
 
-    arch: Arch
+    arch: Architecture
     remat: bool = False
     freeze: FreezeOptions = FreezeOptions()
 
@@ -36,7 +39,7 @@ class Network:
     @property
     def module(self) -> nn.Module:
         """The Flax module."""
-        return _MODULES[type(self.arch)](self.arch, self.remat, self.freeze)
+        return MODULES[type(self.arch)](self.arch, self.remat, self.freeze)
 
     def sample(self, seed: int, step: int) -> None:
         """Return None: a stand-alone network has one path."""
@@ -56,9 +59,8 @@ class Network:
         del path
 
 
-_BACKBONES = {Arch: Network, SupernetSpec: Supernet}
-
-
-def build(spec: Arch | SupernetSpec, remat: bool, freeze: FreezeOptions) -> Network | Supernet:
+def build(
+    spec: Architecture | SupernetSpec, remat: bool, freeze: FreezeOptions
+) -> Network | Supernet:
     """Return the backbone of an architecture or of a supernet's description."""
-    return _BACKBONES[type(spec)](spec, remat, freeze)
+    return (Supernet if isinstance(spec, SupernetSpec) else Network)(spec, remat, freeze)

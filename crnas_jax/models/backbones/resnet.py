@@ -10,7 +10,11 @@ from crnas_jax.models.layers import Normalization, conv_bn
 
 
 def residual_block(
-    x: Float[Array, "batch height width channels"], shape: BlockShape, layer: Callable
+    x: Float[Array, "batch height width channels"],
+    shape: BlockShape,
+    layer: Callable,
+    norm: Normalization,
+    depth: float = 0.0,
 ) -> Float[Array, "batch _ _ _"]:
     """Apply a basic or bottleneck block, the stride on its first 3x3 convolution.
 
@@ -19,16 +23,18 @@ def residual_block(
       shape: shape of the block.
       layer: function of (features, `ConvShape`) that applies a convolution and its batch
         normalisation.
+      norm: activation, and what is left out in training.
+      depth: place of the block in the network, 0..1, for stochastic depth.
     """
     shortcut = x if shape.projection is None else layer(x, shape.projection)
     *convolutions, last = shape.convolutions
     for convolution in convolutions:
-        x = nn.relu(layer(x, convolution))
-    return nn.relu(layer(x, last) + shortcut)
+        x = norm.activate(layer(x, convolution))
+    return norm.activate(norm.drop_path(layer(x, last), depth) + shortcut)
 
 
 class ResNetStem(nn.Module):
-    """7x7/2 convolution, batch normalisation, ReLU, 3x3/2 max-pooling: stride 4."""
+    """7x7/2 convolution, batch normalisation, activation, 3x3/2 max-pooling: stride 4."""
 
     shape: StemShape
 
@@ -36,5 +42,5 @@ class ResNetStem(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width 3"], norm: Normalization
     ) -> Float[Array, "batch _ _ channels"]:
-        x = nn.relu(conv_bn(x, self.shape.convolutions[0], norm))
+        x = norm.activate(conv_bn(x, self.shape.convolutions[0], norm))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

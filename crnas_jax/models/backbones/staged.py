@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from crnas_jax.arch import Architecture
 from crnas_jax.arch.families import BlockShape
 from crnas_jax.arch.staged import Arch, Part
 from crnas_jax.models.backbones.mobilenet_v2 import MobileNetLayer, inverted_residual_block
@@ -44,8 +45,9 @@ class FreezeOptions:
 
     Attributes:
       freeze_at: 0 nothing, 1 the stem, 2 everything up to c2, and so on to 5 (Detectron2's
-        `FREEZE_AT`; mmdetection's `frozen_stages` is one less). Batch normalisation in it uses its
-        stored statistics.
+        `FREEZE_AT`; mmdetection's `frozen_stages` is one less); of a scale-permuted network 1 the
+        stem's convolution, 2 the stem, 5 everything. Batch normalisation in it uses its stored
+        statistics.
       freeze_norm: scale, bias and statistics of every batch normalisation (torchvision's and
         Detectron2's `FrozenBatchNorm`, mmdetection's `norm_eval` with `requires_grad=False`).
     """
@@ -56,22 +58,16 @@ class FreezeOptions:
     def __post_init__(self):
         check_choice(self, "freeze_at", range(6))
 
-    def last_frozen_stage(self, arch: Arch) -> int:
-        """Return the index of the last frozen stage; -1 for the stem alone, -2 for nothing."""
-        return ([-2, -1, *arch.traits.levels])[self.freeze_at]
+    def freezes(self, arch: Architecture, part: str) -> bool:
+        """Return whether all of a part is frozen, given its name."""
+        return part in arch.frozen_parts(self.freeze_at)
 
-    def freezes(self, arch: Arch, part: Part) -> bool:
-        """Return whether all of a part is frozen."""
-        return part.stage <= self.last_frozen_stage(arch)
-
-    def freezes_parameter(self, arch: Arch, path: tuple[str, ...]) -> bool:
+    def freezes_parameter(self, arch: Architecture, path: tuple[str, ...]) -> bool:
         """Return whether the backbone's parameter at `path` keeps its value."""
-        if self.freeze_norm and any("bn" in name for name in path):
-            return True
-        part = next(part for part in arch.parts() if part.name == path[0])
-        return self.freezes(arch, part)
+        is_norm = any("bn" in name for name in path)
+        return (self.freeze_norm and is_norm) or self.freezes(arch, path[0])
 
-    def norm(self, arch: Arch, part: Part, norm: Normalization) -> Normalization:
+    def norm(self, arch: Architecture, part: str, norm: Normalization) -> Normalization:
         """Return the normalisation of a part: frozen layers use their stored statistics."""
         frozen = self.freeze_norm or self.freezes(arch, part)
         return norm.frozen() if frozen else norm
@@ -119,8 +115,10 @@ class StagedBackbone(nn.Module):
                 module, operands = self.stage(part, choice)
             else:
                 module, operands = end_module(self.arch, part, part.name), ()
-            x = module(x, *operands, self.freeze.norm(self.arch, part, norm))
-            if self.freeze.freezes(self.arch, part):
+            x = module(
+                x, *operands, self.freeze.norm(self.arch, part.name, norm.at(part.stage + 1))
+            )
+            if self.freeze.freezes(self.arch, part.name):
                 x = lax.stop_gradient(x)
             if part.level:
                 features.append(x)
@@ -142,12 +140,14 @@ class Block(nn.Module):
       dilations: candidates for `conv2`: a bottleneck's centre, a basic block's second, an inverted
         residual's depthwise convolution.
       in_control_flow: see `ops.convolution.ConvSpec`.
+      level: level of its output, for DropBlock.
     """
 
     design: str
     shape: BlockShape
     dilations: tuple[int, ...] = (1,)
     in_control_flow: bool = False
+    level: int = 0
 
     @nn.compact
     def __call__(
@@ -158,9 +158,10 @@ class Block(nn.Module):
     ) -> Float[Array, "batch _ _ _"]:
         def layer(x, shape):
             searched = (self.dilations, operation) if shape.name == "2" else ()
-            return conv_bn(x, shape, norm, *searched, in_control_flow=self.in_control_flow)
+            x = conv_bn(x, shape, norm, *searched, in_control_flow=self.in_control_flow)
+            return norm.at(int(shape.name or 0)).drop_block(x, self.level)
 
-        return _DESIGNS[self.design].block(x, self.shape, layer)
+        return _DESIGNS[self.design].block(x, self.shape, layer, norm)
 
 
 class Stage(nn.Module):
@@ -185,6 +186,7 @@ class Stage(nn.Module):
         block_class = nn.remat(Block) if self.remat else Block
         blocks = zip(self.part.units, self.dilations, strict=True)
         for index, (shape, dilation) in enumerate(blocks, 1):
-            block = block_class(self.arch.traits.design, shape, (dilation,), name=f"block{index}")
-            x = block(x, jnp.int32(0), norm)
+            design, level = self.arch.traits.design, self.part.resolution
+            block = block_class(design, shape, (dilation,), level=level, name=f"block{index}")
+            x = block(x, jnp.int32(0), norm.at(index))
         return x

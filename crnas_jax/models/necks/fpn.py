@@ -11,32 +11,36 @@ _fpn_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class FPN(nn.Module):
-    """p2..p6 from c2..c5; p6 is every second cell of p5.
+    """p2..p6 from c2..c5, p6 every second cell of p5; or RetinaNet's p3..p7 from c3..c5.
 
     Attributes:
       channels: channels of every level.
+      p6_from: "" for p2..p6; for RetinaNet what p6 is computed from, `p5` (torchvision) or `c5`
+        (arXiv 1708.02002, torchvision's second version).
     """
 
     channels: int = 256
+    p6_from: str = ""
 
     @nn.compact
     def __call__(
         self, features: tuple[Float[Array, "batch _ _ _"], ...]
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        def conv(size, name, stride=1):
+            options = {"use_bias": True, "kernel_init": _fpn_init, "name": name}
+            return Conv(self.channels, size, stride, **options)
+
         top, outputs = None, []
-        for level in reversed(range(len(features))):
-            lateral = Conv(
-                self.channels, 1, use_bias=True, kernel_init=_fpn_init, name=f"lateral{level + 2}"
-            )(features[level])
+        for level in reversed(range(3 if self.p6_from else 2, 6)):
+            lateral = conv(1, f"lateral{level}")(features[level - 2])
             if top is not None:
                 lateral += resize_nearest(top, lateral.shape[1:3])
             top = lateral
-            output = Conv(
-                self.channels, 3, use_bias=True, kernel_init=_fpn_init, name=f"output{level + 2}"
-            )
-            outputs.append(output(lateral))
-        p2_to_p5 = outputs[::-1]
-        return (*p2_to_p5, p2_to_p5[-1][:, ::2, ::2])
+            outputs.insert(0, conv(3, f"output{level}")(lateral))
+        if not self.p6_from:
+            return (*outputs, outputs[-1][:, ::2, ::2])
+        p6 = conv(3, "output6", 2)(outputs[-1] if self.p6_from == "p5" else features[-1])
+        return (*outputs, p6, conv(3, "output7", 2)(nn.relu(p6)))
 
 
 def resize_nearest(

@@ -133,7 +133,7 @@ class SuperStage(nn.Module):
         only_row = [
             jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first_params, first_stats.value)
         ]
-        x, stats = run_first(first, x, *only_row, operations[0], norm)
+        x, stats = run_first(first, x, *only_row, operations[0], norm.at(1))
         self._store(first_stats, jax.tree.map(lambda leaf: leaf[None], stats), norm)
         num_places = len(self.part.units)
         if num_places == 1:
@@ -152,17 +152,18 @@ class SuperStage(nn.Module):
         )
 
         def place(x, block):
-            params, stats, is_active, operation = block
+            params, stats, is_active, operation, index = block
             return lax.switch(
                 is_active.astype(jnp.int32),
                 [
                     lambda x, params, stats, operation: (x, stats),
-                    lambda *operands: run_rest(rest, *operands, norm),
+                    lambda *operands: run_rest(rest, *operands, norm.at(index)),
                 ],
                 *(x, params, stats, operation),
             )
 
-        blocks = (rest_params, rest_stats.value, active[1:], operations[1:])
+        places = jnp.arange(2, num_places + 1)
+        blocks = (rest_params, rest_stats.value, active[1:], operations[1:], places)
         x, stats = lax.scan(place, x, blocks)
         self._store(rest_stats, stats, norm)
         return x
@@ -187,7 +188,12 @@ def supernet_block(spec: SupernetSpec, part: Part, kind: str) -> Block:
     """Return the module of a stage's `first` or `rest` blocks, for use in control flow."""
     shape = part.units[0 if kind == "first" else 1]
     return Block(
-        spec.deepest.traits.design, shape, spec.dilations, in_control_flow=True, parent=None
+        spec.deepest.traits.design,
+        shape,
+        spec.dilations,
+        in_control_flow=True,
+        level=part.resolution,
+        parent=None,
     )
 
 
@@ -195,7 +201,7 @@ def supernet_block(spec: SupernetSpec, part: Part, kind: str) -> Block:
 def _init_blocks(block, key, num_blocks):
     """Draw the variables of independent blocks, stacked."""
     x = jnp.zeros((1, 2, 2, block.shape.in_channels))
-    norm = Normalization(BN_RUNNING, jnp.ones(1))
+    norm = Normalization(BN_RUNNING, jnp.ones(1))  # which activation it has changes no shape
     return jax.vmap(lambda key: block.init(key, x, 0, norm))(jax.random.split(key, num_blocks))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 from crnas_jax.arch.staged import Part
 from crnas_jax.models.backbones.staged import end_module
 from crnas_jax.models.build import BN_MODES, Detector
-from crnas_jax.models.layers import BN_COLLECT, BN_RUNNING, Normalization, preprocess
+from crnas_jax.models.layers import BN_COLLECT, BN_RUNNING, preprocess
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.module import supernet_block
 from crnas_jax.models.supernet.prefix_tree import Path, Visits
@@ -114,7 +114,7 @@ class SharedPaths:
         pyramid, updated = self.detector.module.apply(
             weights.without_backbone(),
             tuple(features),
-            Normalization(MODES[weights.bn], batch["weight"]),
+            self.detector.normalization(batch, MODES[weights.bn]),
             method="neck",
             mutable=["batch_stats"],
         )
@@ -153,8 +153,8 @@ class SharedPaths:
 
     def _norm(self, weights, part, batch):
         """Return the normalisation of a part; frozen layers use their stored statistics."""
-        norm = Normalization(MODES[weights.bn], batch["weight"])
-        return self.detector.freeze.norm(self.detector.backbone.arch, part, norm)
+        norm = self.detector.normalization(batch, MODES[weights.bn])
+        return self.detector.freeze.norm(self.detector.backbone.arch, part.name, norm)
 
     def _stage(self, part, weights, norm, stage_input, previous, choice, visit):
         """Run the new blocks of a stage.

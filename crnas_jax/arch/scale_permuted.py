@@ -1,0 +1,409 @@
+"""`ScalePermuted`: backbones whose blocks are not ordered by scale (SpineNet, arXiv 1912.05027).
+
+A short stem of ordinary blocks is followed by permuted blocks, each at a level of its own (level l
+has stride 2^l), each fed by two earlier blocks that are resampled to its size. Some of them are
+outputs, one for each level of the pyramid that a detector reads.
+"""
+
+import dataclasses
+import functools
+import json
+
+from crnas_jax.arch.families import BlockShape, ConvShape, StemShape
+from crnas_jax.errors import UserError
+
+FORMAT = 1
+_REMEDY = "correct the block list"
+# The parts of stem blocks, permuted blocks and endpoints are named so, with index or level.
+_BLOCK, _ENDPOINT = "block", "endpoint"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalePermutedFamily:
+    """What the networks of a family have in common.
+
+    Attributes:
+      widths: width of a block by its level, before scaling.
+      kinds: kinds of its blocks, and the kind that `BlockShape` gives each.
+      stem_channels: channels of the stem's convolution, before scaling.
+      stem_is_scaled: whether the width scale applies to them.
+      stem_size: side of the stem's kernel; its stride is 2.
+      stem_pool_stride: stride of the max-pooling after it; 1 for none.
+      activation: activation that the networks are trained with unless another is asked for.
+    """
+
+    widths: tuple[int, ...]
+    kinds: tuple[tuple[str, str], ...]
+    stem_channels: int
+    stem_is_scaled: bool
+    stem_size: int
+    stem_pool_stride: int
+    activation: str
+
+    @property
+    def stem_level(self) -> int:
+        """Level of the stem's output."""
+        return 2 if self.stem_pool_stride == 2 else 1
+
+
+FAMILIES = {
+    "spinenet": ScalePermutedFamily(
+        (0, 32, 64, 128, 256, 256, 256, 256),
+        (("bottleneck", "bottleneck"), ("residual", "basic")),
+        *(64, False, 7, 2, "relu"),
+    ),
+    "spinenet_mobile": ScalePermutedFamily(
+        (8, 16, 24, 40, 80, 112, 112, 112), (("mbconv", "inverted"),), *(8, True, 3, 1, "swish")
+    ),
+}
+# Channels inside an MBConv over its input's, and units of its squeeze-excitation over them.
+_EXPANSION, _SQUEEZE = 6, 0.2
+# Output channels of a bottleneck over its width.
+_BOTTLENECK = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class StemBlock:
+    """A block of the stem; it follows the one before it.
+
+    Attributes:
+      level: its level.
+      is_parent: whether permuted blocks may read it.
+    """
+
+    level: int
+    is_parent: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutedBlock:
+    """A permuted block.
+
+    Attributes:
+      level: its level.
+      kind: `bottleneck`, `residual` or `mbconv`, as its family has.
+      parents: the two blocks that it reads, indices into stem blocks and permuted blocks.
+      is_output: whether it is the pyramid's output of its level.
+    """
+
+    level: int
+    kind: str
+    parents: tuple[int, int]
+    is_output: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ResampleShape:
+    """How a parent is brought to the size and channels of a block.
+
+    Attributes:
+      parent: index of the parent.
+      convolutions: convolutions in order, numbered; the last one is 1x1, gives the block's input
+        channels and has no activation. A max-pooling or a nearest resize comes before it.
+      levels: level of each convolution's output.
+    """
+
+    parent: int
+    convolutions: tuple[ConvShape, ...]
+    levels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A block with everything that modules, costs and exports need.
+
+    Attributes:
+      name: name of its parameters, `block0` and so on.
+      level: its level.
+      resamples: its parents; none in the stem, where a block follows the one before.
+      extras: blocks that are added to its input as they are: blocks of its level and channels that
+        feed no other block (the zero-out-degree rule).
+      units: shapes of its repeats.
+      is_output: whether it is an output.
+      place: its index among the permuted blocks; None in the stem.
+    """
+
+    name: str
+    level: int
+    resamples: tuple[ResampleShape, ...]
+    extras: tuple[int, ...]
+    units: tuple[BlockShape, ...]
+    is_output: bool
+    place: int | None
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of its output."""
+        return self.units[-1].out_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalePermuted:
+    """A scale-permuted backbone; it puts out a pyramid, so detectors need no neck.
+
+    Attributes:
+      family: key of `FAMILIES`.
+      stem: the stem's blocks.
+      blocks: the permuted blocks; their indices go on from the stem's.
+      repeats: how often each block, also of the stem, is repeated.
+      width_scale: factor of the widths, which are rounded down.
+      alpha: channels of the resampling over a parent's width (spinenet only).
+      endpoint_channels: channels of every output.
+
+    Raises:
+      UserError: the fields describe no network; the message names the block.
+    """
+
+    family: str
+    stem: tuple[StemBlock, ...]
+    blocks: tuple[PermutedBlock, ...]
+    repeats: int = 1
+    width_scale: float = 1.0
+    alpha: float = 0.5
+    endpoint_channels: int = 256
+
+    def __post_init__(self):
+        if not isinstance(self.family, str) or self.family not in FAMILIES:
+            raise _fault("family", f"{self.family!r}", f"use one of {tuple(FAMILIES)}")
+        for name in ("repeats", "endpoint_channels"):
+            if not _is_integer(getattr(self, name), 1):
+                raise _fault(name, f"{getattr(self, name)!r}", "give a whole number from 1")
+        for name in ("width_scale", "alpha"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
+                raise _fault(name, f"{value!r}", "give a number above 0")
+        object.__setattr__(self, "stem", tuple(self.stem))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        self._check_stem()
+        for index, block in enumerate(self.blocks, len(self.stem)):
+            self._check_block(index, block)
+        outputs = [block.level for block in self.blocks if block.is_output]
+        if not outputs or sorted(outputs) != list(range(3, 3 + len(outputs))):
+            problem = f"outputs at levels {outputs}"
+            raise _fault("blocks", problem, "give one output for each level from 3 on")
+        fed = {parent for block in self.blocks for parent in block.parents}
+        fed |= {extra for node in self.nodes() for extra in node.extras}
+        for index, block in enumerate(self.blocks, len(self.stem)):
+            if index not in fed and not block.is_output:
+                problem = "feeds no block, is no output, and no output of its level can add it"
+                raise _fault(f"blocks: block {index}", problem, _REMEDY)
+
+    def _check_stem(self):
+        level = self.traits.stem_level
+        for index, block in enumerate(self.stem):
+            if not _is_integer(block.level, level, min(level + 1, 7)):
+                problem = f"level {block.level!r} after level {level}"
+                raise _fault(f"stem: block {index}", problem, "give that level or the next")
+            if not isinstance(block.is_parent, bool):
+                problem = f"is_parent {block.is_parent!r}"
+                raise _fault(f"stem: block {index}", problem, "give true or false")
+            level = block.level
+        if not self.stem:
+            raise _fault("stem", "empty", "give at least one block")
+
+    def _check_block(self, index, block):
+        where = f"blocks: block {index}"
+        if not _is_integer(block.level, 2, 7):
+            raise _fault(where, f"level {block.level!r}", "give a level from 2 to 7")
+        kinds = tuple(dict(self.traits.kinds))
+        if block.kind not in kinds:
+            raise _fault(where, f"kind {block.kind!r}", f"use one of {kinds}")
+        if not isinstance(block.is_output, bool):
+            raise _fault(where, f"is_output {block.is_output!r}", "give true or false")
+        parents = block.parents
+        if not isinstance(parents, tuple) or len(parents) != 2:
+            raise _fault(where, f"parents {parents!r}", "give two")
+        for parent in parents:
+            if not _is_integer(parent, 0, index - 1):
+                raise _fault(where, f"parent {parent!r} does not come before it", _REMEDY)
+            if parent < len(self.stem) and not self.stem[parent].is_parent:
+                raise _fault(where, f"parent {parent} is a stem block that is not read", _REMEDY)
+        if parents[0] == parents[1]:
+            raise _fault(where, f"parents {parents} are the same block", "give two blocks")
+
+    @property
+    def traits(self) -> ScalePermutedFamily:
+        """The family's row."""
+        return FAMILIES[self.family]
+
+    @property
+    def activation(self) -> str:
+        """Activation of the family."""
+        return self.traits.activation
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels of the outputs, finest first."""
+        return tuple(sorted(block.level for block in self.blocks if block.is_output))
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the outputs."""
+        return (self.endpoint_channels,) * len(self.levels)
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether the outputs are a feature pyramid: True."""
+        return True
+
+    @property
+    def summary(self) -> str:
+        """What tells it from others of its family, in a few words."""
+        return f"{len(self.stem)} + {len(self.blocks)} blocks x {self.repeats}"
+
+    @property
+    def stem_shape(self) -> StemShape:
+        """Shape of the convolution, and perhaps the pooling, before the first block."""
+        traits = self.traits
+        channels = traits.stem_channels
+        if traits.stem_is_scaled:
+            channels = max(int(channels * self.width_scale), 1)
+        return StemShape(channels, traits.stem_size, traits.stem_pool_stride)
+
+    def width(self, level: int) -> int:
+        """Return the width of a block at a level."""
+        return max(int(self.traits.widths[level] * self.width_scale), 1)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """List all blocks in order: modules, costs and exports walk this list."""
+        return _nodes(self)
+
+    def endpoint(self, node: Node) -> ConvShape:
+        """Return the shape of the 1x1 convolution behind an output."""
+        return ConvShape("1", node.out_channels, self.endpoint_channels, 1)
+
+    def part_names(self) -> tuple[str, ...]:
+        """List the names under which the parameters stand, in order."""
+        endpoints = tuple(f"{_ENDPOINT}{level}" for level in self.levels)
+        return ("stem", *(node.name for node in self.nodes()), *endpoints)
+
+    def frozen_parts(self, freeze_at: int) -> tuple[str, ...]:
+        """Return the parts that are frozen: 1 is the stem's convolution, 2 the stem, 5 everything.
+
+        Raises:
+          UserError: another value: such a network has no c3 to stop at.
+        """
+        names = self.part_names()
+        ends = {0: 0, 1: 1, 2: 1 + len(self.stem), 5: len(names)}
+        if freeze_at not in ends:
+            problem = f"{freeze_at}, and a scale-permuted backbone has no c{freeze_at}"
+            raise UserError("FreezeOptions", "freeze_at", problem, f"use one of {tuple(ends)}")
+        return names[: ends[freeze_at]]
+
+    def to_json(self) -> str:
+        """Return a JSON object with the fields and the format version."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "ScalePermuted":
+        """Read what `to_json` wrote.
+
+        Raises:
+          UserError: the text is not such an object.
+        """
+        remedy = "give what to_json() of an architecture writes"
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise _fault("json", str(error), remedy) from error
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            raise _fault("format", f"not {FORMAT}", remedy)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != known:
+            raise _fault("fields", f"{sorted(fields)}", f"give {sorted(known)}")
+        for name, kind in (("stem", StemBlock), ("blocks", PermutedBlock)):
+            fields[name] = _read_blocks(name, kind, fields[name])
+        return cls(**fields)
+
+
+def _read_blocks(name, kind, entries):
+    keys = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(entries, list):
+        raise _fault(name, "no list", "give a list of blocks")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or set(entry) != keys:
+            raise _fault(f"{name}: entry {index}", "other fields", f"give {sorted(keys)}")
+    return tuple(
+        kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+        for entry in entries
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes(arch):
+    nodes, unused = [], {}
+    level, channels = arch.traits.stem_level, arch.stem_shape.channels
+    for index, block in enumerate(arch.stem):
+        kind = "mbconv" if arch.family == "spinenet_mobile" else "bottleneck"
+        units = _units(arch, kind, block.level, channels, 2 ** (block.level - level))
+        nodes.append(Node(f"{_BLOCK}{index}", block.level, (), (), units, False, None))
+        level, channels = block.level, nodes[-1].out_channels
+        if block.is_parent:
+            unused[index] = nodes[-1]
+    for place, block in enumerate(arch.blocks):
+        index, channels = len(nodes), _in_channels(arch, block)
+        resamples = tuple(_resample(arch, parent, nodes[parent], block) for parent in block.parents)
+        for parent in block.parents:
+            unused.pop(parent, None)
+        extras = ()
+        if block.is_output:  # by level and channels, never by size, which small images make equal
+            same = ((i, (n.level, n.out_channels)) for i, n in unused.items())
+            extras = tuple(i for i, key in same if key == (block.level, channels))
+            for extra in extras:
+                del unused[extra]
+        units = _units(arch, block.kind, block.level, channels, 1)
+        nodes.append(
+            Node(f"{_BLOCK}{index}", block.level, resamples, extras, units, block.is_output, place)
+        )
+        unused[index] = nodes[-1]
+    return tuple(nodes)
+
+
+def _in_channels(arch, block):
+    return arch.width(block.level) * (_BOTTLENECK if block.kind == "bottleneck" else 1)
+
+
+def _units(arch, kind, level, in_channels, stride):
+    """Return the shapes of a block's repeats; the first has the stride."""
+    shape_kind, width = dict(arch.traits.kinds)[kind], arch.width(level)
+    out = width * (_BOTTLENECK if kind == "bottleneck" else 1)
+    units = []
+    for repeat in range(arch.repeats):
+        before, step = (in_channels, stride) if repeat == 0 else (out, 1)
+        inner, groups, squeeze = width, 1, 0
+        if kind == "mbconv":
+            inner = groups = _EXPANSION * before
+            squeeze = max(int(_SQUEEZE * before), 1)
+        units.append(BlockShape(shape_kind, before, inner, out, step, groups, squeeze))
+    return tuple(units)
+
+
+def _resample(arch, parent, node, block):
+    """Return the shape of the way from a parent to a block."""
+    convolutions, levels, channels = [], [], node.out_channels
+
+    def add(level, out_channels, size, stride=1, groups=1):
+        name = str(len(convolutions) + 1)
+        convolutions.append(ConvShape(name, channels, out_channels, size, stride, groups))
+        levels.append(level)
+
+    if arch.family == "spinenet_mobile":
+        for level in range(node.level + 1, block.level + 1):
+            add(level, channels, 3, 2, channels)
+    else:
+        inner = max(int(arch.alpha * node.units[-1].inner_channels), 1)
+        add(node.level, inner, 1)
+        channels = inner
+        if node.level < block.level:
+            add(node.level + 1, inner, 3, 2)
+    add(block.level, _in_channels(arch, block), 1)
+    return ResampleShape(parent, tuple(convolutions), tuple(levels))
+
+
+def _is_integer(value, least, most=None):
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole and value >= least and (most is None or value <= most)
+
+
+def _fault(field, problem, remedy):
+    return UserError("arch", field, problem, remedy)

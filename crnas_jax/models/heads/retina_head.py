@@ -1,0 +1,345 @@
+"""RetinaNet's head (arXiv 1708.02002) in three forms: torchvision's two and SpineNet's.
+
+A tower of convolutions for the classes and one for the boxes, the same on all levels, and a
+predictor behind each. The forms differ in normalisation, anchors, matching and losses.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from crnas_jax.arch.cost.detectors import NUM_RETINA_ANCHORS, RETINA_HEADS
+from crnas_jax.models.layers import BatchNorm, Conv, Normalization
+from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms
+from crnas_jax.runtime.options import (
+    check_below_one,
+    check_choice,
+    check_counts,
+    check_fractions,
+    check_not_negative,
+    check_positive,
+)
+
+_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+# Probability of every class at every anchor before training.
+_PRIOR = 0.01
+# Of torchvision's second form.
+NUM_GROUPS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadForm:
+    """What tells the forms of the head apart.
+
+    Attributes:
+      negative_iou: anchors with a lower IoU are negative, those up to 1/2 neither.
+      gamma: the focal loss's exponent.
+      box_loss: `l1`, `giou` or `huber`.
+      predictor_std: standard deviation of the predictors' first kernels.
+      pre_nms: candidates that enter suppression.
+      is_by_level: whether these are each level's, not all levels'.
+    """
+
+    negative_iou: float
+    gamma: float
+    box_loss: str
+    predictor_std: float
+    pre_nms: int
+    is_by_level: bool
+
+
+_FORMS = {
+    "torchvision": HeadForm(0.4, 2.0, "l1", 0.01, 1000, True),
+    "torchvision_v2": HeadForm(0.4, 2.0, "giou", 0.01, 1000, True),
+    "spinenet": HeadForm(0.5, 1.5, "huber", 1e-5, 5000, False),
+}
+_ALPHA = 0.25
+# SpineNet: where its box loss turns linear, and its weight.
+_HUBER_DELTA, _HUBER_WEIGHT = 0.1, 50.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RetinaHeadOptions:
+    """Settings of RetinaNet's head.
+
+    Attributes:
+      form: one of `RETINA_HEADS`.
+      num_convolutions: convolutions in each tower.
+      separable: whether all convolutions are separable, as on the mobile SpineNet.
+      anchor_sizes: side of the smallest anchor for each level, in pixels, finest first; levels that
+        the backbone lacks have none.
+      label_smoothing: share by which the targets of the classification move to 1/2.
+      pre_nms: candidates that enter suppression: of each level for torchvision's forms, of all for
+        SpineNet's; 0 for the form's own number.
+      score_threshold: detections must score more.
+      nms_iou: IoU threshold of the suppression within a class.
+      nms_candidates: candidates that enter it at once: speed and memory alone.
+      max_detections: most detections per image.
+    """
+
+    form: str = "torchvision"
+    num_convolutions: int = 4
+    separable: bool = False
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    label_smoothing: float = 0.0
+    pre_nms: int = 0
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    nms_candidates: int = 1000
+    max_detections: int = 100
+
+    def __post_init__(self):
+        check_choice(self, "form", RETINA_HEADS)
+        check_counts(self, "num_convolutions", "nms_candidates", "max_detections")
+        check_counts(self, "pre_nms", least=0)
+        check_positive(self, "anchor_sizes")
+        check_fractions(self, "score_threshold", "nms_iou")
+        check_not_negative(self, "label_smoothing")
+        check_below_one(self, "label_smoothing")
+
+    @property
+    def traits(self) -> HeadForm:
+        """The form's row."""
+        return _FORMS[self.form]
+
+
+class RetinaHead(nn.Module):
+    """Towers and predictors.
+
+    Attributes:
+      options: settings.
+      channels: channels of the towers.
+      num_classes: number of object classes.
+    """
+
+    options: RetinaHeadOptions
+    channels: int
+    num_classes: int
+
+    def setup(self):
+        self.towers = Towers(self.options, self.channels)
+        self.predictors = Predictors(self.options, self.num_classes)
+
+
+class Towers(nn.Module):
+    """The convolutions before the predictors, on every level.
+
+    Attributes:
+      options: settings.
+      channels: channels of every convolution.
+    """
+
+    options: RetinaHeadOptions
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self, pyramid: tuple[Float[Array, "batch _ _ channels"], ...], norm: Normalization
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """Return the class features of every level, then the box features of every level."""
+        options, outputs = self.options, []
+        for tower in ("class", "box"):
+            levels = list(pyramid)
+            for index in range(1, options.num_convolutions + 1):
+                use_bias = options.form != "torchvision_v2"
+                conv = _conv(f"{tower}_conv{index}", self.channels, options, 0.01, use_bias)
+                norms = [lambda x: x] * len(levels)
+                if options.form == "torchvision_v2":
+                    norms = [_group_norm(f"{tower}_norm{index}", pyramid[0].dtype)] * len(levels)
+                elif options.form == "spinenet":
+                    norms = [
+                        functools.partial(BatchNorm(name=f"{tower}_bn{index}_{level}"), norm=norm)
+                        for level in range(len(levels))
+                    ]
+                levels = [
+                    norm.activate(normalise(conv(x)))
+                    for x, normalise in zip(levels, norms, strict=True)
+                ]
+            outputs += levels
+        return tuple(outputs)
+
+
+class Predictors(nn.Module):
+    """Class logits and box deltas for every anchor.
+
+    Attributes:
+      options: settings.
+      num_classes: number of object classes.
+    """
+
+    options: RetinaHeadOptions
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, features: tuple[Float[Array, "batch _ _ channels"], ...]
+    ) -> list[tuple[Float[Array, "batch _ classes"], Float[Array, "batch _ 4"]]]:
+        """Return for each level logits [batch, anchors, classes] and deltas [batch, anchors, 4].
+
+        Args:
+          features: what `Towers` returns.
+        """
+        prior = nn.initializers.constant(-math.log((1 - _PRIOR) / _PRIOR))
+        rows = {"class": (self.num_classes, prior), "box": (4, nn.initializers.zeros)}
+        outputs, num_levels = [], len(features) // 2
+        for index, (name, (size, bias_init)) in enumerate(rows.items()):
+            std, channels = self.options.traits.predictor_std, NUM_RETINA_ANCHORS * size
+            predictor = _conv(name, channels, self.options, std, bias_init=bias_init)
+            levels = features[index * num_levels : (index + 1) * num_levels]
+            outputs.append(
+                [predictor(x).astype(jnp.float32).reshape(len(x), -1, size) for x in levels]
+            )
+        return list(zip(*outputs, strict=True))
+
+
+def _conv(name, features, options, std, use_bias=True, bias_init=nn.initializers.zeros):
+    """Return a 3x3 convolution, or a depthwise 3x3 and a 1x1 one, as a function for all levels."""
+    init = nn.initializers.normal(std)
+    size = 1 if options.separable else 3
+    conv = Conv(features, size, use_bias=use_bias, kernel_init=init, bias_init=bias_init, name=name)
+    if not options.separable:
+        return conv
+    depthwise = functools.partial(Conv, size=3, kernel_init=init, name=f"{name}_depthwise")
+    made = []  # how many channels there are is known when it is first called
+
+    def separable(x):
+        if not made:
+            made.append(depthwise(x.shape[-1], groups=x.shape[-1]))
+        return conv(made[0](x))
+
+    return separable
+
+
+def _group_norm(name, dtype):
+    return nn.GroupNorm(NUM_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def level_anchors(
+    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], options: RetinaHeadOptions
+) -> tuple[Float[np.ndarray, "_ 4"], ...]:
+    """Return the anchors of p3 and the levels after it, NumPy: constants of the program."""
+    grids, sizes = tuple(grids), options.anchor_sizes[: len(grids)]
+    if options.form != "spinenet":
+        return anchors.octave_anchors(canvas, grids, sizes)
+    strides = tuple(2**level for level in range(3, 3 + len(grids)))
+    return anchors.centred_octave_anchors(strides, grids, sizes)
+
+
+def retina_losses(
+    outputs,
+    anchors_by_level,
+    truth: Float[Array, "batch truths 4"],
+    labels: Int[Array, "batch truths"],
+    truth_valid: Bool[Array, "batch truths"],
+    image_valid: Bool[Array, " batch"],
+    options: RetinaHeadOptions,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return classification and box loss.
+
+    Torchvision's forms divide by the positives of each image and average over images; SpineNet's
+    divides by those of the batch plus one, the box loss also by four.
+
+    Args:
+      outputs: what `Predictors` returns.
+      anchors_by_level: see `level_anchors`.
+      truth: ground truth boxes, xyxy.
+      labels: classes, from 1.
+      truth_valid: False for padded boxes.
+      image_valid: False for padding images.
+      options: settings.
+    """
+    references, traits = jnp.asarray(np.concatenate(anchors_by_level)), options.traits
+    logits, deltas = (jnp.concatenate(part, 1) for part in zip(*outputs, strict=True))
+    is_spinenet = options.form == "spinenet"
+
+    def image(logits, deltas, truth, labels, truth_valid):
+        overlap = boxes.iou(references, truth)
+        index, label = matcher.match(
+            overlap, truth_valid, 0.5, traits.negative_iou, low_quality=not is_spinenet
+        )
+        if is_spinenet:
+            index, label = matcher.force_best(overlap, truth_valid, index, label)
+        positive = label == matcher.POSITIVE
+        classes = jnp.arange(1, logits.shape[-1] + 1)
+        targets = positive[:, None] & (labels[index][:, None] == classes[None, :])
+        classification = losses.focal(
+            logits, targets, _ALPHA, traits.gamma, options.label_smoothing
+        ).sum(1)
+        classification = jnp.where(label != matcher.BETWEEN, classification, 0).sum()
+        box = jnp.where(positive, _box_loss(deltas, truth[index], references, options), 0).sum()
+        return classification, box, positive.sum()
+
+    classification, box, num_positives = jax.vmap(image)(logits, deltas, truth, labels, truth_valid)
+    counted = image_valid.astype(jnp.float32)
+    if is_spinenet:
+        normalizer = (num_positives * counted).sum() + 1
+        total = (classification * counted).sum() / normalizer
+        return total, _HUBER_WEIGHT * (box * counted).sum() / (4 * normalizer)
+    share = counted / jnp.maximum(counted.sum(), 1) / jnp.maximum(num_positives, 1)
+    return (classification * share).sum(), (box * share).sum()
+
+
+def _box_loss(deltas, truth, references, options):
+    """Return the loss of every anchor's box against the ground truth that it is matched to."""
+    box_loss = options.traits.box_loss
+    if box_loss == "giou":
+        return losses.giou(box_coder.decode(deltas, references, _CODER_WEIGHTS), truth)
+    error = deltas - box_coder.encode(truth, references, _CODER_WEIGHTS)
+    return (abs(error) if box_loss == "l1" else losses.huber(error, _HUBER_DELTA)).sum(-1)
+
+
+def postprocess(
+    outputs, anchors_by_level, image_size: Int[Array, "batch 2"], options: RetinaHeadOptions
+) -> dict[str, Array]:
+    """Turn the outputs into detections, best first; returns what `box_head.postprocess` does.
+
+    Args:
+      outputs: what `Predictors` returns.
+      anchors_by_level: see `level_anchors`.
+      image_size: (height, width) of each image on the canvas.
+      options: settings.
+    """
+    traits = options.traits
+    pre_nms = options.pre_nms or traits.pre_nms
+    logits, deltas = (list(part) for part in zip(*outputs, strict=True))
+    references = list(anchors_by_level)
+    if not traits.is_by_level:
+        logits, deltas = [jnp.concatenate(logits, 1)], [jnp.concatenate(deltas, 1)]
+        references = [np.concatenate(references)]
+
+    def best(logits, deltas, anchor_boxes):
+        """Return scores, deltas, anchors and classes of the best pairs of anchor and class."""
+        # The anchors of the best k pairs are among the k anchors with the best classes.
+        _, anchor = jax.lax.top_k(logits.max(1), min(pre_nms, len(logits)))
+        pairs = logits[anchor].reshape(-1)
+        score, pair = jax.lax.top_k(pairs, min(pre_nms, len(pairs)))
+        anchor, group = anchor[pair // logits.shape[1]], pair % logits.shape[1]
+        return jax.nn.sigmoid(score), deltas[anchor], jnp.asarray(anchor_boxes)[anchor], group
+
+    def detect(size, logits, deltas):
+        is_finite = jnp.stack([jnp.isfinite(level).all() for level in logits]).all()
+        rows = [best(*level) for level in zip(logits, deltas, references, strict=True)]
+        scores, chosen, chosen_anchors, groups = (
+            jnp.concatenate(part) for part in zip(*rows, strict=True)
+        )
+
+        def candidates(index):
+            decoded = box_coder.decode(chosen[index], chosen_anchors[index], _CODER_WEIGHTS)
+            decoded = boxes.clip(decoded, size)
+            return decoded, jnp.ones(len(index), bool), groups[index] + 1
+
+        scores = jnp.where(scores > options.score_threshold, scores, 0.0)
+        survivors, score, label = nms.best_survivors(
+            scores, candidates, options.nms_iou, options.nms_candidates, options.max_detections
+        )
+        score = jnp.where(is_finite, score, jnp.nan)
+        return {"boxes": survivors, "scores": score, "labels": label, "valid": ~(score <= 0)}
+
+    return jax.vmap(detect)(image_size, logits, deltas)
