@@ -54,13 +54,19 @@ def get_config() -> ConfigDict:
     config.data.max_objects = 100  # boxes per image that a batch has room for
     config.data.mask_size = 112  # cells per side of the masks that a batch holds
     config.data.flip = True  # mirror half of the training images
+    # Range of a random factor of the size of training images, such as (0.5, 2.0); larger ones are
+    # cropped at a random place, smaller ones padded. () for none. Equal min_size and max_size make
+    # the canvas a square.
+    config.data.scale_jitter = ()
     config.data.workers = 0  # threads that read images; 0 for one on each core
     config.data.read_ahead = 0  # batches read before they are needed; 0 for two by each worker
 
     config.detector = ConfigDict()
-    # "faster_rcnn", "mask_rcnn", "cascade_rcnn" or "cascade_mask_rcnn".
+    # "faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn" or "retinanet".
     config.detector.kind = "faster_rcnn"
-    config.detector.neck = "fpn"  # or "nas_fpn"
+    # "fpn", "nas_fpn", or "none" on a backbone that puts out a pyramid; "auto": "none" there, "fpn"
+    # on any other.
+    config.detector.neck = "auto"
     config.detector.stacks = 7  # pyramids on top of each other in NAS-FPN
     config.detector.lowest_level = 3  # finest of NAS-FPN's five levels: 3 for p3..p7, 2 for p2..p6
     config.detector.mask_channels = 256  # channels of the mask head
@@ -77,6 +83,13 @@ def get_config() -> ConfigDict:
     config.detector.post_nms = (2000, 1000)  # proposals per image, training and test
     config.detector.roi_samples = 512  # RoIs per image in the loss
     config.detector.nms_candidates = 1000  # entering suppression at once: speed and memory alone
+    # RetinaNet's head, with its anchors, matching and losses: "torchvision", "torchvision_v2"
+    # (group normalisation, GIoU) or "spinenet".
+    config.detector.head = "torchvision"
+    config.detector.head_convolutions = 0  # in each of its towers; 0: as published, mostly 4
+    config.detector.p6_from = "p5"  # what RetinaNet's FPN computes p6 from, or "c5"
+    config.detector.label_smoothing = 0.0  # share by which targets of the classification move
+    config.detector.update(_layers())
 
     config.supernet = ConfigDict()
     # Widths of the supernet; () for the paper's: half of the network's, for MobileNetV2 all. Equal
@@ -121,6 +134,7 @@ def get_config() -> ConfigDict:
     config.pretrain.schedule = "cosine"
     config.pretrain.warmup_steps = 6000
     config.pretrain.label_smoothing = 0.0
+    config.pretrain.update(_layers())
     config.pretrain.data = ConfigDict()
     # "folder" (one subfolder per class), "tfds" (records, with splits below) or "synthetic".
     config.pretrain.data.name = "folder"
@@ -171,6 +185,20 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
+def _layers():
+    return ConfigDict(
+        {
+            "activation": "",  # "relu", "relu6" or "swish"; "" for the backbone family's own
+            "bn_momentum": 0.9,  # share of the stored statistics that stays in a step
+            "bn_epsilon": 1e-5,
+            # Share of images that lose the residual branch of the last permuted block.
+            "stochastic_depth": 0.0,
+            "drop_block": 0.0,  # share of cells dropped at levels 4 and 5 at the end
+            "drop_block_size": 7,  # side of a dropped block, cells
+        }
+    )
+
+
 def _recipe(epochs, lr_drops):
     return ConfigDict(
         {
@@ -180,10 +208,15 @@ def _recipe(epochs, lr_drops):
             "lr_per_image": 0.00125,  # learning rate over batch size
             "momentum": 0.9,
             "weight_decay": 1e-4,
+            "decay_kernels_only": False,  # no weight decay of biases and normalisation
+            # Share of a moving average of the weights that stays in a step, such as 0.9998; what is
+            # saved, recalibrated and evaluated is the average. 0 for none.
+            "ema_decay": 0.0,
             "clip_norm": 0.0,  # largest norm of the gradient; 0 for no limit
             "schedule": "step",  # "step" (a tenth after each of lr_drops) or "cosine"
             "lr_drops": lr_drops,  # fractions of the run
             "warmup_steps": 500,  # at most a quarter of the run
+            "warmup_start": 1e-3,  # share of the rate that they begin with
             "checkpoint_seconds": 120.0,  # least time between checkpoints
             "log_every": 10,  # steps between log entries
         }

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 
+from crnas_jax.arch.scale_permuted import PermutedBlock, ScalePermuted, StemBlock
 from crnas_jax.models.heads.box_head import BoxHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.rcnn import DetectorOptions
@@ -45,6 +46,20 @@ class Pair:
 
     def stop_requested(self):
         return False
+
+
+def tiny_spinenet(family: str = "spinenet", num_levels: int = 5) -> ScalePermuted:
+    """Return a scale-permuted network of as many blocks as it has outputs, of p3 and so on."""
+    mobile = family == "spinenet_mobile"
+    rows = ((3, (0, 1)), (5, (1, 2)), (4, (0, 3)), (6, (3, 4)), (7, (4, 5)))[:num_levels]
+    kinds = ["mbconv"] * 5 if mobile else ["bottleneck", "residual"] * 3
+    blocks = tuple(
+        PermutedBlock(level, kind, parents, is_output=True)
+        for (level, parents), kind in zip(rows, kinds, strict=False)
+    )
+    stem = (StemBlock(1 if mobile else 2), StemBlock(2))
+    scale = 1 / 4 if mobile else 1 / 16
+    return ScalePermuted(family, stem, blocks, width_scale=scale, endpoint_channels=16)
 
 
 def tiny_options(num_classes: int = 3) -> DetectorOptions:

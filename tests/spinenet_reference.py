@@ -5,6 +5,7 @@ that another implementation can be compared with it.  Plain functions, no module
 `_plan` lists every convolution of a network, `shapes` reads the parameter shapes off that list,
 and `features` runs the list.
 """
+
 from collections import namedtuple
 
 import numpy as np
@@ -24,21 +25,58 @@ B, R, M = "bottleneck", "residual", "mbconv"
 
 # Permuted blocks, the first one has index 2: (level, kind, parents).  The last five are outputs.
 TABLES = {
-    "spinenet49": [         # zero-out-degree rule: 11 -> 14
-        (2, B, (0, 1)), (4, R, (0, 1)), (3, B, (2, 3)), (4, B, (2, 4)),         # 2 to 5
-        (6, R, (3, 5)), (4, B, (3, 5)), (5, R, (6, 7)), (7, R, (6, 8)),         # 6 to 9
-        (5, B, (8, 9)), (5, B, (8, 10)),                                        # 10, 11
-        (4, B, (5, 10)), (3, B, (4, 10)), (5, B, (7, 12)), (7, B, (5, 14)), (6, B, (12, 14))],
-    "r0_sp53": [            # zero-out-degree rule: 11 -> 13
-        (2, B, (0, 1)), (3, B, (0, 1)), (3, B, (2, 3)), (4, B, (2, 4)),         # 2 to 5
-        (4, B, (3, 5)), (3, B, (5, 6)), (5, B, (4, 7)), (4, B, (4, 8)),         # 6 to 9
-        (4, B, (8, 9)), (4, B, (8, 10)),                                        # 10, 11
-        (3, B, (4, 10)), (4, B, (6, 7)), (5, B, (8, 13)), (7, B, (6, 9)), (6, B, (7, 9))],
+    "spinenet49": [  # zero-out-degree rule: 11 -> 14
+        (2, B, (0, 1)),
+        (4, R, (0, 1)),
+        (3, B, (2, 3)),
+        (4, B, (2, 4)),  # 2 to 5
+        (6, R, (3, 5)),
+        (4, B, (3, 5)),
+        (5, R, (6, 7)),
+        (7, R, (6, 8)),  # 6 to 9
+        (5, B, (8, 9)),
+        (5, B, (8, 10)),  # 10, 11
+        (4, B, (5, 10)),
+        (3, B, (4, 10)),
+        (5, B, (7, 12)),
+        (7, B, (5, 14)),
+        (6, B, (12, 14)),
+    ],
+    "r0_sp53": [  # zero-out-degree rule: 11 -> 13
+        (2, B, (0, 1)),
+        (3, B, (0, 1)),
+        (3, B, (2, 3)),
+        (4, B, (2, 4)),  # 2 to 5
+        (4, B, (3, 5)),
+        (3, B, (5, 6)),
+        (5, B, (4, 7)),
+        (4, B, (4, 8)),  # 6 to 9
+        (4, B, (8, 9)),
+        (4, B, (8, 10)),  # 10, 11
+        (3, B, (4, 10)),
+        (4, B, (6, 7)),
+        (5, B, (8, 13)),
+        (7, B, (6, 9)),
+        (6, B, (7, 9)),
+    ],
     "spinenet49_mobile": [  # zero-out-degree rule: 12 -> 15
-        (2, M, (0, 1)), (2, M, (1, 2)), (4, M, (1, 2)), (3, M, (3, 4)),         # 2 to 5
-        (4, M, (3, 5)), (6, M, (4, 6)), (4, M, (4, 6)), (5, M, (7, 8)),         # 6 to 9
-        (7, M, (7, 9)), (5, M, (9, 10)), (5, M, (9, 11)),                       # 10 to 12
-        (4, M, (6, 11)), (3, M, (5, 11)), (5, M, (8, 13)), (7, M, (6, 15)), (6, M, (13, 15))],
+        (2, M, (0, 1)),
+        (2, M, (1, 2)),
+        (4, M, (1, 2)),
+        (3, M, (3, 4)),  # 2 to 5
+        (4, M, (3, 5)),
+        (6, M, (4, 6)),
+        (4, M, (4, 6)),
+        (5, M, (7, 8)),  # 6 to 9
+        (7, M, (7, 9)),
+        (5, M, (9, 10)),
+        (5, M, (9, 11)),  # 10 to 12
+        (4, M, (6, 11)),
+        (3, M, (5, 11)),
+        (5, M, (8, 13)),
+        (7, M, (6, 15)),
+        (6, M, (13, 15)),
+    ],
 }
 WIDTHS = {1: 32, 2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}
 MOBILE_WIDTHS = {0: 8, 1: 16, 2: 24, 3: 40, 4: 80, 5: 112, 6: 112, 7: 112}
@@ -47,23 +85,39 @@ ACTIVATIONS = {"relu": F.relu, "swish": F.silu}
 
 def _numbered(path, *rows):
     """Conv 1, 2, ... under `path`; a row is (size, inputs, outputs, stride, depthwise, act)."""
-    return [Conv((*path, f"conv{n}", "kernel"), (*path, f"bn{n}"), *row)
-            for n, row in enumerate(rows, 1)]
+    return [
+        Conv((*path, f"conv{n}", "kernel"), (*path, f"bn{n}"), *row)
+        for n, row in enumerate(rows, 1)
+    ]
 
 
 def _repeat(path, kind, inputs, width, stride):
     """One copy of a block; `width` is the level's width (a bottleneck puts out four times it)."""
     inner = 6 * inputs if kind == M else width
     outputs = 4 * width if kind == B else width
-    rows = [(1, inputs, inner, 1, False, True), (3, inner, inner, stride, kind == M, True),
-            (1, inner, outputs, 1, False, False)]
+    rows = [
+        (1, inputs, inner, 1, False, True),
+        (3, inner, inner, stride, kind == M, True),
+        (1, inner, outputs, 1, False, False),
+    ]
     if kind == R:
         rows = [(3, inputs, width, stride, False, True), (3, width, width, 1, False, False)]
     shortcut = "add"
     if stride == 2 or inputs != outputs:
-        shortcut = "none" if kind == M else Conv(
-            (*path, "downsample_conv", "kernel"), (*path, "downsample_bn"),
-            1, inputs, outputs, stride, False, False)
+        shortcut = (
+            "none"
+            if kind == M
+            else Conv(
+                (*path, "downsample_conv", "kernel"),
+                (*path, "downsample_bn"),
+                1,
+                inputs,
+                outputs,
+                stride,
+                False,
+                False,
+            )
+        )
     squeeze = max(1, int(0.2 * inputs)) if kind == M else None
     return Repeat(path, _numbered(path, *rows), squeeze, shortcut)
 
@@ -75,45 +129,73 @@ def _resample(path, mobile, parent_level, parent_channels, parent_width, level, 
         return _numbered(path, *down, (1, parent_channels, outputs, 1, False, False))
     inner = int(alpha * parent_width)
     down = [(3, inner, inner, 2, False, True)] if parent_level < level else []
-    return _numbered(path, (1, parent_channels, inner, 1, False, True), *down,
-                     (1, inner, outputs, 1, False, False))
+    return _numbered(
+        path,
+        (1, parent_channels, inner, 1, False, True),
+        *down,
+        (1, inner, outputs, 1, False, False),
+    )
 
 
 def _plan(network, width_scale, alpha, repeats, endpoint_channels):
     """The whole network: (stem Conv, list of Block)."""
     mobile = network == "spinenet49_mobile"
-    widths = {level: int(base * width_scale)
-              for level, base in (MOBILE_WIDTHS if mobile else WIDTHS).items()}
+    widths = {
+        level: int(base * width_scale)
+        for level, base in (MOBILE_WIDTHS if mobile else WIDTHS).items()
+    }
     # The 64 filters of the 7x7 stem hold at every width scale.
     row = (3, 3, widths[0], 2, False, True) if mobile else (7, 3, 64, 2, False, True)
-    stem, = _numbered(("stem",), row)
+    (stem,) = _numbered(("stem",), row)
     table = [(1, M, ()), (2, M, ())] if mobile else [(2, B, ()), (2, B, ())]
     table += TABLES[network]
 
-    blocks, channels, fed = [], [], []          # fed: whether a block has fed another one
+    blocks, channels, fed = [], [], []  # fed: whether a block has fed another one
     for index, (level, kind, parents) in enumerate(table):
         width = widths[level]
         outputs = 4 * width if kind == B else width
         resamples, extras, endpoint = [], [], None
-        inputs, stride = outputs, 1             # the resampling gives the right width already
-        if index < 2:                           # a stem block
+        inputs, stride = outputs, 1  # the resampling gives the right width already
+        if index < 2:  # a stem block
             inputs = channels[-1] if channels else stem.outputs
             stride = 2 if mobile and index == 1 else 1
         for number, parent in enumerate(parents):
-            resamples.append(_resample(
-                (f"block{index}", f"resample{number}"), mobile, table[parent][0],
-                channels[parent], widths[table[parent][0]], level, outputs, alpha))
-        if index >= len(table) - 5:             # an output block
-            extras = [other for other in range(index)
-                      if not fed[other] and other not in parents
-                      and table[other][0] == level and channels[other] == outputs]
-            endpoint, = _numbered((f"endpoint{level}",),
-                                  (1, outputs, endpoint_channels, 1, False, True))
+            resamples.append(
+                _resample(
+                    (f"block{index}", f"resample{number}"),
+                    mobile,
+                    table[parent][0],
+                    channels[parent],
+                    widths[table[parent][0]],
+                    level,
+                    outputs,
+                    alpha,
+                )
+            )
+        if index >= len(table) - 5:  # an output block
+            extras = [
+                other
+                for other in range(index)
+                if not fed[other]
+                and other not in parents
+                and table[other][0] == level
+                and channels[other] == outputs
+            ]
+            (endpoint,) = _numbered(
+                (f"endpoint{level}",), (1, outputs, endpoint_channels, 1, False, True)
+            )
         for source in [*parents, *extras]:
             fed[source] = True
-        copies = [_repeat((f"block{index}", f"repeat{number}"), kind,
-                          inputs if number == 1 else outputs, width, stride if number == 1 else 1)
-                  for number in range(1, repeats + 1)]
+        copies = [
+            _repeat(
+                (f"block{index}", f"repeat{number}"),
+                kind,
+                inputs if number == 1 else outputs,
+                width,
+                stride if number == 1 else 1,
+            )
+            for number in range(1, repeats + 1)
+        ]
         blocks.append(Block(level, parents, extras, resamples, copies, endpoint))
         channels.append(outputs)
         fed.append(False)
@@ -176,9 +258,19 @@ def _pool(x, parent_cells, cells):
 
 
 @torch.no_grad()
-def features(network: str, variables: dict, images: np.ndarray, *, width_scale=1.0, alpha=0.5,
-             repeats=1, endpoint_channels=256, activation="relu", epsilon=1e-5,
-             dtype=torch.float64) -> dict[int, np.ndarray]:
+def features(
+    network: str,
+    variables: dict,
+    images: np.ndarray,
+    *,
+    width_scale=1.0,
+    alpha=0.5,
+    repeats=1,
+    endpoint_channels=256,
+    activation="relu",
+    epsilon=1e-5,
+    dtype=torch.float64,
+) -> dict[int, np.ndarray]:
     """{3: P3, ..., 7: P7} of images [batch, height, width, 3]; everything in `dtype`, NHWC.
 
     `activation` ("relu" or "swish") is used as given, by all three networks: pass "swish" for
@@ -190,16 +282,26 @@ def features(network: str, variables: dict, images: np.ndarray, *, width_scale=1
     params, stats = _flatten(variables["params"]), _flatten(variables["batch_stats"])
     assert {path: tuple(np.shape(a)) for path, a in params.items()} == expected, "params differ"
     assert {path: tuple(np.shape(a)) for path, a in stats.items()} == {
-        (*path[:-1], name): shape for path, shape in expected.items() if path[-1] == "scale"
-        for name in ("mean", "var")}, "batch_stats differ"
-    params, stats = ({path: torch.from_numpy(np.array(a)).to(dtype) for path, a in tree.items()}
-                     for tree in (params, stats))
+        (*path[:-1], name): shape
+        for path, shape in expected.items()
+        if path[-1] == "scale"
+        for name in ("mean", "var")
+    }, "batch_stats differ"
+    params, stats = (
+        {path: torch.from_numpy(np.array(a)).to(dtype) for path, a in tree.items()}
+        for tree in (params, stats)
+    )
     act = ACTIVATIONS[activation]
 
     def run(x, conv):
         """Convolution (symmetric padding), batch normalisation, perhaps the activation."""
-        x = F.conv2d(x, params[conv.kernel].permute(3, 2, 0, 1), stride=conv.stride,
-                     padding=(conv.size - 1) // 2, groups=conv.inputs if conv.depthwise else 1)
+        x = F.conv2d(
+            x,
+            params[conv.kernel].permute(3, 2, 0, 1),
+            stride=conv.stride,
+            padding=(conv.size - 1) // 2,
+            groups=conv.inputs if conv.depthwise else 1,
+        )
         mean, var = (stats[(*conv.bn, name)][:, None, None] for name in ("mean", "var"))
         scale, bias = (params[(*conv.bn, name)][:, None, None] for name in ("scale", "bias"))
         x = (x - mean) / torch.sqrt(var + epsilon) * scale + bias
@@ -213,7 +315,7 @@ def features(network: str, variables: dict, images: np.ndarray, *, width_scale=1
         y = x
         for conv in copy.main:
             y = run(y, conv)
-            if conv.depthwise:                  # squeeze-excitation follows the depthwise one
+            if conv.depthwise:  # squeeze-excitation follows the depthwise one
                 gate = act(dense(y.mean((2, 3)), (*copy.path, "squeeze")))
                 y = y * torch.sigmoid(dense(gate, (*copy.path, "excite")))[:, :, None, None]
         if copy.shortcut != "none":
@@ -233,13 +335,15 @@ def features(network: str, variables: dict, images: np.ndarray, *, width_scale=1
     sides = x.shape[2:]
     x = run(x, stem)
     if not mobile:
-        x = F.max_pool2d(x, 3, 2, padding=1)    # torch pads with -inf
+        x = F.max_pool2d(x, 3, 2, padding=1)  # torch pads with -inf
     built, pyramid = [], {}
     for index, block in enumerate(blocks):
-        cells = tuple(-(-side // 2 ** block.level) for side in sides)
+        cells = tuple(-(-side // 2**block.level) for side in sides)
         if block.parents:
-            parts = [run_resample(built[parent], convs, cells)
-                     for parent, convs in zip(block.parents, block.resamples)]
+            parts = [
+                run_resample(built[parent], convs, cells)
+                for parent, convs in zip(block.parents, block.resamples)
+            ]
             x = act(sum(parts + [built[extra] for extra in block.extras]))
         for copy in block.repeats:
             x = run_copy(x, copy)
@@ -280,16 +384,26 @@ def _self_test():
     for network in TABLES:
         mobile = network == "spinenet49_mobile"
         found = shapes(network, endpoint_channels=48 if mobile else 256)
-        total, norm, ends = (sum(int(np.prod(found[path])) for path in found if word in str(path))
-                             for word in ("", "bn", "endpoint"))
+        total, norm, ends = (
+            sum(int(np.prod(found[path])) for path in found if word in str(path))
+            for word in ("", "bn", "endpoint")
+        )
         print(f"{network}: {total:,} parameters, with {norm:,} of BN and {ends:,} of endpoints")
         variables = draw(shapes(network, 0.25, endpoint_channels=16), rng)
         for side in ((64, 96), (224, 224)):
             images = rng.standard_normal((2, *side, 3))
             exact, single = (
-                features(network, variables, images, width_scale=0.25, endpoint_channels=16,
-                         activation="swish" if mobile else "relu", dtype=dtype)
-                for dtype in (torch.float64, torch.float32))
+                features(
+                    network,
+                    variables,
+                    images,
+                    width_scale=0.25,
+                    endpoint_channels=16,
+                    activation="swish" if mobile else "relu",
+                    dtype=dtype,
+                )
+                for dtype in (torch.float64, torch.float32)
+            )
             error = max(np.abs(exact[k] - single[k]).max() / np.abs(exact[k]).max() for k in exact)
             print(f"  {side}: {[a.shape for a in exact.values()]}, float32 off by {error:.1e}")
             assert error < 1e-4 and single[3].dtype == np.float32 and exact[3].dtype == np.float64

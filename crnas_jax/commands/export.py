@@ -41,7 +41,7 @@ def _export(values):
         is_whole = network.detector is not None and values.layout != "scenic"
         part = "detector" if is_whole else "backbone"
     write_export(values.output, network, part, values.layout)
-    print(f"{values.output}: {part} of {values.network}, {network.arch.depths}; see its README.md")
+    print(f"{values.output}: {part} of {values.network}, {network.arch.summary}; see its README.md")
 
 
 def _whole_numbers(values, name):

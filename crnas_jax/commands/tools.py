@@ -9,7 +9,17 @@ import sys
 from absl import flags
 
 from crnas_jax.arch import zoo
-from crnas_jax.arch.cost.detectors import DETECTORS, NECKS, detector_parts, total
+from crnas_jax.arch.cost.detectors import (
+    CLASSIFIER,
+    DETECTORS,
+    NECKS,
+    P6_SOURCES,
+    RETINA_HEADS,
+    classifier_parts,
+    detector_parts,
+    resolve_neck,
+    total,
+)
 from crnas_jax.arch.cost.layers import CONVENTIONS
 from crnas_jax.commands.command import (
     Command,
@@ -107,9 +117,15 @@ def _ap(values):
 def _flops_flags(values, arguments):
     text = "Name in the zoo (resnet50, cr_resnet50, ...), or a .json with an architecture."
     flags.DEFINE_string("arch", None, text, flag_values=values)
-    flags.DEFINE_enum("detector", "faster_rcnn", DETECTORS, "Kind.", flag_values=values)
-    flags.DEFINE_enum("neck", "fpn", NECKS, "Kind of neck.", flag_values=values)
-    text = "Height x width of the input in pixels."
+    kinds = (*DETECTORS, CLASSIFIER)
+    flags.DEFINE_enum("detector", "faster_rcnn", kinds, "Kind.", flag_values=values)
+    text = "Kind of neck; auto is none on a backbone with a pyramid, else fpn."
+    flags.DEFINE_enum("neck", "auto", NECKS, text, flag_values=values)
+    text = "Head of a RetinaNet."
+    flags.DEFINE_enum("head", "torchvision", RETINA_HEADS, text, flag_values=values)
+    text = "What a RetinaNet's FPN computes p6 from."
+    flags.DEFINE_enum("p6_from", "p5", P6_SOURCES, text, flag_values=values)
+    text = "Height x width of the input in pixels; a classifier's is 224x224 unless given."
     flags.DEFINE_string("size", "800x1088", text, flag_values=values)
     text = "Number of proposals in the box head."
     flags.DEFINE_integer("rois", 1000, text, 0, flag_values=values)
@@ -147,12 +163,18 @@ def _flops(values):
 
 
 def _flops_of_flags(values):
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", values.size)
+    is_classifier = values.detector == CLASSIFIER
+    size = "224x224" if is_classifier and not values["size"].present else values.size
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size)
     if not match:
-        raise UserError("command line", "--size", values.size, "give HEIGHTxWIDTH, as 800x1088")
-    canvas = tuple(int(side) for side in match.groups())
+        raise UserError("command line", "--size", size, "give HEIGHTxWIDTH, as 800x1088")
+    canvas, arch = tuple(int(side) for side in match.groups()), zoo.find(values.arch)
+    if is_classifier:
+        parts = classifier_parts(arch, canvas, values.num_classes, values.convention)
+        head = {"arch": values.arch, "detector": values.detector, "neck": "none"}
+        return {**head, "size": canvas, "convention": values.convention}, parts
     parts = detector_parts(
-        zoo.find(values.arch),
+        arch,
         canvas,
         values.detector,
         values.neck,
@@ -161,8 +183,13 @@ def _flops_of_flags(values):
         values.mask_rois,
         values.convention,
         lowest_level=int(values.lowest_level),
+        head=values.head,
+        p6_from=values.p6_from,
+        head_convolutions=zoo.head_convolutions(arch),
+        separable=values.head == "spinenet" and zoo.has_separable_head(arch),
     )
-    head = {"arch": values.arch, "detector": values.detector, "neck": values.neck}
+    neck = resolve_neck(arch, values.neck)
+    head = {"arch": values.arch, "detector": values.detector, "neck": neck}
     return {**head, "size": canvas, "convention": values.convention}, parts
 
 
@@ -174,7 +201,8 @@ def _flops_of_run(values):
     from crnas_jax.settings import models as model_settings
     from crnas_jax.settings.run import COMPARED
 
-    for name in ("detector", "neck", "size", "rois", "mask_rois", "num_classes", "lowest_level"):
+    names = ("detector", "neck", "size", "rois", "mask_rois", "num_classes", "lowest_level", "head")
+    for name in (*names, "p6_from"):
         if values[name].present:
             problem = "given beside a config, which says it"
             raise UserError("command line", f"--{name}", problem, "leave it out, or set the field")

@@ -60,6 +60,7 @@ class DataOptions:
       max_objects: boxes per image that a batch has room for.
       mask_size: cells per side of the masks that a batch holds.
       flip: mirror half of the training images.
+      scale_jitter: see `transforms.DetectionRows`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class DataOptions:
     max_objects: int = 100
     mask_size: int = 112
     flip: bool = True
+    scale_jitter: tuple[float, ...] = ()
 
     def __post_init__(self):
         check_counts(self, "max_objects", "mask_size", "max_pixels")

@@ -7,7 +7,7 @@ import numpy as np
 
 from crnas_jax.data import masks
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.options import check_counts
+from crnas_jax.runtime.options import check_counts, check_length, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,9 @@ class ImageSize:
 class DetectionRows:
     """Make the rows of detection batches: resize with kept aspect, mirror, place on a canvas.
 
+    With scale jitter an image larger than the canvas is cropped to it, and boxes of which less than
+    a pixel is left are left out.
+
     A row is a batch without the batch axis and without `weight`:
       `image`: canvas, uint8 [height, width, 3] RGB, black beyond the image.
       `image_size`: height and width of the resized image on the canvas, int32 [2].
@@ -72,12 +75,21 @@ class DetectionRows:
       max_objects: number N of entries; of more objects, N are drawn at random, crowds last.
       flip: whether half of the images are mirrored left to right.
       mask_size: side M of the masks in cells; 0 for no masks.
+      scale_jitter: range of a random factor of the resized image's sides; () for none.
     """
 
     size: ImageSize
     max_objects: int = 1
     flip: bool = False
     mask_size: int = 0
+    scale_jitter: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_length(self, "scale_jitter", 2, or_empty=True)
+        check_positive(self, "scale_jitter")
+        if list(self.scale_jitter) != sorted(self.scale_jitter):
+            remedy = "give the smaller factor first"
+            raise UserError("DetectionRows", "scale_jitter", f"{self.scale_jitter}", remedy)
 
     def canvases(self, num_images: int, portrait: bool) -> np.ndarray:
         """Return the black canvases of a batch, uint8 [images, height, width, 3]."""
@@ -103,10 +115,24 @@ class DetectionRows:
         flip = self.flip and rng.random() < 0.5
         height, width = self.size.resized(*original)
         canvas = self.canvases(1, portrait)[0] if canvas is None else canvas
-        inside = canvas[:height, :width]
-        _resize(image, height, width, inside)
+        if self.scale_jitter:
+            factor = rng.uniform(*self.scale_jitter)
+            height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
         scale = np.array([height, width], np.float32) / original
         boxes = boxes * scale[[1, 0, 1, 0]]
+        if height > canvas.shape[0] or width > canvas.shape[1]:
+            resized = _resize(image, height, width)
+            top, left = (
+                int(rng.integers(max(side - room, 0) + 1))
+                for side, room in zip((height, width), canvas.shape[:2], strict=True)
+            )
+            height, width = min(height, canvas.shape[0]), min(width, canvas.shape[1])
+            inside = canvas[:height, :width]
+            inside[:] = resized[top : top + height, left : left + width]
+            record, boxes = _cropped(record, boxes, (left, top), (width, height), scale)
+        else:
+            inside = canvas[:height, :width]
+            _resize(image, height, width, inside)
         if flip:
             cv2.flip(inside, 1, dst=inside)  # fifty times as fast as to copy NumPy's mirrored view
             boxes = np.stack(
@@ -207,6 +233,26 @@ class ClassificationRows:
                 top = int(rng.integers(rows - height + 1))
                 return top, int(rng.integers(columns - width + 1)), height, width
         return _centre_crop(shape, rng)
+
+
+def _cropped(record, boxes, corner, size, scale):
+    """Return the record with the objects that a crop leaves, and their boxes in its pixels.
+
+    The record's boxes become the part inside the crop, in pixels of the original image: masks are
+    cut out of them.
+    """
+    offset, limit = np.tile(corner, 2), np.tile(size, 2)
+    clipped = (boxes - offset).clip(0, limit)
+    kept = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(1)
+    record = {
+        **record,
+        "boxes": ((clipped + offset) / scale[[1, 0, 1, 0]])[kept],
+        **{name: record[name][kept] for name in ("labels", "area", "crowd")},
+    }
+    if "segmentations" in record:
+        pairs = zip(record["segmentations"], kept, strict=True)
+        record["segmentations"] = [segmentation for segmentation, stays in pairs if stays]
+    return record, clipped[kept]
 
 
 def _centre_crop(shape, _):

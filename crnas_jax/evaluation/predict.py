@@ -86,8 +86,7 @@ class Predictor:
         self._program = functools.cache(self._compiled)
 
     def _compiled(self, score_threshold):
-        box = dataclasses.replace(self.detector.options.box, score_threshold=score_threshold)
-        options = dataclasses.replace(self.detector.options, box=box)
+        options = self.detector.options.scoring_above(score_threshold)
         detector = dataclasses.replace(self.detector, options=options)
         return jax.jit(lambda variables, batch: detector.apply(variables, batch, None))
 
@@ -153,7 +152,7 @@ class Predictor:
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         # Below the detector's own threshold another program is needed, above it the detections are
         # the same ones.
-        run = self._program(min(min_score, self.detector.options.box.score_threshold))
+        run = self._program(min(min_score, self.detector.options.score_threshold))
         outputs = jax.device_get(run(self.variables, put_batch(local_mesh(), batch)))
         detections = compact_detections(outputs, batch)
         predictions = {}

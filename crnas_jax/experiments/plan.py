@@ -40,7 +40,7 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
     lines = []
     if run.sources:
         lines.append(f"data        {sizes}; {run.num_classes} classes")
-    lines.append(f"baseline    {config.baseline} {arch.depths}, {network}: {size}")
+    lines.append(f"baseline    {config.baseline} {arch.summary}, {network}: {size}")
     if "val" in run.sources:
         lines += _search_lines(run, arch)
     lines += [
@@ -100,7 +100,7 @@ def _notes(run, arch):
         options = data_settings.data_options(config)
         room = "each step draws as many as a batch has room for (data.max_objects)"
         yield from _of("train", cap_notes(run.sources["train"], options.max_objects, room))
-        max_detections = model_settings.detector_options(config, 1).box.max_detections
+        max_detections = model_settings.detector_options(config, 1).max_detections
         for split in run.sources.keys() - {"train"}:
             room = "a detector returns no more detections than that"
             yield from _of(split, cap_notes(run.sources[split], max_detections, room))

@@ -164,7 +164,7 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
             "arch": json.loads(detector.spec.to_json()),
             "flops": cost.flops,
             "params": cost.params,
-            **split_metrics(source, detections, detector.options.mask is not None),
+            **split_metrics(source, detections, detector.options.has_masks),
         }
 
     name = f"{step}/{split}"

@@ -7,15 +7,15 @@ import pathlib
 from jaxtyping import PyTree
 
 from crnas_jax import arch
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
 from crnas_jax.checkpoint import load_variables, save_variables
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import Predictor
 from crnas_jax.export import format1
 from crnas_jax.export.weights import FORMAT, READABLE_FORMATS, VARIABLES, from_json
-from crnas_jax.models.build import Detector
-from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.models.build import DETECTOR_OPTIONS, Detector
+from crnas_jax.models.layers import LayerOptions
 from crnas_jax.runtime.files import write_json
 
 DESCRIPTION = "detector.json"
@@ -46,8 +46,11 @@ def save_detector(
 
 def describe(detector: Detector, size: ImageSize, categories: list[dict]) -> dict:
     """Return all of a detector but its backbone as JSON; arguments as of `save_detector`."""
+    kinds = {options_class: name for name, options_class in DETECTOR_OPTIONS.items()}
     return {
+        "detector": kinds[type(detector.options)],
         "options": dataclasses.asdict(detector.options),
+        "layers": dataclasses.asdict(detector.layers),
         "precision": detector.precision,
         "size": dataclasses.asdict(size),
         "categories": categories,
@@ -55,7 +58,7 @@ def describe(detector: Detector, size: ImageSize, categories: list[dict]) -> dic
 
 
 def read_description(
-    fields: dict, architecture: Arch
+    fields: dict, architecture: Architecture
 ) -> tuple[Detector, ImageSize, list[int], list[str]]:
     """Return detector, resize rule, category ids and class names from what `describe` returned.
 
@@ -66,8 +69,11 @@ def read_description(
     Raises:
       Exception: fields of wrong types can fail anywhere in the network.
     """
-    options = from_json(DetectorOptions, fields["options"])
-    detector = Detector(architecture, options, precision=fields["precision"])
+    # Before there were others, every detector was an R-CNN, its layers as the defaults are.
+    options = from_json(DETECTOR_OPTIONS[fields.get("detector", "rcnn")], fields["options"])
+    layers = from_json(LayerOptions, fields.get("layers", {}))
+    precision = fields["precision"]
+    detector = Detector(architecture, options, precision=precision, layers=layers)
     category_ids = [int(category["id"]) for category in fields["categories"]]
     class_names = [str(category["name"]) for category in fields["categories"]]
     if len(class_names) != options.num_classes:

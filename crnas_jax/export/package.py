@@ -22,24 +22,22 @@ from jaxtyping import PyTree
 from safetensors.numpy import save
 
 from crnas_jax import __version__, arch, checkpoint
-from crnas_jax.arch.staged import Arch
 from crnas_jax.data.coco import category_entries
 from crnas_jax.errors import UserError
-from crnas_jax.export import readme, scenic
+from crnas_jax.export import layer_list, readme, scenic
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.sources import Network
-from crnas_jax.export.weights import VARIABLES
+from crnas_jax.export.weights import VARIABLES, from_json
 from crnas_jax.models.backbones.alone import Backbone
-from crnas_jax.models.layers import EPSILON, MEAN, STD
+from crnas_jax.models.layers import MEAN, STD, LayerOptions
 from crnas_jax.runtime.files import file_sha256, read_json, write_json
 
 FORMAT = 1
 ARCH, SAFETENSORS, SUMS = "arch.json", "weights.safetensors", "SHA256SUMS"
 LAYOUTS, PARTS = ("crnas_jax", "scenic"), ("detector", "backbone")
 _AGAIN = "export it again"
+_LAYERS = ("activation", "bn_momentum", "bn_epsilon")
 _TEMPLATE = pathlib.Path(__file__).parents[1] / "models" / "standalone_backbone.py"
-# Strides of c2..c5.
-_STRIDES = (4, 8, 16, 32)
 
 
 def write_export(
@@ -110,18 +108,20 @@ def _write(work, network, variables, description):
 
 def _description(network: Network, of: str) -> dict:
     """Return what `arch.json` holds of a detector or a backbone, beside its format."""
-    out_channels = network.arch.out_channels
+    architecture, layers = network.arch, network.layers
+    levels, prefix = architecture.levels, "p" if architecture.has_pyramid else "c"
     description = {
-        "arch": json.loads(network.arch.to_json()),
-        "backbone": {
-            "epsilon": EPSILON,
-            "parts": [_part(network.arch, part) for part in network.arch.parts()],
-        },
+        "arch": json.loads(architecture.to_json()),
+        "layers": {name: getattr(layers, name) for name in _LAYERS},
+        "backbone": layer_list.describe(architecture, layers),
         "levels": [
-            {"name": f"c{level}", "stride": stride, "channels": channels}
-            for level, stride, channels in zip(range(2, 6), _STRIDES, out_channels, strict=True)
+            {"name": f"{prefix}{level}", "stride": 2**level, "channels": channels}
+            for level, channels in zip(levels, architecture.out_channels, strict=True)
         ],
-        "input": {"channels": "RGB", "mean": list(MEAN), "std": list(STD), "multiple": 32},
+        "input": {
+            **{"channels": "RGB", "mean": list(MEAN), "std": list(STD)},
+            "multiple": 2 ** levels[-1],
+        },
     }
     if network.size is not None:
         description["input"] |= dataclasses.asdict(network.size)
@@ -129,54 +129,6 @@ def _description(network: Network, of: str) -> dict:
         description["category_ids"] = list(network.category_ids)
         description["class_names"] = list(network.class_names)
     return description
-
-
-def _part(architecture: Arch, part) -> dict:
-    """Describe a part of the backbone layer by layer, for `models/standalone_backbone.py`."""
-    dilations = [1] * len(part.units)
-    if part.kind == "stage":
-        dilations = architecture.stage_dilations()[part.stage]
-    units = [
-        _unit(architecture, part.kind, unit, dilation)
-        for unit, dilation in zip(part.units, dilations, strict=True)
-    ]
-    if part.kind == "stage":
-        units = [{**unit, "name": f"block{number}"} for number, unit in enumerate(units, 1)]
-    return {"name": part.name, "level": part.level, "units": units}
-
-
-def _unit(architecture, kind, unit, dilation):
-    inner = "relu6" if architecture.traits.design == "mobilenet_v2" else "relu"
-    *convolutions, last = unit.convolutions
-    # The last convolution of a block is activated after the shortcut is added, if at all.
-    is_block = kind == "stage"
-    layers = [_layer(c, inner, dilation) for c in convolutions]
-    layers.append(_layer(last, "none" if is_block else inner, dilation))
-    shortcut = None
-    if unit.projection is not None:
-        shortcut = _layer(unit.projection, "none", 1)
-    elif is_block and (unit.has_identity or unit.kind != "inverted"):
-        shortcut = "identity"
-    return {
-        "name": None,
-        "convolutions": layers,
-        "shortcut": shortcut,
-        "activation": "relu" if is_block and unit.kind != "inverted" else "none",
-        "pool_stride": unit.pool_stride,
-    }
-
-
-def _layer(conv, activation, dilation):
-    return {
-        "conv": f"{conv.prefix}conv{conv.name}",
-        "norm": f"{conv.prefix}bn{conv.name}",
-        "channels": conv.out_channels,
-        "size": conv.size,
-        "stride": conv.stride,
-        "groups": conv.groups,
-        "dilation": dilation if conv.name == "2" else 1,
-        "activation": activation,
-    }
 
 
 def flat(variables: PyTree) -> dict[str, np.ndarray]:
@@ -193,8 +145,8 @@ def load_backbone(path: str | pathlib.Path, remat: bool = False) -> tuple[Backbo
       remat: whether blocks are recomputed in the backward pass: less memory, more time.
 
     Returns:
-      The Linen module, a function of (normalised images, train) to (c2, c3, c4, c5), and its
-      variables, {"params", "batch_stats"} of NumPy arrays.
+      The Linen module, a function of (normalised images, train) to the features, finest first (c2
+      to c5, or p3 to p7), and its variables, {"params", "batch_stats"} of NumPy arrays.
 
     Raises:
       UserError: it is no export, its layout is another one, or it is damaged.
@@ -204,7 +156,12 @@ def load_backbone(path: str | pathlib.Path, remat: bool = False) -> tuple[Backbo
     if description.get("layout") != LAYOUTS[0]:
         problem = f"{str(description.get('layout'))[:40]!r} has other names"
         raise UserError(folder / ARCH, "layout", problem, "export it without --layout")
-    backbone = Backbone(arch.read_field(description, folder / ARCH, _AGAIN), remat)
+    architecture = arch.read_field(description, folder / ARCH, _AGAIN)
+    try:
+        layers = from_json(LayerOptions, description.get("layers", {}))
+    except (TypeError, AttributeError, UserError) as error:
+        raise UserError(folder / ARCH, "layers", str(error), _AGAIN) from error
+    backbone = Backbone(architecture, remat, layers)
     image = jnp.zeros((1, 64, 64, 3))
     shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)
     stored = checkpoint.layout(folder / VARIABLES)

@@ -24,7 +24,7 @@ Written by crnas_jax {version}: `{network}` of a run. `arch.json` says what the 
 import crnas_jax
 
 module, variables = crnas_jax.load_backbone("THIS FOLDER")  # a Linen module and its weights
-c2, c3, c4, c5 = module.apply(variables, images)
+{names} = module.apply(variables, images)
 ```
 
 A training starts from it with `--config.init_from.searched=THIS_FOLDER` (or another network's
@@ -43,7 +43,7 @@ folder = pathlib.Path("THIS FOLDER").absolute()
 module = Backbone.from_json((folder / "arch.json").read_text())
 tree = ocp.load(folder / "variables")
 variables = {{name: tree[name]["backbone"] for name in ("params", "batch_stats")}}
-c2, c3, c4, c5 = module.apply(variables, images)
+{names} = module.apply(variables, images)
 features, moved = module.apply(variables, images, train=True, mutable=["batch_stats"])
 ```
 
@@ -69,7 +69,7 @@ from flax import nnx
 model = nnx.bridge.ToNNX(module)
 for name, value in nnx.bridge.variables.linen_vars_to_nnx_attrs(variables).items():
     setattr(model, name, nnx.data(value))
-c2, c3, c4, c5 = model(images)
+{names} = model(images)
 features = model(images, train=True, mutable=["batch_stats"])  # moves the statistics in place
 ```
 """
@@ -143,6 +143,7 @@ def text(description: dict) -> str:
         )
     is_detector = description["part"] == "detector"
     return _OURS.format(
+        names=", ".join(level["name"] for level in description["levels"]),
         title="A detector" if is_detector else "A backbone",
         version=version,
         network=description["network"],

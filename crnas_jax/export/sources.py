@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from jaxtyping import PyTree
 
 from crnas_jax import arch
+from crnas_jax.arch import Architecture
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.paths import leads_out
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.export.detector import DESCRIPTION, load_detector, read_description
-from crnas_jax.export.weights import NETWORK, SUPERNET, VARIABLES, load_weights
+from crnas_jax.export.weights import NETWORK, SUPERNET, VARIABLES, from_json, load_weights
 from crnas_jax.models.build import Detector
+from crnas_jax.models.layers import LayerOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.models.transfer import cut
 from crnas_jax.runtime.files import read_json
@@ -36,9 +38,10 @@ class Network:
       class_names: their names.
       name: name of the network in its run.
       is_subnet: whether it was cut out of a supernet.
+      layers: what its layers have in common.
     """
 
-    arch: Arch
+    arch: Architecture
     variables: PyTree
     detector: Detector | None = None
     size: ImageSize | None = None
@@ -46,6 +49,7 @@ class Network:
     class_names: Sequence[str] = ()
     name: str = "network"
     is_subnet: bool = False
+    layers: LayerOptions = LayerOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +105,17 @@ def _load(workdir, folder, name, path):
             predictor.size,
             predictor.category_ids,
             predictor.class_names,
+            layers=predictor.detector.layers,
         )
     if (folder / NETWORK).exists():
         file, remedy = folder / NETWORK, "train the network again"
-        architecture = arch.read_field(read_json(file, remedy), file, remedy)
-        return Network(architecture, load_variables(folder / VARIABLES))
+        fields = read_json(file, remedy)
+        architecture = arch.read_field(fields, file, remedy)
+        try:
+            layers = from_json(LayerOptions, fields.get("layers", {}))
+        except (TypeError, AttributeError, UserError) as error:
+            raise UserError(file, "layers", str(error), remedy) from error
+        return Network(architecture, load_variables(folder / VARIABLES), layers=layers)
     there = {
         str(file.parent.relative_to(workdir))
         for kind in (DESCRIPTION, SUPERNET, NETWORK)
@@ -142,7 +152,8 @@ def _cut(workdir, folder, path):
     if description is None:  # of a version that did not write it
         return Network(architecture, network)
     try:
-        return Network(architecture, network, *read_description(description, architecture))
+        detector, *others = read_description(description, architecture)
+        return Network(architecture, network, detector, *others, layers=detector.layers)
     except Exception as error:  # fields of wrong types can fail anywhere in the network
         problem = f"{type(error).__name__}: {error}"
         remedy = "train the supernet again"

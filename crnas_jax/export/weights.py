@@ -43,7 +43,7 @@ def save_weights(
         write_json(folder / SUPERNET, {"format": FORMAT, **description})
     else:
         fields = {"format": FORMAT, "arch": json.loads(model.spec.to_json())}
-        write_json(folder / NETWORK, fields)
+        write_json(folder / NETWORK, {**fields, "layers": dataclasses.asdict(model.layers)})
 
 
 def weights_folder(start: str | pathlib.Path) -> pathlib.Path:

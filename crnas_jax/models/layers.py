@@ -199,13 +199,21 @@ class Normalization:
 
     mode: BNMode
     image_weight: Any  # an array, or what JAX puts in its place in a tree
-    layers: LayerOptions = LayerOptions("relu")
+    layers: LayerOptions = LayerOptions()
     keys: Any = None
     progress: Any = None
 
     def frozen(self) -> "Normalization":
         """Return the same for layers that use their stored statistics and do not move them."""
         return dataclasses.replace(self, mode=BN_RUNNING)
+
+    def for_family(self, activation: str) -> "Normalization":
+        """Return the same with a backbone family's activation where none is asked for."""
+        if self.layers.activation:
+            return self
+        return dataclasses.replace(
+            self, layers=dataclasses.replace(self.layers, activation=activation)
+        )
 
     def at(self, place: Int[ArrayLike, ""]) -> "Normalization":
         """Return the same with keys of its own, for one of several parts of a module."""

@@ -79,7 +79,8 @@ class RetinaNetOptions:
         if self.head.form == "torchvision_v2" and channels % retina_head.NUM_GROUPS:
             problem = f"{channels} channels do not divide into {retina_head.NUM_GROUPS} groups"
             raise UserError("RetinaHeadOptions", "form", problem, "change pyramid_channels")
-        return dataclasses.replace(self, neck=neck, pyramid_channels=channels)
+        head = self.head.for_backbone(arch)
+        return dataclasses.replace(self, neck=neck, pyramid_channels=channels, head=head)
 
     def scoring_above(self, threshold: float) -> "RetinaNetOptions":
         """Return the options with another `score_threshold`."""

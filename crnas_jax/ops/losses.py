@@ -54,6 +54,7 @@ def box_head_losses(
     targets: Float[Array, "rois 4"],
     sampled: Bool[Array, " rois"],
     beta: float = BOX_BETA,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compute the box head's losses over sampled RoIs (Fast R-CNN, arXiv 1504.08083, equation 1).
 
@@ -65,6 +66,7 @@ def box_head_losses(
       targets: encoded ground truth, [rois, 4].
       sampled: entries that hold a sampled RoI, [rois].
       beta: where the smooth L1 loss turns linear.
+      label_smoothing: share of the target that is spread over all classes.
 
     Returns:
       Cross-entropy and box loss, both sums divided by the number of sampled RoIs. The box loss is
@@ -72,6 +74,9 @@ def box_head_losses(
     """
     num_sampled = jnp.maximum(sampled.sum(), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing:
+        uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+        cross_entropy += label_smoothing * (uniform - cross_entropy)
     box_index = labels if deltas.shape[1] > 1 else jnp.zeros_like(labels)
     class_deltas = jnp.take_along_axis(deltas, box_index[:, None, None], 1)[:, 0]
     box = smooth_l1(class_deltas - targets, beta).sum(-1)

@@ -2,11 +2,12 @@
 
 from ml_collections import ConfigDict
 
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.settings.data import (
     classification_data_options,
     data_options,
-    image_size,
+    detection_rows,
     read_options,
 )
 from crnas_jax.settings.fields import refuse_old_names
@@ -38,11 +39,14 @@ def check(config: ConfigDict) -> None:
     refuse_old_names(config)
     run_options(config)
     arch, pretrained, options = baseline(config), pretrained_networks(config), data_options(config)
-    image_size(config)
+    detection_rows(config)
     read_options(config)
     init_from(config)
     classification_data_options(config)
     detector(config, arch, num_classes=1)
+    if options.val and not isinstance(arch, Arch):
+        problem = f"{options.val!r}, and a search reallocates stages, which {config.baseline} lacks"
+        raise UserError("config", "data.val", problem, 'set it to ""')
     classifier(config, arch, num_classes=1)
     for recipe in RECIPES:
         train_options(config, recipe)
@@ -51,9 +55,10 @@ def check(config: ConfigDict) -> None:
     statistics_options(config)
     scoring = score_options(config, search_options(config).bn)
     require_even_batches(config, "search", scoring.batch_size)
-    for level in ("stage", "operation"):
+    for level in ("stage", "operation") if isinstance(arch, Arch) else ():
         search_strategy(config, level)
-    supernet_options(config)
+    if isinstance(arch, Arch):
+        supernet_options(config)
     refine = refine_options(config)
     beam = strategy_options(config).beam
     if refine.num_finalists("operation") > beam:

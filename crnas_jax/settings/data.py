@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from crnas_jax.data.build import ClassificationDataOptions, DataOptions, SyntheticOptions
 from crnas_jax.data.loader import ReadOptions
 from crnas_jax.data.transforms import ClassificationRows, DetectionRows, ImageSize
-from crnas_jax.settings.fields import read
+from crnas_jax.settings.fields import build, read
 from crnas_jax.settings.models import has_masks, neck_options
 
 
@@ -29,7 +29,9 @@ def detection_rows(config: ConfigDict) -> DetectionRows:
     """Return the function from a record to a training row for detection."""
     options = data_options(config)
     mask_size = options.mask_size if has_masks(config) else 0
-    return DetectionRows(image_size(config), options.max_objects, options.flip, mask_size)
+    rows = {"max_objects": options.max_objects, "flip": options.flip, "mask_size": mask_size}
+    given = {"size": image_size(config), "scale_jitter": options.scale_jitter}
+    return build(DetectionRows, {**rows, **given}, {"scale_jitter": "data.scale_jitter"})
 
 
 def classification_data_options(config: ConfigDict) -> ClassificationDataOptions:

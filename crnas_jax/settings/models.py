@@ -1,27 +1,29 @@
 """Options of the networks: the baseline, detectors, classifiers, and their cost."""
 
+import contextlib
 import dataclasses
 
 from ml_collections import ConfigDict
 
-from crnas_jax.arch import zoo
-from crnas_jax.arch.cost.detectors import DETECTORS as COUNTED_DETECTORS
-from crnas_jax.arch.cost.detectors import detector_parts, total
+from crnas_jax.arch import Architecture, zoo
+from crnas_jax.arch.cost.detectors import DETECTORS, detector_parts, total
 from crnas_jax.arch.cost.layers import Cost
 from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions, BoxStage
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.retina_head import RetinaHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
+from crnas_jax.models.layers import LayerOptions
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
+from crnas_jax.models.retinanet import RetinaNetOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.options import check_choice, check_counts, check_length
 from crnas_jax.settings.fields import read
 
-# RetinaNet's cost is known, the network itself is not there yet.
-DETECTORS = tuple(name for name in COUNTED_DETECTORS if name != "retinanet")
 # The heads share the section `detector`: options that several of them have are told apart there.
 _RPN_NAMES = {name: f"rpn_{name}" for name in ("nms_iou", "positive_fraction")}
 _RPN_NAMES |= {"num_samples": "rpn_samples"}
@@ -29,6 +31,9 @@ _BOX_NAMES = {
     name: f"roi_{name}" for name in ("aligned", "nms_iou", "pool_size", "positive_fraction")
 }
 _BOX_NAMES |= {"num_samples": "roi_samples"}
+_RETINA_NAMES = {"form": "head", "num_convolutions": "head_convolutions"}
+# Config names of fields that are checked where backbone and detector meet.
+_MEETING = {"kind": "neck", "form": "head"}
 _MASK_NAMES = {name: f"mask_{name}" for name in ("channels", "num_convolutions", "pool_size")}
 
 
@@ -38,7 +43,8 @@ class BaselineOptions:
 
     Attributes:
       baseline: name in the zoo, or a .json file with an architecture.
-      widths: width of every stage of the networks that are trained in the end; () for the zoo's.
+      widths: width of every stage of the networks that are trained in the end; () for the zoo's, and
+        for networks that have no stages.
     """
 
     baseline: str
@@ -46,7 +52,9 @@ class BaselineOptions:
 
     def __post_init__(self):
         check_counts(self, "widths")
-        check_length(self, "widths", len(zoo.find(self.baseline).widths), or_empty=True)
+        arch = zoo.find(self.baseline)
+        num_stages = len(arch.widths) if isinstance(arch, Arch) else 0
+        check_length(self, "widths", num_stages, or_empty=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +71,11 @@ class DetectorKind:
         check_choice(self, "kind", DETECTORS)
 
 
-def baseline(config: ConfigDict) -> Arch:
+def baseline(config: ConfigDict) -> Architecture:
     """Read the network to be reallocated, at the config's widths where it names some."""
     options = read(BaselineOptions, config, "")
     arch = zoo.find(options.baseline)
-    return dataclasses.replace(arch, widths=options.widths or arch.widths)
+    return dataclasses.replace(arch, widths=options.widths) if options.widths else arch
 
 
 def found_arch(config: ConfigDict, depths: tuple[int, ...], dilations=()) -> Arch:
@@ -86,13 +94,35 @@ def has_masks(config: ConfigDict) -> bool:
     return "mask" in detector_kind(config)
 
 
-def neck_options(config: ConfigDict) -> NeckOptions:
-    """Read the settings of the neck; `lowest_level` applies to NAS-FPN alone."""
-    return read(NeckOptions, config, "detector", {"kind": "neck"})
+def neck_options(config: ConfigDict, arch: Architecture | None = None) -> NeckOptions:
+    """Read the settings of the neck on a backbone, the baseline when None.
+
+    `lowest_level` applies to NAS-FPN alone.
+    """
+    options = read(NeckOptions, config, "detector", {"kind": "neck"})
+    with _placed("detector"):
+        return options.for_backbone(arch or baseline(config))
 
 
-def detector_options(config: ConfigDict, num_classes: int) -> DetectorOptions:
-    """Read everything about the detector except its backbone."""
+def layer_options(config: ConfigDict, section: str) -> LayerOptions:
+    """Read what the layers of a network have in common from `detector` or `pretrain`."""
+    return read(LayerOptions, config, section)
+
+
+def detector_options(
+    config: ConfigDict, num_classes: int, arch: Architecture | None = None
+) -> DetectorOptions | RetinaNetOptions:
+    """Read everything about the detector except its backbone.
+
+    Args:
+      config: the config.
+      num_classes: number of object classes.
+      arch: backbone that it follows where the config leaves a field open; the baseline when None.
+    """
+    arch = arch or baseline(config)
+    neck = neck_options(config, arch)
+    if detector_kind(config) == "retinanet":
+        return _retinanet_options(config, num_classes, arch, neck)
     cascade = detector_kind(config).startswith("cascade")
     rpn = read(RPNOptions, config, "detector", _RPN_NAMES)
     box = read(
@@ -113,25 +143,54 @@ def detector_options(config: ConfigDict, num_classes: int) -> DetectorOptions:
         rpn=rpn,
         box=box,
         mask=mask if has_masks(config) else None,
-        neck=neck_options(config),
+        neck=neck,
     )
 
 
-def detector(config: ConfigDict, spec: Arch | SupernetSpec, num_classes: int) -> Detector:
+def _retinanet_options(config, num_classes, arch, neck):
+    head = read(RetinaHeadOptions, config, "detector", _RETINA_NAMES)
+    given = {"num_classes": num_classes, "head": head, "neck": neck}
+    options = read(RetinaNetOptions, config, "detector", **given)
+    with _placed("detector"):
+        return options.for_backbone(arch)
+
+
+def detector(config: ConfigDict, spec: Architecture | SupernetSpec, num_classes: int) -> Detector:
     """Return the detector with this backbone."""
-    freeze = read(FreezeOptions, config, "detector")
-    options = detector_options(config, num_classes)
-    return read(Detector, config, "", spec=spec, options=options, freeze=freeze)
+    arch = spec.deepest if isinstance(spec, SupernetSpec) else spec
+    return _model(Detector, config, "detector", spec, detector_options(config, num_classes, arch))
 
 
-def classifier(config: ConfigDict, spec: Arch | SupernetSpec, num_classes: int) -> Classifier:
+def classifier(
+    config: ConfigDict, spec: Architecture | SupernetSpec, num_classes: int
+) -> Classifier:
     """Return the classifier with this backbone."""
     options = read(ClassifierOptions, config, "pretrain", num_classes=num_classes)
-    return read(Classifier, config, "", spec=spec, options=options, freeze=FreezeOptions())
+    return _model(Classifier, config, "pretrain", spec, options)
+
+
+def _model(model_class, config, section, spec, options):
+    is_detector = section == "detector"
+    freeze = read(FreezeOptions, config, section) if is_detector else FreezeOptions()
+    given = {"freeze": freeze, "layers": layer_options(config, section)}
+    with _placed(section):
+        return read(model_class, config, "", spec=spec, options=options, **given)
+
+
+@contextlib.contextmanager
+def _placed(section):
+    """Name the config's field in errors about options that do not fit the backbone."""
+    try:
+        yield
+    except UserError as error:
+        if not error.where.endswith("Options"):
+            raise
+        field = _MEETING.get(error.field, error.field)
+        raise UserError("config", f"{section}.{field}", error.problem, error.remedy) from error
 
 
 def detector_cost(
-    config: ConfigDict, arch: Arch, canvas: tuple[int, int], num_classes: int
+    config: ConfigDict, arch: Architecture, canvas: tuple[int, int], num_classes: int
 ) -> Cost:
     """Count the whole detector with this backbone at test time on `canvas` (height, width)."""
     return total(cost_by_part(config, arch, canvas, num_classes))
@@ -139,20 +198,28 @@ def detector_cost(
 
 def cost_by_part(
     config: ConfigDict,
-    arch: Arch,
+    arch: Architecture,
     canvas: tuple[int, int],
     num_classes: int,
     convention: str = "macs",
 ) -> dict[str, Cost]:
     """Count the parts of a detector, see `detector_cost`; `convention` as in `detector_parts`."""
-    options = detector_options(config, num_classes)
+    options = detector_options(config, num_classes, arch)
+    shared = (arch, canvas, detector_kind(config), options.neck.kind, num_classes)
+    if isinstance(options, RetinaNetOptions):
+        return detector_parts(
+            *shared,
+            convention=convention,
+            pyramid_channels=options.pyramid_channels,
+            stacks=options.neck.stacks,
+            head=options.head.form,
+            p6_from=options.p6_from,
+            head_convolutions=options.head.num_convolutions,
+            separable=options.head.separable,
+        )
     mask = options.mask or MaskHeadOptions()
     return detector_parts(
-        arch,
-        canvas,
-        detector_kind(config),
-        options.neck.kind,
-        num_classes,
+        *shared,
         num_rois=options.rpn.post_nms[1],
         num_mask_rois=options.box.max_detections,
         convention=convention,

@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_choice, check_counts, check_not_negative
 from crnas_jax.search.refine import RefineOptions
@@ -115,6 +116,9 @@ def require_detection(config: ConfigDict, network: str) -> None:
     if config.data.name == "none":
         problem = '"none", and detection needs images with boxes'
         raise UserError("config", "data.name", problem, "name a data set")
+    if network != "baseline" and zoo.find(config.baseline).has_pyramid:
+        problem = f"{config.baseline!r} has no stages whose blocks could be reallocated"
+        raise UserError("config", "baseline", problem, "train it alone: --network=baseline")
     if network not in ("baseline", "stage_supernet"):
         require_search(config)
 

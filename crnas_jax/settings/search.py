@@ -60,12 +60,13 @@ def search_options(config: ConfigDict) -> SearchOptions:
 
 def strategy_options(config: ConfigDict, repeat: int = 0) -> StrategyOptions:
     """Read the options of all strategies; a `repeat` draws anew."""
+    arch = baseline(config)
     return read(
         StrategyOptions,
         config,
         "search",
         seed=run_options(config).seed + repeat,
-        keep=(baseline(config).depths,),
+        keep=(arch.depths,) if isinstance(arch, Arch) else (),
         num_best=max(refine_options(config).num_finalists("stage"), 1),
     )
 

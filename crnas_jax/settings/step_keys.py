@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
+from crnas_jax.settings.models import neck_options
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.search import strategy_options
 from crnas_jax.settings.supernets import stage_supernet
@@ -18,7 +19,7 @@ EXECUTION = (
     *("nms_candidates", "all_zero", "strict", "max_pixels", "workers", "read_ahead"),
 )
 _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.max_size")
-_ROWS = (*_IMAGES, "data.max_objects", "data.mask_size", "data.flip")
+_ROWS = (*_IMAGES, "data.max_objects", "data.mask_size", "data.flip", "data.scale_jitter")
 _DETECTOR = ("precision", "detector")
 _NETWORK = ("baseline", "widths")
 _STAGES = ("supernet.widths", "supernet.grids", "supernet.stage_sharing", "supernet.draws")
@@ -130,6 +131,14 @@ READS = {
     "ranking": _training_alone("ranking"),
     "ranking/test": _detection("ranking", "test"),
 }
+# Fields that came after version 0.2, by their name or its end: at these values nothing is other than
+# before, and a folder of that version goes on.
+_LATER = {
+    **{"detector.head": "torchvision", "detector.head_convolutions": 0, "detector.p6_from": "p5"},
+    **{"detector.label_smoothing": 0.0, "activation": "", "bn_momentum": 0.9, "bn_epsilon": 1e-5},
+    **{"stochastic_depth": 0.0, "drop_block": 0.0, "drop_block_size": 7, "data.scale_jitter": ()},
+    **{"decay_kernels_only": False, "ema_decay": 0.0, "warmup_start": 1e-3},
+}
 # Fields that say where data lie, or which steps there are.
 _BY_CONTENT = (
     *("pretrain.networks", "pretrain.data.folder", "pretrain.data.train", "pretrain.data.val"),
@@ -140,7 +149,7 @@ _BY_CONTENT = (
 def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     """Return the fields that a step reads and their values, in JSON's types.
 
-    Of a baseline in a file it is the file's content; of the grids, the depths that the supernet
+    Of a baseline in a file it is the file's content; of the neck what "auto" stands for; of the grids, the depths that the supernet
     holds; of `trained_bn_images`, what `trained_bn` makes of them; of racing also how many best
     codes it looks for.
     """
@@ -154,12 +163,15 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
         values["trained_bn_images"] = calibration_images(config)
     if config.baseline.endswith(".json"):
         values["baseline"] = zoo.find(config.baseline).to_json()
+    if values["detector.neck"] == "auto":
+        values["detector.neck"] = neck_options(config).kind
     return {
         name: _jsonable(value)
         for name, value in values.items()
         if any(name == field or name.startswith(f"{field}.") for field in reads.fields)
         and name.rpartition(".")[2] not in EXECUTION
         and name not in _BY_CONTENT
+        and not any(name.endswith(later) and value == default for later, default in _LATER.items())
     }
 
 

@@ -8,7 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, PyTree
 
 from crnas_jax.data.source import ClassificationSource, DetectionSource
-from crnas_jax.runtime.options import check_counts, check_not_negative, check_positive
+from crnas_jax.runtime.options import (
+    check_below_one,
+    check_counts,
+    check_not_negative,
+    check_positive,
+)
 from crnas_jax.training.optimizer import OptimizerOptions
 
 
@@ -47,6 +52,8 @@ class TrainOptions:
       batch_size: images in a global batch.
       optimizer: settings of the optimiser.
       accumulate: parts that a batch is cut into; only one of them is in memory at a time.
+      ema_decay: share of an exponential moving average of weights and statistics that stays at a
+        step (`step.ema_share`); what is saved as the training's result is the average. 0 for none.
       seed: seed of initialisation, paths, samples and order.
       checkpoint_seconds: least time between checkpoints.
       log_every: steps between log entries.
@@ -58,6 +65,7 @@ class TrainOptions:
     batch_size: int
     optimizer: OptimizerOptions = OptimizerOptions()
     accumulate: int = 1
+    ema_decay: float = 0.0
     seed: int = 0
     checkpoint_seconds: float = 120.0
     log_every: int = 10
@@ -68,7 +76,8 @@ class TrainOptions:
         check_positive(self, "epochs")
         check_counts(self, "batch_size", "accumulate", "log_every", "fsdp")
         check_counts(self, "seed", least=0)
-        check_not_negative(self, "checkpoint_seconds")
+        check_not_negative(self, "checkpoint_seconds", "ema_decay")
+        check_below_one(self, "ema_decay")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

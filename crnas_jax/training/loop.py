@@ -20,13 +20,14 @@ from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_parts
 from crnas_jax.runtime import interruption, team
 from crnas_jax.runtime.files import read_json, write_json
-from crnas_jax.training.job import TrainingJob
+from crnas_jax.training.job import TrainingJob, TrainOptions
 from crnas_jax.training.logging import RunLog
 from crnas_jax.training.optimizer import make_optimizer, make_schedule
 from crnas_jax.training.step import Trainer
 
 # A step's loss is checked when this many later steps are under way: the devices never wait.
 _LAG = 2
+_WEIGHTS = ("params", "batch_stats")
 
 
 def train(
@@ -43,7 +44,7 @@ def train(
         (`export.weights.initialiser`); None to start from the fresh ones.
 
     Returns:
-      {"params", "batch_stats"}.
+      {"params", "batch_stats"}, their average where the options ask for one.
 
     Raises:
       UserError: the folder holds a training with other options; or the loss is not finite: the last
@@ -56,7 +57,7 @@ def train(
     plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
     num_steps = plan.num_steps(options.epochs)
     optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
-    trainer = Trainer(job.model, optimizer, mesh, options.seed)
+    trainer = Trainer(job.model, optimizer, mesh, options.seed, options.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints")
     state = _first_state(trainer, checkpoints, initialise)
     start = int(state["step"])
@@ -64,7 +65,8 @@ def train(
         batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
         with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
             state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
-    return {"params": state["params"], "batch_stats": state["batch_stats"]}
+    result = state["ema"] if options.ema_decay else state
+    return {name: result[name] for name in _WEIGHTS}
 
 
 def _require_same_options(folder, options):
@@ -76,6 +78,10 @@ def _require_same_options(folder, options):
     }
     fields, file = json.loads(json.dumps(fields)), folder / "options.json"
     begun = team.decide(_begin_with, file, fields)
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainOptions(1, 1))))
+    # Options that came after a training was begun have had their defaults in it.
+    begun["optimizer"] = {**defaults["optimizer"], **begun.get("optimizer", {})}
+    begun = {**defaults, **begun}
     for name, value in fields.items():
         if begun.get(name) != value:
             problem = f"{value}; the training here was begun with {begun.get(name)}"
@@ -96,11 +102,12 @@ def _first_state(trainer, checkpoints, initialise):
     state = trainer.init()
     if initialise is None:
         return state
-    names = ("params", "batch_stats")
-    start = initialise(hosts.fetch({name: state[name] for name in names}))
-    for name in names:
+    start = initialise(hosts.fetch({name: state[name] for name in _WEIGHTS}))
+    for name in _WEIGHTS:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.shapes[name])
         state[name] = hosts.put(start[name], shardings)
+        if "ema" in state:
+            state["ema"][name] = hosts.put(start[name], shardings)
     return state
 
 
@@ -112,6 +119,8 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
     saved_at = time.monotonic()
     for step, batch in enumerate(batches, int(state["step"]) + 1):
         choice = trainer.model.sample(options.seed, step - 1)
+        # For what is left out of the network in training.
+        batch["progress"] = np.full(len(batch["weight"]), (step - 1) / num_steps, np.float32)
         parts = put_parts(trainer.mesh, batch, options.accumulate)
         state, metrics = trainer.step(state, parts, choice)
         watch.add(step, batch["image_id"], metrics)
@@ -154,7 +163,7 @@ class _LossWatch:
         """Raise UserError unless the state after `step` may be saved."""
         if self._pending:
             self.settle()
-        weights = {name: state[name] for name in ("params", "batch_stats")}
+        weights = {name: state[name] for name in _WEIGHTS}
         if not hosts.fetch(_all_finite(weights)):
             self._fail(step, "a parameter or statistic is not finite", image_ids)
 

@@ -24,9 +24,15 @@ from crnas_jax.parallel.mesh import gathered, jit_once, replicated, splitting, s
 from crnas_jax.training.job import Trainable
 
 
+# What an average of weights is of.
+_AVERAGED = ("params", "batch_stats")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trainer:
     """Initialise and advance a training state {"params", "batch_stats", "opt_state", "step"}.
+
+    With `ema_decay` it holds an average of parameters and statistics too: "ema".
 
     Trainers that differ in nothing but their seed share compiled programs.
 
@@ -37,12 +43,14 @@ class Trainer:
       mesh: batches are split over all of it; the state is replicated, or split over its axis `fsdp`
         (`mesh.state_sharding`).
       seed: seed of initialisation and of the draws of anchors and RoIs.
+      ema_decay: see `ema_share`; 0 for no average.
     """
 
     model: Trainable
     optimizer: optax.GradientTransformation
     mesh: Mesh
     seed: int
+    ema_decay: float = 0.0
 
     def init(self) -> PyTree:
         """Return the state before the first step."""
@@ -106,7 +114,7 @@ class Trainer:
 
     @functools.cached_property
     def _programs(self):
-        return _shared_programs(self.model, self.optimizer, self.mesh)
+        return _shared_programs(self.model, self.optimizer, self.mesh, self.ema_decay)
 
     @property
     def _seed(self):
@@ -115,9 +123,18 @@ class Trainer:
 
 
 @functools.lru_cache(maxsize=4)  # few, because compiled programs take memory
-def _shared_programs(model, optimizer, mesh):
+def _shared_programs(model, optimizer, mesh, ema_decay):
     """Return the programs for these arguments, the same for all trainers."""
-    return _Programs(model, optimizer, mesh)
+    return _Programs(model, optimizer, mesh, ema_decay)
+
+
+def ema_share(decay: float, step: Array) -> Array:
+    """Return the share of an average that stays at a step (0-based).
+
+    It rises to `decay` as (1 + step) / (10 + step), as in the release of SpineNet's successor: the
+    first weights are soon forgotten.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +144,7 @@ class _Programs:
     model: Trainable
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    ema_decay: float
 
     @functools.cached_property
     def shapes(self):
@@ -138,9 +156,10 @@ class _Programs:
 
     def _create(self, seed):
         variables = self.model.init(jax.random.key(seed))
+        averaged = {name: variables[name] for name in _AVERAGED}
         return {
-            "params": variables["params"],
-            "batch_stats": variables["batch_stats"],
+            **averaged,
+            **({"ema": averaged} if self.ema_decay else {}),
             "opt_state": self.optimizer.init(variables["params"]),
             "step": jnp.int32(0),
         }
@@ -168,7 +187,9 @@ class _Programs:
             transform_non_params=lambda _: whole,
         )
         stats = jax.tree.map(lambda _: whole, shapes["batch_stats"])
-        return {"params": params, "batch_stats": stats, "opt_state": opt_state, "step": whole}
+        averaged = {"params": params, "batch_stats": stats}
+        ema = {"ema": averaged} if self.ema_decay else {}
+        return {**averaged, **ema, "opt_state": opt_state, "step": whole}
 
     def take_path(self, state, choice):
         banks, whole = self.split(state)
@@ -183,9 +204,8 @@ class _Programs:
 
     def _rows(self, choice):
         """Return which rows of each leaf of the state the path uses (see `banks.rows`)."""
-        names = ("params", "batch_stats")
         shapes = self._plain_shapes
-        where = {name: self.model.rows(shapes[name], choice) for name in names}
+        where = {name: self.model.rows(shapes[name], choice) for name in _AVERAGED}
         opt_state = optax.tree_map_params(
             self.optimizer,
             lambda _, index: index,
@@ -193,7 +213,8 @@ class _Programs:
             where["params"],
             transform_non_params=lambda _: WHOLE,
         )
-        return {**where, "opt_state": opt_state, "step": WHOLE}
+        ema = {"ema": where} if self.ema_decay else {}
+        return {**where, **ema, "opt_state": opt_state, "step": WHOLE}
 
     @functools.cached_property
     def _is_bank(self):
@@ -289,4 +310,11 @@ class _Programs:
             "opt_state": opt_state,
             "step": state["step"] + 1,
         }
+        if self.ema_decay:
+            share = ema_share(self.ema_decay, state["step"])
+            new_state["ema"] = jax.tree.map(
+                lambda average, new: share * average + (1 - share) * new,
+                state["ema"],
+                {name: new_state[name] for name in _AVERAGED},
+            )
         return new_state, metrics

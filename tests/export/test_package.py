@@ -15,7 +15,14 @@ import orbax.checkpoint
 import pytest
 from flax import nnx, traverse_util
 from flax.training import checkpoints
-from helpers import change_a_byte, fresh_variables, randomised, tiny_batch, tiny_options
+from helpers import (
+    change_a_byte,
+    fresh_variables,
+    randomised,
+    tiny_batch,
+    tiny_options,
+    tiny_spinenet,
+)
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
@@ -44,6 +51,8 @@ FAMILIES = {
     "resnet_bottleneck": Arch("resnet_bottleneck", (1, 1, 2, 1), (1, 2, 1, 3, 1), (2, 4, 4, 8)),
     "resnext_32x4d": Arch("resnext_32x4d", (1, 1, 1, 1), (1, 2, 1, 1), (16, 16, 16, 16)),
     "mobilenet_v2": Arch("mobilenet_v2", (1, 1, 1, 1, 1), (1, 1, 2, 1, 1, 3, 1), (4,) * 7),
+    "spinenet": tiny_spinenet(),
+    "spinenet_mobile": tiny_spinenet("spinenet_mobile"),
 }
 RNG = np.random.default_rng(0)
 IMAGES = jnp.array(RNG.standard_normal((2, 64, 96, 3)), jnp.float32)

@@ -39,9 +39,7 @@ class Backbone(nn.Module):
             ones (`mutable=["batch_stats"]`).
         """
         mode = dataclasses.replace(BN_TRAIN, momentum=self.layers.bn_momentum)
-        activation = self.layers.activation or self.arch.activation
-        layers = dataclasses.replace(self.layers, activation=activation)
-        norm = Normalization(mode if train else BN_RUNNING, jnp.ones(len(images)), layers)
+        norm = Normalization(mode if train else BN_RUNNING, jnp.ones(len(images)), self.layers)
         backbone = MODULES[type(self.arch)](self.arch, self.remat)
         nn.share_scope(self, backbone)
         return backbone(images, None, norm)

@@ -55,6 +55,7 @@ class ScalePermutedBackbone(nn.Module):
           norm: what normalisation layers need.
         """
         del choice
+        norm = norm.for_family(self.arch.activation)
         canvas = x.shape[1:3]
 
         def run(module, *operands):

@@ -109,7 +109,7 @@ class StagedBackbone(nn.Module):
           choice: path of a supernet; None for a stand-alone network.
           norm: what normalisation layers need.
         """
-        features = []
+        features, norm = [], norm.for_family(self.arch.activation)
         for part in self.arch.parts():
             if part.kind == "stage":
                 module, operands = self.stage(part, choice)

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from crnas_jax.ops import box_coder, boxes, losses, matcher, nms, roi_align, sampler
-from crnas_jax.runtime.options import check_counts, check_fractions, check_positive
+from crnas_jax.runtime.options import (
+    check_below_one,
+    check_counts,
+    check_fractions,
+    check_not_negative,
+    check_positive,
+)
 
 _MIN_SIDE = 1e-2
 
@@ -54,6 +60,7 @@ class BoxHeadOptions:
       canonical_size: an RoI of this side, in pixels, is read from p4.
       num_samples: RoIs drawn per image for the loss.
       positive_fraction: greatest share of positives among them.
+      label_smoothing: share by which the targets of the classification move to 1 over the classes.
       score_threshold: detections must score more.
       nms_iou: IoU threshold of the suppression within a class.
       nms_candidates: best-scoring (RoI, class) pairs that enter it at once; more follow while
@@ -70,6 +77,7 @@ class BoxHeadOptions:
     canonical_size: float = 224.0
     num_samples: int = 512
     positive_fraction: float = 0.25
+    label_smoothing: float = 0.0
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     nms_candidates: int = 1000
@@ -80,6 +88,8 @@ class BoxHeadOptions:
         check_counts(self, "max_detections")
         check_positive(self, "canonical_size", "loss_beta")
         check_fractions(self, "positive_fraction", "score_threshold", "nms_iou")
+        check_not_negative(self, "label_smoothing")
+        check_below_one(self, "label_smoothing")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -202,6 +212,7 @@ def box_losses(
         samples["targets"].reshape(-1, 4),
         counted.reshape(-1),
         options.loss_beta,
+        options.label_smoothing,
     )
 
 

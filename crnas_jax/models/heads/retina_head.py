@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from crnas_jax.arch import Architecture, zoo
 from crnas_jax.arch.cost.detectors import NUM_RETINA_ANCHORS, RETINA_HEADS
 from crnas_jax.models.layers import BatchNorm, Conv, Normalization
 from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms
@@ -71,8 +72,10 @@ class RetinaHeadOptions:
 
     Attributes:
       form: one of `RETINA_HEADS`.
-      num_convolutions: convolutions in each tower.
-      separable: whether all convolutions are separable, as on the mobile SpineNet.
+      num_convolutions: convolutions in each tower; 0 for what was published with the backbone, 4 on
+        most (`for_backbone`).
+      separable: whether all convolutions are separable; None for what was published with the
+        backbone: in SpineNet's form they are on its mobile one.
       anchor_sizes: side of the smallest anchor for each level, in pixels, finest first; levels that
         the backbone lacks have none.
       label_smoothing: share by which the targets of the classification move to 1/2.
@@ -85,8 +88,8 @@ class RetinaHeadOptions:
     """
 
     form: str = "torchvision"
-    num_convolutions: int = 4
-    separable: bool = False
+    num_convolutions: int = 0
+    separable: bool | None = None
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     label_smoothing: float = 0.0
     pre_nms: int = 0
@@ -97,12 +100,20 @@ class RetinaHeadOptions:
 
     def __post_init__(self):
         check_choice(self, "form", RETINA_HEADS)
-        check_counts(self, "num_convolutions", "nms_candidates", "max_detections")
-        check_counts(self, "pre_nms", least=0)
+        check_counts(self, "nms_candidates", "max_detections")
+        check_counts(self, "num_convolutions", "pre_nms", least=0)
         check_positive(self, "anchor_sizes")
         check_fractions(self, "score_threshold", "nms_iou")
         check_not_negative(self, "label_smoothing")
         check_below_one(self, "label_smoothing")
+
+    def for_backbone(self, arch: Architecture) -> "RetinaHeadOptions":
+        """Return the options with what follows from the backbone."""
+        separable = self.separable
+        if separable is None:
+            separable = self.form == "spinenet" and zoo.has_separable_head(arch)
+        num_convolutions = self.num_convolutions or zoo.head_convolutions(arch)
+        return dataclasses.replace(self, separable=separable, num_convolutions=num_convolutions)
 
     @property
     def traits(self) -> HeadForm:

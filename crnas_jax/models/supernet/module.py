@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from crnas_jax.arch.staged import Arch, Part
 from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbone
-from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, Normalization
+from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, LayerOptions, Normalization
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, place_codes
 from crnas_jax.parallel.mesh import gathered
@@ -201,7 +201,7 @@ def supernet_block(spec: SupernetSpec, part: Part, kind: str) -> Block:
 def _init_blocks(block, key, num_blocks):
     """Draw the variables of independent blocks, stacked."""
     x = jnp.zeros((1, 2, 2, block.shape.in_channels))
-    norm = Normalization(BN_RUNNING, jnp.ones(1))  # which activation it has changes no shape
+    norm = Normalization(BN_RUNNING, jnp.ones(1), LayerOptions("relu"))  # any: for shapes
     return jax.vmap(lambda key: block.init(key, x, 0, norm))(jax.random.split(key, num_blocks))
 
 
