@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from crnas_jax.arch import scale_permuted, staged
+from crnas_jax.arch import families, scale_shapes
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
@@ -11,8 +11,8 @@ from crnas_jax.errors import UserError
 # What has JSON, levels and channels of its outputs, a cost, a module, and parts that can be frozen.
 Architecture = Arch | ScalePermuted
 # The class of each family's architectures.
-_CLASSES = dict.fromkeys(staged.FAMILIES, Arch)
-_CLASSES |= dict.fromkeys(scale_permuted.FAMILIES, ScalePermuted)
+_CLASSES = dict.fromkeys(families.FAMILIES, Arch)
+_CLASSES |= dict.fromkeys(scale_shapes.FAMILIES, ScalePermuted)
 
 
 def read(text: str) -> Architecture:

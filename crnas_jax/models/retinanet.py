@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from crnas_jax.arch import Architecture
 from crnas_jax.arch.cost.detectors import P6_SOURCES
 from crnas_jax.errors import UserError
-from crnas_jax.models.heads import retina_head
+from crnas_jax.models.heads import retina_head, retina_outputs
 from crnas_jax.models.heads.retina_head import RetinaHeadOptions
 from crnas_jax.models.layers import (
     BN_RUNNING,
@@ -122,7 +122,7 @@ class RetinaNet(nn.Module):
     ) -> dict[str, Array]:
         """Return the detections from what `features` returns; no image depends on another."""
         outputs, anchors = self._dense(features, canvas)
-        return retina_head.postprocess(outputs, anchors, image_size, self.options.head)
+        return retina_outputs.postprocess(outputs, anchors, image_size, self.options.head)
 
     def losses(
         self, batch: dict[str, Array], choice, mode: BNMode, keys: Key[Array, " batch"]
@@ -139,7 +139,7 @@ class RetinaNet(nn.Module):
         """
         features = self.features(batch, choice, mode, keys)
         outputs, anchors = self._dense(features, batch["image"].shape[1:3])
-        classification, box = retina_head.retina_losses(
+        classification, box = retina_outputs.retina_losses(
             outputs,
             anchors,
             batch["boxes"],
@@ -184,5 +184,5 @@ class RetinaNet(nn.Module):
             norm = Normalization(BN_RUNNING, jnp.ones(len(features[0])), self.layers)
             features = self.head.towers(features, norm)
         grids = [level.shape[1:3] for level in features[: len(features) // 2]]
-        anchors = retina_head.level_anchors(canvas, grids, self.options.head)
+        anchors = retina_outputs.level_anchors(canvas, grids, self.options.head)
         return self.head.predictors(features), anchors

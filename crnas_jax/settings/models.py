@@ -43,8 +43,8 @@ class BaselineOptions:
 
     Attributes:
       baseline: name in the zoo, or a .json file with an architecture.
-      widths: width of every stage of the networks that are trained in the end; () for the zoo's, and
-        for networks that have no stages.
+      widths: width of every stage of the networks that are trained in the end; () for the zoo's. A
+        network without stages has none.
     """
 
     baseline: str

@@ -131,8 +131,8 @@ READS = {
     "ranking": _training_alone("ranking"),
     "ranking/test": _detection("ranking", "test"),
 }
-# Fields that came after version 0.2, by their name or its end: at these values nothing is other than
-# before, and a folder of that version goes on.
+# Fields that came after version 0.2, by their name or its end: at these values nothing is other
+# than before, and a folder of that version goes on.
 _LATER = {
     **{"detector.head": "torchvision", "detector.head_convolutions": 0, "detector.p6_from": "p5"},
     **{"detector.label_smoothing": 0.0, "activation": "", "bn_momentum": 0.9, "bn_epsilon": 1e-5},
@@ -149,9 +149,9 @@ _BY_CONTENT = (
 def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     """Return the fields that a step reads and their values, in JSON's types.
 
-    Of a baseline in a file it is the file's content; of the neck what "auto" stands for; of the grids, the depths that the supernet
-    holds; of `trained_bn_images`, what `trained_bn` makes of them; of racing also how many best
-    codes it looks for.
+    Of a baseline in a file it is the file's content; of the neck, what "auto" stands for; of the
+    grids, the depths that the supernet holds; of `trained_bn_images`, what `trained_bn` makes of
+    them; of racing also how many best codes it looks for.
     """
     values = dict(flat_fields(config.to_dict()))
     if "supernet.grids" in reads.fields:

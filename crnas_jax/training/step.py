@@ -23,8 +23,7 @@ from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import gathered, jit_once, replicated, splitting, state_sharding
 from crnas_jax.training.job import Trainable
 
-
-# What an average of weights is of.
+# What an average is taken of.
 _AVERAGED = ("params", "batch_stats")
 
 

@@ -41,6 +41,7 @@ from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.heads.box_head import CASCADE_STAGES
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
 from crnas_jax.models.layers import BN_RUNNING, Normalization
+from crnas_jax.models.retinanet import RetinaNetOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -51,8 +52,8 @@ FAMILIES = {
     "resnet_bottleneck": Arch("resnet_bottleneck", (1, 1, 2, 1), (1, 2, 1, 3, 1), (2, 4, 4, 8)),
     "resnext_32x4d": Arch("resnext_32x4d", (1, 1, 1, 1), (1, 2, 1, 1), (16, 16, 16, 16)),
     "mobilenet_v2": Arch("mobilenet_v2", (1, 1, 1, 1, 1), (1, 1, 2, 1, 1, 3, 1), (4,) * 7),
-    "spinenet": tiny_spinenet(),
-    "spinenet_mobile": tiny_spinenet("spinenet_mobile"),
+    "spinenet": tiny_spinenet(num_levels=3),
+    "spinenet_mobile": tiny_spinenet("spinenet_mobile", num_levels=3),
 }
 RNG = np.random.default_rng(0)
 IMAGES = jnp.array(RNG.standard_normal((2, 64, 96, 3)), jnp.float32)
@@ -60,7 +61,8 @@ CATEGORIES = category_entries([3, 7, 90], ["cell", "dot", "disc"])
 
 
 def network(arch, **options):
-    detector = Detector(arch, dataclasses.replace(tiny_options(), **options))
+    options = dataclasses.replace(tiny_options(), **options)
+    detector = Detector(arch, RetinaNetOptions(3) if arch.has_pyramid else options)
     variables = jax.device_put(randomised(fresh_variables(detector)))
     return Network(arch, variables, detector, SIZE, [3, 7, 90], ["cell", "dot", "disc"])
 
@@ -119,16 +121,20 @@ def test_all_readers_give_the_networks_outputs(tmp_path, family):
     for name, value in nnx.bridge.variables.linen_vars_to_nnx_attrs(variables).items():
         setattr(model, name, nnx.data(value))
 
-    def train(module):
-        outputs, moved = module.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    def train(module, images):
+        outputs, moved = module.apply(variables, images, train=True, mutable=["batch_stats"])
         return [*outputs, *jax.tree.leaves(moved)]
 
     @jax.jit
     def run(images):
         outputs = [module.apply(variables, images), alone.apply(variables, images), model(images)]
-        return own_features(exported, images), outputs, train(module), train(alone)
+        return own_features(exported, images), outputs, train(module, images), train(alone, images)
 
-    expected, others, moved, moved_alone = run(IMAGES)
+    # Coarse levels have few cells, and their batch statistics amplify rounding.
+    images = (
+        jnp.tile(IMAGES, (1, 3, 3, 1))[:, 5:133, 7:199] if exported.arch.has_pyramid else IMAGES
+    )
+    expected, others, moved, moved_alone = run(images)
     for outputs in others:
         assert_close(outputs, expected)
     assert_close(moved_alone, moved)
@@ -137,7 +143,7 @@ def test_all_readers_give_the_networks_outputs(tmp_path, family):
     assert isinstance(hash(alone), int)  # for static arguments
     description = json.loads((folder / "arch.json").read_text())
     levels = [(level["stride"], level["channels"]) for level in description["levels"]]
-    assert levels == [(64 // y.shape[1], y.shape[-1]) for y in expected]
+    assert levels == [(images.shape[1] // y.shape[1], y.shape[-1]) for y in expected]
     assert description["class_names"] == ["cell", "dot", "disc"]
 
 
@@ -352,8 +358,10 @@ def test_the_template_is_data_driven_and_alone():
     imports = {line for line in code if line.startswith(("import ", "from "))}
     assert imports == {
         "import json",
+        "import math",
         "from typing import Any",
         "import flax.linen as nn",
+        "import jax.numpy as jnp",
         "from flax.core import FrozenDict",
     }
     package = pathlib.Path(crnas_jax.__file__).parent

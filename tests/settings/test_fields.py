@@ -7,6 +7,7 @@ from helpers import run_commands
 
 from configs import base
 from crnas_jax.arch import zoo
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.settings import data, fields, models, run, search, supernets, training
 from crnas_jax.settings.check import check
@@ -27,6 +28,11 @@ OTHER_VALUES = {
     "detector.kind": "mask_rcnn",
     "detector.neck": "nas_fpn",
     "detector.lowest_level": 2,
+    "detector.head": "spinenet",
+    "detector.p6_from": "c5",
+    "detector.activation": "swish",
+    "pretrain.activation": "swish",
+    "data.scale_jitter": (0.5, 2.0),
     "supernet.widths": (8, 8, 8, 8),
     "supernet.grids": ((1, 2, 3), (4,), (6,), (3, 4, 5)),
     "supernet.dilations": (1, 2),
@@ -54,10 +60,19 @@ TOGETHER_WITH = {
     "detector.stacks": ("detector.neck", "nas_fpn"),
     "detector.lowest_level": ("detector.neck", "nas_fpn"),
     "detector.mask_channels": ("detector.kind", "mask_rcnn"),
+    **{
+        f"detector.{name}": ("detector.kind", "retinanet")
+        for name in ("head", "head_convolutions", "p6_from")
+    },
+    **{
+        f"{section}.stochastic_depth": ("baseline", "spinenet49")
+        for section in ("detector", "pretrain")
+    },
 }
 # Fields with a choice of texts; those that name the kind of data are checked as it is opened.
 CHOICES = (
     *("precision", "network", "detector.kind", "detector.neck", "pretrain.networks"),
+    *("detector.head", "detector.p6_from", "detector.activation", "pretrain.activation"),
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
     *("supernet.depths", "supernet.tie", "supernet.draws", "trained_bn"),
     *("search.bn", "search.stage_strategy", "search.operation_strategy", "search.all_zero"),
@@ -90,6 +105,8 @@ def _config(name, value):
     with config.unlocked():
         if name in TOGETHER_WITH:
             config.update_from_flattened_dict(dict([TOGETHER_WITH[name]]))
+            if config.baseline == "spinenet49":  # nothing is searched
+                config.data.val = ""
         before = config.copy_and_resolve_references()
         config.update_from_flattened_dict({name: value})
     return before, config
@@ -117,20 +134,23 @@ def _readings(config):
         data.read_options(config),
         data.classification_data_options(config),
         data.classification_rows(config),
-        models.found_arch(config, (1, 1, 1, 1)),
-        supernets.stage_supernet(config),
-        supernets.operation_supernet(config, arch.depths),
         models.detector(config, arch, num_classes=3),
         models.classifier(config, arch, num_classes=3),
         [training.train_options(config, recipe) for recipe in training.RECIPES],
         search.search_options(config),
         search.strategy_options(config),
         search.score_options(config, search.search_options(config).bn),
-        supernets.stage_spaces(config),
         run.refine_options(config),
         run.starts_from_stage_supernet(config),
         training.statistics_options(config),
     ]
+    if isinstance(arch, Arch):
+        readings += [
+            models.found_arch(config, (1, 1, 1, 1)),
+            supernets.stage_supernet(config),
+            supernets.operation_supernet(config, arch.depths),
+            supernets.stage_spaces(config),
+        ]
     return repr(readings)
 
 

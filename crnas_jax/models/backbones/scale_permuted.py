@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from crnas_jax.arch.families import BlockShape, ConvShape, StemShape
-from crnas_jax.arch.scale_permuted import Node, ResampleShape, ScalePermuted
+from crnas_jax.arch.scale_permuted import ScalePermuted
+from crnas_jax.arch.scale_shapes import Node, ResampleShape
 from crnas_jax.models.backbones.mobilenet_v2 import inverted_residual_block
 from crnas_jax.models.backbones.resnet import residual_block
 from crnas_jax.models.backbones.staged import FreezeOptions

@@ -7,18 +7,14 @@ predictor behind each. The forms differ in normalisation, anchors, matching and 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from crnas_jax.arch import Architecture, zoo
 from crnas_jax.arch.cost.detectors import NUM_RETINA_ANCHORS, RETINA_HEADS
 from crnas_jax.models.layers import BatchNorm, Conv, Normalization
-from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms
 from crnas_jax.runtime.options import (
     check_below_one,
     check_choice,
@@ -28,7 +24,6 @@ from crnas_jax.runtime.options import (
     check_positive,
 )
 
-_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 # Probability of every class at every anchor before training.
 _PRIOR = 0.01
 # Of torchvision's second form.
@@ -44,7 +39,7 @@ class HeadForm:
       gamma: the focal loss's exponent.
       box_loss: `l1`, `giou` or `huber`.
       predictor_std: standard deviation of the predictors' first kernels.
-      pre_nms: candidates that enter suppression.
+      num_candidates: candidates that enter suppression.
       is_by_level: whether these are each level's, not all levels'.
     """
 
@@ -52,7 +47,7 @@ class HeadForm:
     gamma: float
     box_loss: str
     predictor_std: float
-    pre_nms: int
+    num_candidates: int
     is_by_level: bool
 
 
@@ -61,9 +56,6 @@ _FORMS = {
     "torchvision_v2": HeadForm(0.4, 2.0, "giou", 0.01, 1000, True),
     "spinenet": HeadForm(0.5, 1.5, "huber", 1e-5, 5000, False),
 }
-_ALPHA = 0.25
-# SpineNet: where its box loss turns linear, and its weight.
-_HUBER_DELTA, _HUBER_WEIGHT = 0.1, 50.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +71,8 @@ class RetinaHeadOptions:
       anchor_sizes: side of the smallest anchor for each level, in pixels, finest first; levels that
         the backbone lacks have none.
       label_smoothing: share by which the targets of the classification move to 1/2.
-      pre_nms: candidates that enter suppression: of each level for torchvision's forms, of all for
-        SpineNet's; 0 for the form's own number.
+      num_candidates: candidates that enter suppression: of each level for torchvision's forms, of
+        all for SpineNet's; 0 for the form's own number.
       score_threshold: detections must score more.
       nms_iou: IoU threshold of the suppression within a class.
       nms_candidates: candidates that enter it at once: speed and memory alone.
@@ -92,7 +84,7 @@ class RetinaHeadOptions:
     separable: bool | None = None
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     label_smoothing: float = 0.0
-    pre_nms: int = 0
+    num_candidates: int = 0
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     nms_candidates: int = 1000
@@ -101,7 +93,7 @@ class RetinaHeadOptions:
     def __post_init__(self):
         check_choice(self, "form", RETINA_HEADS)
         check_counts(self, "nms_candidates", "max_detections")
-        check_counts(self, "num_convolutions", "pre_nms", least=0)
+        check_counts(self, "num_convolutions", "num_candidates", least=0)
         check_positive(self, "anchor_sizes")
         check_fractions(self, "score_threshold", "nms_iou")
         check_not_negative(self, "label_smoothing")
@@ -230,127 +222,3 @@ def _conv(name, features, options, std, use_bias=True, bias_init=nn.initializers
 
 def _group_norm(name, dtype):
     return nn.GroupNorm(NUM_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
-
-
-def level_anchors(
-    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], options: RetinaHeadOptions
-) -> tuple[Float[np.ndarray, "_ 4"], ...]:
-    """Return the anchors of p3 and the levels after it, NumPy: constants of the program."""
-    grids, sizes = tuple(grids), options.anchor_sizes[: len(grids)]
-    if options.form != "spinenet":
-        return anchors.octave_anchors(canvas, grids, sizes)
-    strides = tuple(2**level for level in range(3, 3 + len(grids)))
-    return anchors.centred_octave_anchors(strides, grids, sizes)
-
-
-def retina_losses(
-    outputs,
-    anchors_by_level,
-    truth: Float[Array, "batch truths 4"],
-    labels: Int[Array, "batch truths"],
-    truth_valid: Bool[Array, "batch truths"],
-    image_valid: Bool[Array, " batch"],
-    options: RetinaHeadOptions,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return classification and box loss.
-
-    Torchvision's forms divide by the positives of each image and average over images; SpineNet's
-    divides by those of the batch plus one, the box loss also by four.
-
-    Args:
-      outputs: what `Predictors` returns.
-      anchors_by_level: see `level_anchors`.
-      truth: ground truth boxes, xyxy.
-      labels: classes, from 1.
-      truth_valid: False for padded boxes.
-      image_valid: False for padding images.
-      options: settings.
-    """
-    references, traits = jnp.asarray(np.concatenate(anchors_by_level)), options.traits
-    logits, deltas = (jnp.concatenate(part, 1) for part in zip(*outputs, strict=True))
-    is_spinenet = options.form == "spinenet"
-
-    def image(logits, deltas, truth, labels, truth_valid):
-        overlap = boxes.iou(references, truth)
-        index, label = matcher.match(
-            overlap, truth_valid, 0.5, traits.negative_iou, low_quality=not is_spinenet
-        )
-        if is_spinenet:
-            index, label = matcher.force_best(overlap, truth_valid, index, label)
-        positive = label == matcher.POSITIVE
-        classes = jnp.arange(1, logits.shape[-1] + 1)
-        targets = positive[:, None] & (labels[index][:, None] == classes[None, :])
-        classification = losses.focal(
-            logits, targets, _ALPHA, traits.gamma, options.label_smoothing
-        ).sum(1)
-        classification = jnp.where(label != matcher.BETWEEN, classification, 0).sum()
-        box = jnp.where(positive, _box_loss(deltas, truth[index], references, options), 0).sum()
-        return classification, box, positive.sum()
-
-    classification, box, num_positives = jax.vmap(image)(logits, deltas, truth, labels, truth_valid)
-    counted = image_valid.astype(jnp.float32)
-    if is_spinenet:
-        normalizer = (num_positives * counted).sum() + 1
-        total = (classification * counted).sum() / normalizer
-        return total, _HUBER_WEIGHT * (box * counted).sum() / (4 * normalizer)
-    share = counted / jnp.maximum(counted.sum(), 1) / jnp.maximum(num_positives, 1)
-    return (classification * share).sum(), (box * share).sum()
-
-
-def _box_loss(deltas, truth, references, options):
-    """Return the loss of every anchor's box against the ground truth that it is matched to."""
-    box_loss = options.traits.box_loss
-    if box_loss == "giou":
-        return losses.giou(box_coder.decode(deltas, references, _CODER_WEIGHTS), truth)
-    error = deltas - box_coder.encode(truth, references, _CODER_WEIGHTS)
-    return (abs(error) if box_loss == "l1" else losses.huber(error, _HUBER_DELTA)).sum(-1)
-
-
-def postprocess(
-    outputs, anchors_by_level, image_size: Int[Array, "batch 2"], options: RetinaHeadOptions
-) -> dict[str, Array]:
-    """Turn the outputs into detections, best first; returns what `box_head.postprocess` does.
-
-    Args:
-      outputs: what `Predictors` returns.
-      anchors_by_level: see `level_anchors`.
-      image_size: (height, width) of each image on the canvas.
-      options: settings.
-    """
-    traits = options.traits
-    pre_nms = options.pre_nms or traits.pre_nms
-    logits, deltas = (list(part) for part in zip(*outputs, strict=True))
-    references = list(anchors_by_level)
-    if not traits.is_by_level:
-        logits, deltas = [jnp.concatenate(logits, 1)], [jnp.concatenate(deltas, 1)]
-        references = [np.concatenate(references)]
-
-    def best(logits, deltas, anchor_boxes):
-        """Return scores, deltas, anchors and classes of the best pairs of anchor and class."""
-        # The anchors of the best k pairs are among the k anchors with the best classes.
-        _, anchor = jax.lax.top_k(logits.max(1), min(pre_nms, len(logits)))
-        pairs = logits[anchor].reshape(-1)
-        score, pair = jax.lax.top_k(pairs, min(pre_nms, len(pairs)))
-        anchor, group = anchor[pair // logits.shape[1]], pair % logits.shape[1]
-        return jax.nn.sigmoid(score), deltas[anchor], jnp.asarray(anchor_boxes)[anchor], group
-
-    def detect(size, logits, deltas):
-        is_finite = jnp.stack([jnp.isfinite(level).all() for level in logits]).all()
-        rows = [best(*level) for level in zip(logits, deltas, references, strict=True)]
-        scores, chosen, chosen_anchors, groups = (
-            jnp.concatenate(part) for part in zip(*rows, strict=True)
-        )
-
-        def candidates(index):
-            decoded = box_coder.decode(chosen[index], chosen_anchors[index], _CODER_WEIGHTS)
-            decoded = boxes.clip(decoded, size)
-            return decoded, jnp.ones(len(index), bool), groups[index] + 1
-
-        scores = jnp.where(scores > options.score_threshold, scores, 0.0)
-        survivors, score, label = nms.best_survivors(
-            scores, candidates, options.nms_iou, options.nms_candidates, options.max_detections
-        )
-        score = jnp.where(is_finite, score, jnp.nan)
-        return {"boxes": survivors, "scores": score, "labels": label, "valid": ~(score <= 0)}
-
-    return jax.vmap(detect)(image_size, logits, deltas)

@@ -200,7 +200,9 @@ def test_unknown_options_are_refused():
         {"detector": "yolo"},
         {"neck": "pan"},
         {"convention": "flops"},
-        {"detector": "retinanet", "neck": "nas_fpn"},
+        {"detector": "retinanet", "head": "yolo"},
+        {"detector": "retinanet", "p6_from": "p4"},
+        {"neck": "none"},
     ):
         with pytest.raises(UserError):
             detector_parts(zoo.get("resnet18"), CANVAS, **options)
