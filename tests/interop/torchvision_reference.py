@@ -229,3 +229,50 @@ def losses(
     _, second = model.roi_heads(pyramid, proposals, sizes, targets)
     model.eval()
     return {name: float(loss) for name, loss in (first | second).items()}
+
+
+def retinanet(name: str, seed: int, classes: int = 91) -> torch.nn.Module:
+    """`retinanet_resnet50_fpn` or its `_v2` in eval mode; photographs give dozens of detections."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        build = getattr(detection, name)
+        model = build(weights=None, weights_backbone=None, num_classes=classes).eval()
+        _randomise(model)
+        levels = list(model.backbone(_scene()).values())
+        for head, name, spread in (
+            (model.head.classification_head, "cls_logits", 1.5),
+            (model.head.regression_head, "bbox_reg", 0.3),
+        ):
+            predictor = getattr(head, name)
+            rows = torch.cat([predictor(head.conv(x))[0].flatten(1).T for x in levels])
+            scale = spread / rows.std(0)
+            predictor.weight.mul_(scale[:, None, None, None])
+            predictor.bias.sub_(rows.mean(0)).mul_(scale)
+        model.head.classification_head.cls_logits.bias.sub_(7.5)
+    return model
+
+
+@torch.no_grad()
+def retina_detect(model: torch.nn.Module, images: torch.Tensor, sizes: list) -> list[dict]:
+    """Boxes, labels and scores of each image; arguments as `detect`."""
+    outputs, anchors, num_anchors = _retina_outputs(model, images, sizes)
+    split = {name: list(values.split(num_anchors, 1)) for name, values in outputs.items()}
+    anchors = [list(boxes.split(num_anchors)) for boxes in anchors]
+    return model.postprocess_detections(split, anchors, sizes)
+
+
+@torch.no_grad()
+def retina_losses(
+    model: torch.nn.Module, images: torch.Tensor, sizes: list, targets: list
+) -> dict[str, float]:
+    """Training losses with running statistics; `targets` hold boxes [G, 4], int64 labels [G]."""
+    outputs, anchors, _ = _retina_outputs(model, images, sizes)
+    losses = model.compute_loss(targets, outputs, anchors)
+    return {name: float(loss) for name, loss in losses.items()}
+
+
+def _retina_outputs(model, images, sizes):
+    features = list(model.backbone(images).values())
+    anchors = model.anchor_generator(ImageList(images, sizes), features)
+    num_anchors = [level.shape[2] * level.shape[3] * 9 for level in features]
+    return model.head(features), anchors, num_anchors

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from crnas_jax.models.heads.retina_head import RetinaHeadOptions
 from crnas_jax.ops import anchors, box_coder, boxes, losses, matcher, nms
 
+# Clipped boxes that lie beside the image are none (torchvision keeps them, without an area).
+_MIN_SIDE = 1e-2
 _CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _ALPHA = 0.25
 # SpineNet: where its box loss turns linear, and its weight.
@@ -128,7 +130,7 @@ def postprocess(
         def candidates(index):
             decoded = box_coder.decode(chosen[index], chosen_anchors[index], _CODER_WEIGHTS)
             decoded = boxes.clip(decoded, size)
-            return decoded, jnp.ones(len(index), bool), groups[index] + 1
+            return decoded, boxes.larger_than(decoded, _MIN_SIDE), groups[index] + 1
 
         scores = jnp.where(scores > options.score_threshold, scores, 0.0)
         survivors, score, label = nms.best_survivors(
