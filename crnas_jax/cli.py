@@ -37,6 +37,7 @@ _MODULES = {
     "tools": ("predict", "ap", "flops", "convert"),
     "data": ("prepare-data", "split-coco"),
     "export": ("export",),
+    "draw": ("draw-arch",),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -137,6 +137,8 @@ SCALE_PERMUTED = {
     "spinenet143": _spinenet(3, 1.0, 1.0, 256),
     "spinenet143l": _spinenet(3, 1.3, 1.0, 256),
     "spinenet190": _spinenet(4, 1.3, 1.0, 512),
+    # The widths with which SpineNet was searched (section 3.3): for small images and a CPU.
+    "spinenet49_quarter": _spinenet(1, 0.25, 0.25, 64),
     "spinenet49xs_mobile": _mobile(0.6, 24),
     "spinenet49s_mobile": _mobile(0.65, 40),
     "spinenet49_mobile": _mobile(1.0, 48),

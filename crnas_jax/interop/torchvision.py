@@ -5,7 +5,6 @@ kernel behind a pooled RoI goes from C, H, W to H, W, C order. The parameter tha
 `weight` in a batch normalisation is `scale` here.
 """
 
-
 import numpy as np
 from jaxtyping import PyTree
 
