@@ -26,7 +26,7 @@ from crnas_jax.search.journal import Journal
 from crnas_jax.search.refine import difference
 from crnas_jax.search.trained import TrainedScores
 
-_DATA = flags.DEFINE_string("data", None, "Folder of the data.", required=True)
+_DATA = flags.DEFINE_string("data", None, "Folder of the data.")
 _FOLDER = flags.DEFINE_string("folder", "runs/spinenet_study", "Folder of the trainings.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each network.")
 _EPOCHS = flags.DEFINE_float("epochs", 50.0, "Epochs of a training.")
@@ -79,7 +79,7 @@ def main(_):
 
 
 def trained(folder, name, seed):
-    """Return the run of a network with a seed, and its metrics; it is trained unless it is there."""
+    """Return the run of a network with a seed, and its metrics; train it unless it is there."""
     config = spinenet.get_config("small")
     config.data.folder, config.seed, config.devices = _DATA.value, seed, 1
     config.detector_train.epochs = _EPOCHS.value
@@ -97,4 +97,5 @@ def trained(folder, name, seed):
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("data")
     app.run(main)
