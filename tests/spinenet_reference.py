@@ -1,7 +1,7 @@
-"""SpineNet backbones at inference, stated a second time, in PyTorch, from a facts file alone.
+"""SpineNet backbones at inference, stated a second time, in PyTorch.
 
-Written from the text of `facts/spinenet.md` (sections 1 to 4, the R0-SP53 list of 9, and 10), so
-that another implementation can be compared with it.  Plain functions, no modules, nothing clever:
+Written from a description of the paper and its release alone, by someone who had not read the
+package's own, which is compared with it.  Plain functions, no modules, nothing clever:
 `_plan` lists every convolution of a network, `shapes` reads the parameter shapes off that list,
 and `features` runs the list.
 """
@@ -234,7 +234,7 @@ def _flatten(tree, path=()):
 
 def _nearest(x, cells):
     """Nearest resize of [batch, channels, height, width]: i reads floor(i * in / out)."""
-    for axis, out in zip((2, 3), cells):
+    for axis, out in zip((2, 3), cells, strict=True):
         size = x.shape[axis]
         if size != out:
             x = x.index_select(axis, torch.tensor([i * size // out for i in range(out)]))
@@ -244,7 +244,7 @@ def _nearest(x, cells):
 def _pool(x, parent_cells, cells):
     """The resampling max-pool, TensorFlow SAME, settled for each axis by parent / target cells."""
     kernels, strides, pads = [], [], []
-    for size, parent, target in zip(x.shape[2:], parent_cells, cells):
+    for size, parent, target in zip(x.shape[2:], parent_cells, cells, strict=True):
         kernel = stride = 1
         if parent // target > 2:
             kernel = 3 if parent <= 4 * target else 5
@@ -342,7 +342,7 @@ def features(
         if block.parents:
             parts = [
                 run_resample(built[parent], convs, cells)
-                for parent, convs in zip(block.parents, block.resamples)
+                for parent, convs in zip(block.parents, block.resamples, strict=True)
             ]
             x = act(sum(parts + [built[extra] for extra in block.extras]))
         for copy in block.repeats:
@@ -376,38 +376,3 @@ def draw(found, rng):
             put(("batch_stats", *path[:-1], "mean"), 0.1 * rng.standard_normal(shape))
             put(("batch_stats", *path[:-1], "var"), rng.uniform(0.5, 1.5, shape))
     return trees
-
-
-def _self_test():
-    """Counts at full width; output shapes, and float32 against float64, at a quarter of it."""
-    rng = np.random.default_rng(0)
-    for network in TABLES:
-        mobile = network == "spinenet49_mobile"
-        found = shapes(network, endpoint_channels=48 if mobile else 256)
-        total, norm, ends = (
-            sum(int(np.prod(found[path])) for path in found if word in str(path))
-            for word in ("", "bn", "endpoint")
-        )
-        print(f"{network}: {total:,} parameters, with {norm:,} of BN and {ends:,} of endpoints")
-        variables = draw(shapes(network, 0.25, endpoint_channels=16), rng)
-        for side in ((64, 96), (224, 224)):
-            images = rng.standard_normal((2, *side, 3))
-            exact, single = (
-                features(
-                    network,
-                    variables,
-                    images,
-                    width_scale=0.25,
-                    endpoint_channels=16,
-                    activation="swish" if mobile else "relu",
-                    dtype=dtype,
-                )
-                for dtype in (torch.float64, torch.float32)
-            )
-            error = max(np.abs(exact[k] - single[k]).max() / np.abs(exact[k]).max() for k in exact)
-            print(f"  {side}: {[a.shape for a in exact.values()]}, float32 off by {error:.1e}")
-            assert error < 1e-4 and single[3].dtype == np.float32 and exact[3].dtype == np.float64
-
-
-if __name__ == "__main__":
-    _self_test()

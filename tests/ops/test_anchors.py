@@ -115,3 +115,22 @@ def test_the_standard_pyramid_has_the_known_number_of_anchors():
 def test_grids_and_sizes_of_different_length_are_refused():
     with pytest.raises(ValueError, match="zip"):
         anchors.pyramid_anchors((64, 64), ((2, 2), (1, 1)), (32.0,))
+
+
+def test_octaves_around_the_centres_of_cells():
+    """SpineNet: sides of 24, 30.2 and 38.1, ratios 1, 2 and 1/2, at (i + 1/2) strides."""
+    (level,) = anchors.centred_octave_anchors((8,), ((2, 3),), (24.0,))
+    assert level.shape == (2 * 3 * 9, 4)
+    boxes = level.reshape(2, 3, 3, 3, 4)
+    np.testing.assert_allclose(boxes[1, 2, 0, 0], [20 - 12, 12 - 12, 20 + 12, 12 + 12])
+    sides = boxes[..., 2:] - boxes[..., :2]
+    np.testing.assert_allclose(sides[0, 0, :, 0, 0], 24 * 2 ** (np.arange(3) / 3), rtol=1e-6)
+    np.testing.assert_allclose(sides[0, 0, 0, 1], [24 * 2**0.5, 24 / 2**0.5], rtol=1e-6)
+    np.testing.assert_allclose(sides[0, 0, 0, 2], [24 / 2**0.5, 24 * 2**0.5], rtol=1e-6)
+
+
+def test_octaves_of_torchvision_are_whole_pixels():
+    (level,) = anchors.octave_anchors((64, 96), ((8, 12),), (32.0,))
+    boxes = level.reshape(8, 12, 3, 3, 4)
+    np.testing.assert_array_equal(boxes[0, 0, 1], [[-s, -s, s, s] for s in (16, 20, 25)])
+    assert (boxes == np.round(boxes)).all()

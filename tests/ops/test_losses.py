@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -297,3 +298,43 @@ def test_gradients_equal_finite_differences():
         )
         # Away from the bends at 0 and beta, where finite differences are no reference.
         check_grads(jax.jit(losses.smooth_l1), (jnp.array([-2.0, -0.05, 0.03, 0.2]),), **tolerances)
+
+
+def test_focal_loss_of_literal_logits():
+    """At probability 0.8: 0.25 x 0.2^1.5 x -log 0.8 if right, 0.75 x 0.8^1.5 x -log 0.2 if not."""
+    logits, targets = jnp.log(jnp.array([4.0, 4.0])), jnp.array([True, False])
+    value = losses.focal(logits, targets, 0.25, 1.5)
+    expected = [0.25 * 0.2**1.5 * -np.log(0.8), 0.75 * 0.8**1.5 * -np.log(0.2)]
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    # With smoothing of 0.2 the cross-entropy is against 0.9 and 0.1.
+    smooth = losses.focal(logits, targets, 0.25, 1.5, 0.2)
+    entropies = np.array([-0.9 * np.log(0.8) - 0.1 * np.log(0.2)] * 2)
+    entropies[1] = -0.1 * np.log(0.8) - 0.9 * np.log(0.2)
+    np.testing.assert_allclose(
+        smooth, np.array([0.25 * 0.2**1.5, 0.75 * 0.8**1.5]) * entropies, rtol=1e-6
+    )
+    extreme = jnp.array([200.0, -200.0])
+    gradient = jax.grad(lambda x: losses.focal(x, targets, 0.25, 1.5).sum())(extreme)
+    assert np.isfinite(gradient).all()
+
+
+def test_huber_loss_of_literal_errors():
+    value = losses.huber(jnp.array([0.05, -0.1, 0.3]), 0.1)
+    np.testing.assert_allclose(value, [0.00125, 0.005, 0.1 * 0.3 - 0.005], rtol=1e-5)
+
+
+def test_giou_of_literal_boxes():
+    """Two unit squares a unit apart: no intersection, a hull of 3, so 1 + 1/3."""
+    boxes = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 2, 2]])
+    others = jnp.array([[2.0, 0, 3, 1], [0.0, 0, 2, 2]])
+    np.testing.assert_allclose(losses.giou(boxes, others), [4 / 3, 0], atol=1e-6)
+
+
+def test_label_smoothing_of_the_box_head_is_optaxs():
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.array(rng.normal(0, 1, (6, 4)), jnp.float32), jnp.arange(6) % 4
+    args = (jnp.zeros((6, 4, 4)), labels, jnp.zeros((6, 4)), jnp.ones(6, bool))
+    smoothed, _ = losses.box_head_losses(logits, *args, label_smoothing=0.1)
+    targets = optax.smooth_labels(jnp.eye(4)[labels], 0.1)
+    expected = optax.softmax_cross_entropy(logits, targets).mean()
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-5)

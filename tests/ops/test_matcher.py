@@ -1,6 +1,7 @@
 """The matcher against a loop over boxes and ground truths."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -150,3 +151,19 @@ def test_forced_matches_hold_when_iou_is_in_the_same_program(seed):
     # Up to rounding, every positive is above the threshold or the best box of a truth.
     justified = (overlap.max(1) > 0.7 - 1e-5) | (overlap > overlap.max(0) - 1e-5).any(1)
     assert justified[label == POSITIVE].all()
+
+
+def test_the_best_box_of_a_truth_is_forced_onto_it():
+    """SpineNet's rule: also where the box overlaps another more, and below every threshold."""
+    iou = jnp.array([[0.9, 0.6, 0.0], [0.2, 0.1, 0.0], [0.0, 0.3, 0.0], [0.8, 0.6, 0.9]])
+    valid = jnp.array([True, True, False])
+    index, label = matcher.match(iou, valid, 0.5, 0.5, low_quality=False)
+    index, label = matcher.force_best(iou, valid, index, label)
+    # Truths 0 and 1 share box 0, which goes to the first; no box is forced onto padding.
+    np.testing.assert_array_equal(index, [0, 0, 1, 0])
+    np.testing.assert_array_equal(label, [1, 0, 0, 1])
+    untouched = jnp.array([[0.0], [0.0]])
+    index, label = matcher.force_best(
+        untouched, jnp.array([True]), jnp.array([0, 0]), jnp.array([0, 0])
+    )
+    np.testing.assert_array_equal(label, [0, 0])

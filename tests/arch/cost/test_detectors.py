@@ -1,5 +1,6 @@
 """Costs against published figures, the count of XLA, and the parameters of real trees."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -7,20 +8,22 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import run_commands
+from helpers import run_commands, tiny_spinenet
 
 from configs import base
 from crnas_jax.arch import zoo
 from crnas_jax.arch.cost.backbones import backbone_cost
-from crnas_jax.arch.cost.detectors import detector_parts, total
+from crnas_jax.arch.cost.detectors import RETINA_HEADS, classifier_parts, detector_parts, total
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
 from crnas_jax.models.heads.box_head import CASCADE_STAGES, BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.retina_head import RetinaHeadOptions
 from crnas_jax.models.layers import BN_RUNNING, Normalization
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
+from crnas_jax.models.retinanet import RetinaNetOptions
 from crnas_jax.settings import models as model_settings
 
 CANVAS = (800, 1088)
@@ -220,3 +223,84 @@ def test_the_script_prints_one_line_of_json():
     for outcome, message in ((size, "--size"), (arch, "did you mean resnet50")):
         assert outcome["status"] == 2
         assert message in outcome["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "giga", "mega"),
+    [
+        ("spinenet49", 640, 85.4, 28.5),
+        ("spinenet49", 896, 167.4, 28.5),
+        ("spinenet96", 1024, 265.4, 43.0),
+        ("spinenet143", 1280, 524.0, 67.0),
+        ("spinenet190", 1280, 1885.0, 163.6),
+        ("r0_sp53", 640, 94.8, None),
+        ("r23_sp30", 640, 95.5, None),
+    ],
+)
+def test_spinenets_retinanets_are_within_3_per_mille_of_their_figures(name, side, giga, mega):
+    """RetinaNet with its own head, 91 outputs an anchor (SpineNet's MODEL_ZOO; R0, R23: ours)."""
+    arch = zoo.get(name)
+    options = {"head": "spinenet", "head_convolutions": zoo.head_convolutions(arch)}
+    cost = total(detector_parts(arch, (side, side), "retinanet", num_classes=91, **options))
+    assert cost.flops / 1e9 == pytest.approx(giga, rel=0.003)
+    if mega:
+        assert cost.params / 1e6 == pytest.approx(mega, abs=0.06)
+
+
+def test_the_mobile_spinenet_and_the_resnet_beside_it():
+    arch = zoo.get("spinenet49_mobile")
+    shared = {"detector": "retinanet", "num_classes": 91}
+    cost = total(detector_parts(arch, (384, 384), head="spinenet", separable=True, **shared))
+    assert cost.flops / 1e9 == pytest.approx(0.981, rel=0.01)
+    assert cost.params / 1e6 == pytest.approx(2.338, rel=0.01)
+    for head in ("torchvision", "spinenet"):
+        resnet = detector_parts(zoo.get("resnet50"), (640, 640), head=head, **shared)
+        assert total(resnet).flops / 1e9 == pytest.approx(97.0, rel=0.005)
+        assert total(resnet).params / 1e6 == pytest.approx(34.0, rel=0.005)
+        from_c5 = detector_parts(zoo.get("resnet50"), (640, 640), head=head, p6_from="c5", **shared)
+        assert total(from_c5).params / 1e6 == pytest.approx(38.2, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "giga", "imagenet", "inaturalist"),
+    [
+        ("spinenet49", "3.5", "22.1", "23.1"),
+        ("spinenet96", "5.7", "36.5", "37.6"),
+        ("spinenet143", "9.1", "60.5", "61.6"),
+        ("spinenet190", "19.1", "127.1", "129.2"),
+    ],
+)
+def test_spinenets_classifiers_have_the_printed_figures(name, giga, imagenet, inaturalist):
+    for num_classes, mega in ((1001, imagenet), (5089, inaturalist)):
+        cost = total(classifier_parts(zoo.get(name), (224, 224), num_classes))
+        assert (f"{cost.flops / 1e9:.1f}", f"{cost.params / 1e6:.1f}") == (giga, mega)
+
+
+@pytest.mark.parametrize("family", ["spinenet", "spinenet_mobile", "resnet"])
+@pytest.mark.parametrize("form", RETINA_HEADS)
+def test_parameters_of_a_retinanet_equal_the_tree(family, form):
+    arch = zoo.get("resnet18") if family == "resnet" else tiny_spinenet(family)
+    arch = dataclasses.replace(arch, **({} if family == "resnet" else {"endpoint_channels": 32}))
+    head = RetinaHeadOptions(form, 2)
+    detector = Detector(arch, RetinaNetOptions(7, 32, head, p6_from="c5"))
+    parts = detector_parts(
+        arch,
+        (64, 64),
+        "retinanet",
+        num_classes=7,
+        pyramid_channels=32,
+        head=form,
+        p6_from="c5",
+        head_convolutions=2,
+        separable=family == "spinenet_mobile" and form == "spinenet",
+    )
+    counted = {name: _count(tree) for name, tree in detector.shapes["params"].items()}
+    assert counted == {name: part.params for name, part in parts.items()}
+    config = base.get_config()
+    config.detector.update(kind="retinanet", head=form, p6_from="c5", head_convolutions=2)
+    config.detector.pyramid_channels = 32
+    cost = model_settings.detector_cost(config, arch, (64, 64), num_classes=7)
+    assert cost == total(parts)
+    if arch.has_pyramid:
+        shapes = Classifier(arch, ClassifierOptions(5)).shapes["params"]
+        assert _count(shapes) == total(classifier_parts(arch, (64, 64), 5)).params
