@@ -85,8 +85,8 @@ def test_a_block_without_children_counts_if_an_output_adds_it():
         for block in rest
     ]
     assert (rest[0].level, rest[0].kind) == (4, "bottleneck")
+    lone = PermutedBlock(4, "residual", (0, 1))
     with pytest.raises(UserError, match="block 4: feeds no block"):
-        lone = PermutedBlock(4, "residual", (0, 1))
         ScalePermuted("spinenet", TINY.stem, (*first, lone, *rest))
     lone = PermutedBlock(4, "bottleneck", (0, 1))
     arch = ScalePermuted("spinenet", TINY.stem, (*first, lone, *rest))

@@ -13,8 +13,10 @@ from crnas_jax.evaluation.average_precision import match_tables
 from crnas_jax.models.build import Detector
 from crnas_jax.models.heads.box_head import CASCADE_STAGES
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
+from crnas_jax.models.heads.retina_head import RetinaHeadOptions
 from crnas_jax.models.layers import BN_COLLECT
 from crnas_jax.models.rcnn import NeckOptions
+from crnas_jax.models.retinanet import RetinaNetOptions
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.parallel.mesh import make_mesh, put_batch
@@ -40,6 +42,13 @@ OTHERS = {
             "mobilenet_v2", (4, 4, 8, 8, 8, 16, 16), ((1, 2), (1,), (1,), (1,), (1, 2)), (1, 2)
         ),
         dataclasses.replace(OPTIONS, neck=NeckOptions("nas_fpn", stacks=1, lowest_level=2)),
+    ),
+    # Its towers have batch normalisation of their own.
+    "retinanet": (
+        SupernetSpec("resnet_basic", (8, 8, 16, 16), ((1, 2), (1,), (1,), (1, 2)), (1, 2)),
+        RetinaNetOptions(
+            3, 16, RetinaHeadOptions("spinenet", 1, max_detections=10, anchor_sizes=(16.0,) * 5)
+        ),
     ),
 }
 
