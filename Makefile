@@ -16,13 +16,16 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The campaigns of docs/reliability.md, each with three kills and one case of each kind. They train
-# for minutes, so that well compiled programs save more time than their compilation takes.
+# for minutes, so that well compiled programs save more time than their compilation takes; those
+# with many programs and little work are compiled as `make test` does.
 test-full: setup
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m campaign -s
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m "campaign and not programs" -s
+	$(BIN)/python -m pytest -m programs -n 2
 
 # The whole campaigns: twenty kills each, in every phase of a run, and all cases.
 campaigns: setup
-	CAMPAIGN_KILLS=20 XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m campaign -s
+	CAMPAIGN_KILLS=20 XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m "campaign and not programs" -s
+	$(BIN)/python -m pytest -m programs -n 2
 
 lint: setup
 	$(BIN)/ruff check .

@@ -160,7 +160,7 @@ def test_a_classifier_reads_the_mean_of_all_levels():
     )
     options = ClassifierOptions(5).for_backbone(SPINENET)
     module = ImageClassifier(_Levels(levels), options)
-    batch = {name: tiny_batch(1)[name] for name in ("image", "image_size", "weight")}
+    batch = jax.device_put(tiny_batch(1))
     merged = module.apply({}, batch, None, BN_RUNNING, method="features")
     fine, middle, coarse = (np.asarray(level[0]) for level in levels)
     middle = middle + coarse[[0, 0, 1]][:, [0, 0]]
