@@ -75,12 +75,11 @@ _JITTER = {"a": (0.8, 1.2), "b": (0.5, 2.0), "c": (0.5, 2.0), "mobile": (0.5, 2.
 def get_config(arguments: str = ""):
     """Return the recipe of `PROTOCOL[,NETWORK]`."""
     protocol, *rest = [argument for argument in arguments.split(",") if argument] or ["b"]
-    first = {"mobile": "spinenet49_mobile", "small": "spinenet49_quarter"}
-    default = first.get(protocol, "spinenet49")
-    names = (default, *(name for name in NETWORKS if name != default))
-    protocol, network = paper.arguments(FILE, ",".join([protocol, *rest]), PROTOCOLS, names)
-    if protocol not in PROTOCOLS:  # a .json where the protocol stands
+    if protocol not in PROTOCOLS:
         raise UserError(FILE, "argument", f"{protocol!r} is unknown", f"use one of {PROTOCOLS}")
+    default = {"mobile": "spinenet49_mobile", "small": "spinenet49_quarter"}.get(protocol)
+    names = tuple(dict.fromkeys((default or "spinenet49", *NETWORKS)))
+    (network,) = paper.arguments(FILE, ",".join(rest), names)
     if network in NETWORKS:
         baseline, side, anchor, _ = NETWORKS[network]
     else:  # a file with an architecture

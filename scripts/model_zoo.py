@@ -1,4 +1,4 @@
-"""Print docs/model_zoo.md: the networks and experiments of the paper with their costs and AP.
+"""Print docs/model_zoo.md: the networks and experiments of the papers with their costs and AP.
 
 python scripts/model_zoo.py > docs/model_zoo.md
 
@@ -6,9 +6,14 @@ The column for our AP is blank until it is measured; nothing is copied into it.
 """
 
 import dataclasses
+import pathlib
+import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from configs import spinenet
 from crnas_jax.arch import zoo
-from crnas_jax.arch.cost.detectors import detector_parts, total
+from crnas_jax.arch.cost.detectors import classifier_parts, detector_parts, total
 
 CANVAS = (800, 1088)
 NUM_CLASSES = 80
@@ -136,6 +141,57 @@ TABLES = (
         num_classes=20,
     ),
 )
+# SpineNet's tables by protocol: title, and the published columns beside AP: test-dev AP, 50, 75, S,
+# M, L with c; top-5 for classifiers (its release's MODEL_ZOO).
+SPINENET = {
+    "a": ("SpineNet, RetinaNet, protocol A (250 epochs)", {}),
+    "b": ("SpineNet, RetinaNet, protocol B (350 epochs)", {}),
+    "c": (
+        "SpineNet, RetinaNet, protocol C (500 epochs; 190: 400)",
+        {
+            "spinenet49s": (41.5, 60.5, 44.6, 23.3, 45.0, 58.0),
+            "spinenet49": (44.3, 63.8, 47.6, 25.9, 47.7, 61.1),
+            "spinenet49_896": (46.7, 66.3, 50.6, 29.1, 50.1, 61.7),
+            "spinenet96": (48.6, 68.4, 52.5, 32.0, 52.3, 62.0),
+            "spinenet143": (50.7, 70.4, 54.9, 33.6, 53.9, 62.1),
+            "spinenet190": (52.1, 71.8, 56.5, 35.4, 55.0, 63.6),
+        },
+    ),
+    "mobile": ("Mobile SpineNet, RetinaNet (600 epochs)", {}),
+    "imagenet": (
+        "SpineNet on ImageNet, 224 pixels",
+        {"spinenet49": (93.3,), "spinenet96": (94.0,), "spinenet143": (94.4,)},
+    ),
+    "imagenet_improved": (
+        "SpineNet on ImageNet with stochastic depth, swish and label smoothing",
+        {
+            **{"spinenet49": (94.0,), "spinenet96": (94.6,), "spinenet143": (95.0,)},
+            "spinenet190": (95.3,),
+        },
+    ),
+    "inaturalist": (
+        "SpineNet on iNaturalist 2017, 224 pixels",
+        {"spinenet49": (81.9,), "spinenet96": (83.4,), "spinenet143": (84.8,)},
+    ),
+    "inaturalist_improved": (
+        "SpineNet on iNaturalist 2017 with stochastic depth, swish and label smoothing",
+        {
+            **{"spinenet49": (85.1,), "spinenet96": (85.9,), "spinenet143": (87.1,)},
+            "spinenet190": (87.4,),
+        },
+    ),
+}
+# Published multiply-adds of classifiers in G.
+CLASSIFIERS = {"spinenet49": 3.5, "spinenet96": 5.7, "spinenet143": 9.1, "spinenet190": 19.1}
+SPINENET_HEAD = """
+# SpineNet
+
+Scale-permuted backbones (arXiv 1912.05027), `configs/spinenet.py:PROTOCOL,NETWORK`. *GMACs* and *M*
+are those of the whole detector at the size given (91 outputs an anchor), or of the classifier (1001
+and 5089 outputs); beside them stands the published figure. The release does not build a 49S of the
+published cost. AP on val2017 and top-1 are SpineNet's; the column for ours is blank until it is
+measured.
+"""
 HEAD = """# Model zoo
 
 Every network and experiment of the paper (CR-NAS, tables 1, 3, 7, 8 and 9, the stage-only networks
@@ -168,6 +224,42 @@ def _lines(table):
         yield _row((f"`{name}`", depths, *figures, f"{macs.params / 1e6:.2f}", *values, ""))
 
 
+def _spinenet_lines(protocol):
+    title, others = SPINENET[protocol]
+    is_classifier = protocol.startswith(("imagenet", "inaturalist"))
+    columns = ("top-1", "top-5") if is_classifier else ("AP",)
+    if protocol == "c":
+        columns = ("AP", *(f"test-dev {name}" for name in BOX))
+    yield f"\n## {title}\n"
+    yield f"`configs/spinenet.py:{protocol},NETWORK`\n"
+    head = ("network", "size", "GMACs", "published", "M", *columns, "our " + columns[0])
+    yield _row(head)
+    yield _row(["---"] * len(head))
+    targets = spinenet.TARGETS[protocol]
+    for name in dict.fromkeys((*targets, *others)):
+        arch_name, side, _, published = spinenet.NETWORKS[name]
+        arch = zoo.get(arch_name)
+        if is_classifier:
+            side, published = 224, CLASSIFIERS[name]
+            num_classes = 1001 if protocol.startswith("imagenet") else 5089
+            cost = total(classifier_parts(arch, (side, side), num_classes))
+        else:
+            cost = total(
+                detector_parts(
+                    arch,
+                    (side, side),
+                    "retinanet",
+                    num_classes=91,
+                    head="spinenet",
+                    head_convolutions=zoo.head_convolutions(arch),
+                    separable=zoo.has_separable_head(arch),
+                )
+            )
+        values = [targets.get(name, ""), *others.get(name, [""] * (len(columns) - 1))]
+        figures = (f"{cost.flops / 1e9:.1f}", published or "", f"{cost.params / 1e6:.2f}")
+        yield _row((f"`{name}`", side, *figures, *values, ""))
+
+
 def _row(cells):
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
@@ -175,7 +267,9 @@ def _row(cells):
 def page() -> str:
     """Return the content of docs/model_zoo.md."""
     lines = [line for table in TABLES for line in _lines(table)]
-    return "\n".join([HEAD.format(num_classes=NUM_CLASSES), *lines]) + "\n"
+    spinenet_lines = [line for protocol in SPINENET for line in _spinenet_lines(protocol)]
+    parts = [HEAD.format(num_classes=NUM_CLASSES), *lines, SPINENET_HEAD.rstrip(), *spinenet_lines]
+    return "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

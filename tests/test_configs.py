@@ -244,4 +244,4 @@ def test_the_model_zoo_is_what_its_script_prints(monkeypatch):
         for network in table.rows:
             config = _config(file, f"{network}{arguments}")
             assert config.detector.kind == table.detector
-            assert config.detector.neck == table.neck
+            assert model_settings.neck_options(config).kind == table.neck

@@ -1,0 +1,114 @@
+"""Every recipe of SpineNet: its networks are the published ones, and it traces at full size."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import spinenet
+from crnas_jax.arch import zoo
+from crnas_jax.errors import UserError
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings.check import check
+from crnas_jax.settings.training import train_options
+from crnas_jax.training.optimizer import make_schedule
+
+DETECTION = ("a", "b", "c", "mobile", "small")
+
+
+def _config(arguments):
+    config = spinenet.get_config(arguments)
+    config.devices = 1
+    check(config)
+    return config
+
+
+@pytest.mark.campaign
+@pytest.mark.programs
+@pytest.mark.parametrize("arguments", [*spinenet.PROTOCOLS, "c,spinenet190", "b,resnet50"])
+def test_every_head_traces_at_full_size(arguments):
+    config = _config(arguments)
+    arch = model_settings.baseline(config)
+    if arguments.partition(",")[0] in DETECTION:
+        canvas = data_settings.image_size(config).canvas(portrait=False)
+        model = model_settings.detector(config, arch, 80)
+        boxes = ((100, 4), np.float32)
+    else:
+        canvas = (config.pretrain.data.size,) * 2
+        model = model_settings.classifier(config, arch, 1000)
+        boxes = ((4,), np.float32)
+    rows = {
+        "image": ((*canvas, 3), np.uint8),
+        "image_size": ((2,), np.int32),
+        "boxes": boxes,
+        "labels": (boxes[0][:-1], np.int32),
+        **dict.fromkeys(("valid", "crowd"), (boxes[0][:-1], bool)),
+        **dict.fromkeys(("weight", "progress"), ((), np.float32)),
+        "label": ((), np.int32),
+    }
+    batch = {n: jax.ShapeDtypeStruct((2, *shape), kind) for n, (shape, kind) in rows.items()}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    losses, _ = jax.eval_shape(
+        lambda v, b, k: model.losses(v, b, None, k), model.shapes, batch, keys
+    )
+    assert all(loss.shape == () for loss in losses.values())
+    outputs = jax.eval_shape(lambda v, b: model.apply(v, b, None), model.shapes, batch)
+    assert len(next(iter(outputs.values()))) >= 1
+
+
+@pytest.mark.parametrize("protocol", spinenet.TARGETS)
+def test_targets_name_networks_whose_cost_is_the_published_one(protocol):
+    for network in spinenet.TARGETS[protocol]:
+        config = _config(f"{protocol},{network}")
+        name, side, anchor, giga = spinenet.NETWORKS[network]
+        assert config.network == "baseline"
+        assert model_settings.baseline(config) == zoo.get(name)
+        if protocol in DETECTION:
+            canvas = data_settings.image_size(config).canvas(portrait=False)
+            assert canvas == (side, side)
+            assert config.detector.anchor_sizes[0] == 8 * anchor
+            cost = model_settings.detector_cost(config, zoo.get(name), canvas, 91)
+            if giga and name != "spinenet49s":  # not what its release builds
+                assert cost.flops / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+def test_schedules_are_the_releases():
+    """Protocol c: 231,500 steps, drops at 217,610 and 226,870; the warm-up begins with 0.0067."""
+    options = train_options(_config("c"), "detector_train")
+    rate = make_schedule(options.optimizer, options.batch_size, 231500)
+    values = [rate(step) for step in (0, 2000, 217600, 217620, 226880)]
+    np.testing.assert_allclose(values, [0.0067, 0.28, 0.28, 0.028, 0.0028], rtol=1e-3)
+    assert (options.epochs, options.optimizer.weight_decay) == (500, 4e-5)
+    assert _config("c,spinenet143").detector.stochastic_depth == 0.16
+    assert _config("c,spinenet190").detector_train.epochs == 400
+    assert _config("a").detector.drop_block == 0.1
+    assert _config("imagenet_improved").pretrain.label_smoothing == 0.1
+
+
+def test_nothing_is_searched_in_a_network_without_stages():
+    config = spinenet.get_config("small")
+    with pytest.raises(UserError, match="'spinenet49_quarter' has no stages"):
+        run_settings.require_search(config)
+    config.data.val = "val.json"
+    with pytest.raises(UserError, match=r"data\.val: 'val\.json', and a search reallocates stages"):
+        check(config)
+    config.data.val = ""
+    config.detector.freeze_at = 3
+    with pytest.raises(UserError, match=r"config: detector\.freeze_at: 3, and a scale-permuted"):
+        check(config)
+    config.detector.update({"freeze_at": 0, "neck": "fpn"})
+    with pytest.raises(UserError, match=r"config: detector\.neck: 'fpn', and spinenet puts out a"):
+        check(config)
+
+
+@pytest.mark.parametrize("arguments", ["d", "a,spinenet50", "a,spinenet49,1x", "x.json"])
+def test_unknown_arguments_are_refused(arguments):
+    with pytest.raises(UserError, match=r"configs/spinenet\.py"):
+        spinenet.get_config(arguments)
+
+
+def test_a_table_in_a_file_is_a_network(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(zoo.get("r0_sp53").to_json())
+    assert model_settings.baseline(_config(f"b,{file}")) == zoo.get("r0_sp53")
