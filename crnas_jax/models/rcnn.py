@@ -6,28 +6,19 @@ of three, and with each a mask head where masks are wanted.
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from crnas_jax.arch import Architecture
 from crnas_jax.arch.cost.detectors import NECKS, resolve_neck
 from crnas_jax.errors import UserError
+from crnas_jax.models.detector_module import DetectorModule
 from crnas_jax.models.heads import box_head, mask_head, rpn
 from crnas_jax.models.heads.box_head import BoxHeadOptions
 from crnas_jax.models.heads.mask_head import MaskHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
-from crnas_jax.models.layers import (
-    BNMode,
-    LayerOptions,
-    Normalization,
-    normalization,
-    preprocess,
-)
-from crnas_jax.models.necks.fpn import FPN
-from crnas_jax.models.necks.nas_fpn import NASFPN
+from crnas_jax.models.layers import BNMode
 from crnas_jax.runtime.options import check_choice, check_counts
 
 
@@ -135,25 +126,12 @@ class DetectorOptions:
             )
 
 
-class RCNN(nn.Module):
-    """Backbone, neck, RPN and heads.
-
-    Methods take a batch as the design's contract has it (`image`, `image_size`, `boxes`, `labels`,
-    `valid`, `crowd`, `weight`, with a mask head `masks`) and the path `choice` (None for a
-    stand-alone network). Activations are computed in `dtype`; what leaves the heads is float32.
-    """
-
-    backbone: nn.Module
-    options: DetectorOptions
-    dtype: DTypeLike = jnp.float32
-    layers: LayerOptions = LayerOptions("relu")
+class RCNN(DetectorModule):
+    """Backbone, neck, RPN and heads."""
 
     def setup(self):
         options, width, head = self.options, self.options.pyramid_channels, self.options.box
-        if options.neck.kind == "nas_fpn":
-            self.nas_fpn = NASFPN(width, options.neck.stacks, options.neck.lowest_level)
-        elif options.neck.kind == "fpn":
-            self.fpn = FPN(width)
+        self.make_neck()
         self.rpn = rpn.RPNHead(width)
         self.box_heads = [
             box_head.BoxHead(
@@ -165,15 +143,6 @@ class RCNN(nn.Module):
             mask_head.MaskHead(options.num_classes, options.mask, name=f"mask_head{name}")
             for name in (head.stage_names if options.mask else ())
         ]
-
-    def __call__(self, batch: dict[str, Array], choice, mode: BNMode) -> dict[str, Array]:
-        """Return the detections (see `box_head.postprocess`).
-
-        With a mask head also `masks` [batch, detections, M, M]: probabilities over the detection's
-        box.
-        """
-        pyramid = self.features(batch, choice, mode)
-        return self.detections(pyramid, batch["image_size"], batch["image"].shape[1:3])
 
     def init_layers(self, batch: dict[str, Array], choice, mode: BNMode) -> None:
         """Run each layer once, which gives it weights: the heads on one RoI of zeros."""
@@ -284,30 +253,6 @@ class RCNN(nn.Module):
     def _pool(self, pyramid, rois, canvas, pool_size):
         level = self.options.neck.lowest_level
         return box_head.pool(pyramid, rois, canvas, self.options.box, pool_size, level)
-
-    def features(
-        self,
-        batch: dict[str, Array],
-        choice,
-        mode: BNMode,
-        keys: Key[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the pyramid: the output of all layers that have batch normalisation."""
-        x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        norm = normalization(batch, mode, self.layers, keys)
-        return self.neck(self.backbone(x, choice, norm), norm)
-
-    def neck(
-        self, features: tuple[Float[Array, "batch _ _ _"], ...], norm: Normalization
-    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the pyramid from the backbone's features."""
-        if self.options.neck.kind == "none":
-            return features
-        return (
-            self.nas_fpn(features, norm)
-            if self.options.neck.kind == "nas_fpn"
-            else self.fpn(features)
-        )
 
     def _dense(self, pyramid, canvas):
         return self.rpn(pyramid), rpn.level_anchors(canvas, pyramid, self.options.rpn)

@@ -2,26 +2,16 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from crnas_jax.arch import Architecture
 from crnas_jax.arch.cost.detectors import P6_SOURCES
 from crnas_jax.errors import UserError
+from crnas_jax.models.detector_module import DetectorModule
 from crnas_jax.models.heads import retina_head, retina_outputs
 from crnas_jax.models.heads.retina_head import RetinaHeadOptions
-from crnas_jax.models.layers import (
-    BN_RUNNING,
-    BNMode,
-    LayerOptions,
-    Normalization,
-    normalization,
-    preprocess,
-)
-from crnas_jax.models.necks.fpn import FPN
-from crnas_jax.models.necks.nas_fpn import NASFPN
+from crnas_jax.models.layers import BN_RUNNING, BNMode, Normalization
 from crnas_jax.models.rcnn import NeckOptions
 from crnas_jax.runtime.options import check_choice, check_counts
 
@@ -89,26 +79,14 @@ class RetinaNetOptions:
         )
 
 
-class RetinaNet(nn.Module):
-    """Backbone, neck and head; methods, batches and choices are those of `rcnn.RCNN`."""
-
-    backbone: nn.Module
-    options: RetinaNetOptions
-    dtype: DTypeLike = jnp.float32
-    layers: LayerOptions = LayerOptions("relu")
+class RetinaNet(DetectorModule):
+    """Backbone, neck and head."""
 
     def setup(self):
-        options, width = self.options, self.options.pyramid_channels
-        if options.neck.kind == "nas_fpn":
-            self.nas_fpn = NASFPN(width, options.neck.stacks, options.neck.lowest_level)
-        elif options.neck.kind == "fpn":
-            self.fpn = FPN(width, options.p6_from)
+        options = self.options
+        self.make_neck(options.p6_from)
+        width = options.pyramid_channels
         self.head = retina_head.RetinaHead(options.head, width, options.num_classes)
-
-    def __call__(self, batch: dict[str, Array], choice, mode: BNMode) -> dict[str, Array]:
-        """Return the detections (see `box_head.postprocess`)."""
-        features = self.features(batch, choice, mode)
-        return self.detections(features, batch["image_size"], batch["image"].shape[1:3])
 
     def init_layers(self, batch: dict[str, Array], choice, mode: BNMode) -> None:
         """Run each layer once, which gives it weights."""
@@ -132,7 +110,7 @@ class RetinaNet(nn.Module):
         Crowds are no ground truth; images of weight 0 do not count.
 
         Args:
-          batch: see `rcnn.RCNN`.
+          batch: see `DetectorModule`.
           choice: see there.
           mode: statistics of batch normalisation.
           keys: a key for each image, for stochastic depth and DropBlock.
@@ -150,30 +128,12 @@ class RetinaNet(nn.Module):
         )
         return {"loss_classifier": classification, "loss_box": box}
 
-    def features(
-        self,
-        batch: dict[str, Array],
-        choice,
-        mode: BNMode,
-        keys: Key[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the output of all layers that have batch normalisation (see `neck`)."""
-        x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        norm = normalization(batch, mode, self.layers, keys)
-        return self.neck(self.backbone(x, choice, norm), norm)
-
     def neck(
         self, features: tuple[Float[Array, "batch _ _ _"], ...], norm: Normalization
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the pyramid from the backbone's features.
-
-        With batch normalisation in the head's towers it is what those make of the pyramid.
-        """
-        if self.options.neck.kind == "nas_fpn":
-            features = self.nas_fpn(features, norm)
-        elif self.options.neck.kind == "fpn":
-            features = self.fpn(features)
-        return self.head.towers(features, norm) if self._towers_have_bn else features
+        """Return the pyramid, or the towers' output where they have batch normalisation."""
+        pyramid = super().neck(features, norm)
+        return self.head.towers(pyramid, norm) if self._towers_have_bn else pyramid
 
     @property
     def _towers_have_bn(self):

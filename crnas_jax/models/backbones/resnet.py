@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from crnas_jax.arch.families import BlockShape, StemShape
-from crnas_jax.models.layers import Normalization, conv_bn
+from crnas_jax.models.layers import Normalization, conv_bn, kaiming_normal
 
 
 def residual_block(
@@ -33,14 +33,18 @@ def residual_block(
     return norm.activate(norm.drop_path(layer(x, last), depth) + shortcut)
 
 
-class ResNetStem(nn.Module):
-    """7x7/2 convolution, batch normalisation, activation, 3x3/2 max-pooling: stride 4."""
+class Stem(nn.Module):
+    """A convolution of stride 2, batch normalisation, activation, and perhaps 3x3/2 max-pooling."""
 
     shape: StemShape
+    kernel_init: nn.initializers.Initializer = kaiming_normal
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width 3"], norm: Normalization
     ) -> Float[Array, "batch _ _ channels"]:
-        x = norm.activate(conv_bn(x, self.shape.convolutions[0], norm))
+        (convolution,) = self.shape.convolutions
+        x = norm.activate(conv_bn(x, convolution, norm, kernel_init=self.kernel_init))
+        if self.shape.pool_stride == 1:
+            return x
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

@@ -12,11 +12,11 @@ import flax.linen as nn
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from crnas_jax.arch.families import BlockShape, ConvShape, StemShape
+from crnas_jax.arch.families import BlockShape, ConvShape
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.scale_shapes import Node, ResampleShape
 from crnas_jax.models.backbones.mobilenet_v2 import inverted_residual_block
-from crnas_jax.models.backbones.resnet import residual_block
+from crnas_jax.models.backbones.resnet import Stem, residual_block
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.layers import Normalization, conv_bn, fan_in_normal
 from crnas_jax.models.necks.fpn import resize_nearest
@@ -63,7 +63,7 @@ class ScalePermutedBackbone(nn.Module):
             y = module(*operands, self.freeze.norm(self.arch, module.name, norm))
             return lax.stop_gradient(y) if self.freeze.freezes(self.arch, module.name) else y
 
-        x = run(Stem(self.arch.stem_shape, name="stem"), x)
+        x = run(Stem(self.arch.stem_shape, fan_in_normal, name="stem"), x)
         outputs, endpoints = [], {}
         num_permuted = len(self.arch.blocks)
         block_class = nn.remat(ScaleBlock) if self.remat else ScaleBlock
@@ -81,22 +81,6 @@ class ScalePermutedBackbone(nn.Module):
                 endpoint = Endpoint(self.arch.endpoint(node), name=f"endpoint{node.level}")
                 endpoints[node.level] = run(endpoint, x)
         return tuple(endpoints[level] for level in self.arch.levels)
-
-
-class Stem(nn.Module):
-    """A convolution of stride 2, batch normalisation, activation, perhaps max-pooling."""
-
-    shape: StemShape
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], norm: Normalization
-    ) -> Float[Array, "batch _ _ channels"]:
-        (convolution,) = self.shape.convolutions
-        x = norm.activate(conv_bn(x, convolution, norm, kernel_init=fan_in_normal))
-        if self.shape.pool_stride == 1:
-            return x
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class Endpoint(nn.Module):

@@ -12,7 +12,7 @@ from crnas_jax.arch import Architecture
 from crnas_jax.arch.families import BlockShape
 from crnas_jax.arch.staged import Arch, Part
 from crnas_jax.models.backbones.mobilenet_v2 import MobileNetLayer, inverted_residual_block
-from crnas_jax.models.backbones.resnet import ResNetStem, residual_block
+from crnas_jax.models.backbones.resnet import Stem, residual_block
 from crnas_jax.models.layers import Normalization, conv_bn
 from crnas_jax.runtime.options import check_choice
 
@@ -34,7 +34,7 @@ class Design:
 
 # By `Family.design`.
 _DESIGNS = {
-    "resnet": Design(ResNetStem, residual_block),
+    "resnet": Design(Stem, residual_block),
     "mobilenet_v2": Design(MobileNetLayer, inverted_residual_block, MobileNetLayer),
 }
 
