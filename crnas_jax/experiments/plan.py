@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
+from crnas_jax.arch.staged import Arch
 from crnas_jax.data.checks import cap_notes
 from crnas_jax.experiments import costs
 from crnas_jax.experiments.repeats import repeats
@@ -27,7 +28,8 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
         canvas = data_settings.image_size(config).canvas(portrait=False)
         cost = model_settings.detector_cost(config, arch, canvas, run.num_classes)
         neck = model_settings.neck_options(config).kind
-        network = f"in a {model_settings.detector_kind(config)} on {neck}"
+        neck = "" if neck == "none" else f" on {neck}"
+        network = f"in a {model_settings.detector_kind(config)}{neck}"
     else:
         side = data_settings.classification_data_options(config).size
         cost, network = backbone_cost(arch, (side, side)), "backbone of a classifier"
@@ -89,7 +91,7 @@ def _notes(run, arch):
                 "without config.init_from, frozen layers keep their random weights: in "
                 f"{', '.join(fresh)}"
             )
-    budget = run.options.budget
+    budget = run.options.budget if isinstance(arch, Arch) else 0
     if budget and budget != supernet_settings.stage_cost(arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
     if "val" in run.sources:
