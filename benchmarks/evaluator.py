@@ -246,7 +246,8 @@ def _stage_seconds(spec, subnets, choices, detector, variables, batch):
     """
     if spec.dilations != (1,):
         return None
-    norm, functions, prefixes = Normalization(BN_BATCH, batch["weight"]), {}, {}
+    norm = detector.normalization(batch, BN_BATCH)
+    functions, prefixes = {}, {}
     for (depths, _), choice in zip(subnets, choices, strict=True):
         arch = spec.arch(depths)
         trees = _backbone_variables(detector, variables, choice, depths)
@@ -254,7 +255,7 @@ def _stage_seconds(spec, subnets, choices, detector, variables, batch):
         @jax.jit
         def stem(trees, batch, arch=arch):
             x = preprocess(batch["image"], batch["image_size"], detector.dtype)
-            norm = Normalization(BN_BATCH, batch["weight"])
+            norm = detector.normalization(batch, BN_BATCH)
             return end_module(arch, arch.parts()[0]).apply(trees, x, norm)
 
         stem_trees = {kind: tree["stem"] for kind, tree in trees.items()}

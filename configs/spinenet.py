@@ -25,6 +25,7 @@ cells at levels 4 and 5, dropping up to 10 % at the end), and the placement of t
 """
 
 from configs import base, paper
+from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
 
 FILE = "configs/spinenet.py"
@@ -36,6 +37,7 @@ NETWORKS = {
     "spinenet49s": ("spinenet49s", 640, 3, 33.8),
     "spinenet96": ("spinenet96", 1024, 3, 265.4),
     "spinenet143": ("spinenet143", 1280, 4, 524.0),
+    "spinenet143l": ("spinenet143l", 1280, 4, None),
     "spinenet190": ("spinenet190", 1280, 4, 1885.0),
     "r0_sp53": ("r0_sp53", 640, 3, None),
     "r23_sp30": ("r23_sp30", 640, 3, None),
@@ -92,8 +94,10 @@ def get_config(arguments: str = ""):
 
 
 def _detection(protocol, baseline, side, anchor):
-    epochs = _EPOCHS[protocol]
+    is_190 = protocol == "c" and baseline == "spinenet190"
+    epochs = 400 if is_190 else _EPOCHS[protocol]
     config = paper.detection(baseline, "1x")
+    rate = 0.3 if is_190 else 0.28
     config.trained_bn = "auto"  # batches of 256 images: the running averages
     config.init_from.baseline = ""
     _retinanet(config, side, anchor)
@@ -101,11 +105,11 @@ def _detection(protocol, baseline, side, anchor):
     config.detector.update({"bn_momentum": 0.99, "bn_epsilon": 1e-3})
     config.detector_train.update(
         {
-            **{"epochs": float(epochs), "batch_size": 256, "lr_per_image": 0.28 / 256},
+            **{"epochs": float(epochs), "batch_size": 256, "lr_per_image": rate / 256},
             # A tenth in the last 30 epochs, a hundredth in the last 10.
             "lr_drops": (1 - 30 / epochs, 1 - 10 / epochs),
             **{"weight_decay": 4e-5, "decay_kernels_only": True, "clip_norm": 10.0},
-            **{"warmup_steps": 2000, "warmup_start": 0.0067 / 0.28},
+            **{"warmup_steps": 2000, "warmup_start": 0.0067 / rate},
         }
     )
     if protocol == "a":
@@ -116,18 +120,19 @@ def _detection(protocol, baseline, side, anchor):
         config.detector.activation = "swish"
         config.detector_train.update({"weight_decay": 3e-5, "lr_drops": (0.95, 0.983)})
     else:
-        config.detector.update({"activation": "swish", "stochastic_depth": 0.2})
-        if not baseline.startswith(("spinenet", "r0_", "r23_")):
-            config.detector.stochastic_depth = 0.0  # a network of stages has no permuted blocks
-    if protocol in ("b", "c") and baseline in ("spinenet143", "spinenet190"):
-        config.data.scale_jitter = (0.1, 1.9)
-    if protocol == "c" and baseline == "spinenet143":
-        config.detector.stochastic_depth = 0.16
-    if protocol == "c" and baseline == "spinenet190":
-        config.detector_train.update(
-            {"epochs": 400.0, "lr_per_image": 0.3 / 256, "lr_drops": (0.94, 0.98)}
+        config.detector.update(
+            {"activation": "swish", "stochastic_depth": _stochastic_depth(baseline)}
         )
+    if protocol == "c" and baseline in ("spinenet143", "spinenet190"):
+        config.data.scale_jitter = (0.1, 1.9)
     return config
+
+
+def _stochastic_depth(baseline):
+    """Return the rate; a network of stages has no permuted blocks."""
+    if not zoo.find(baseline).has_pyramid:
+        return 0.0
+    return 0.16 if baseline == "spinenet143" else 0.2
 
 
 def _retinanet(config, side, anchor):
@@ -153,7 +158,8 @@ def _classification(protocol, baseline):
         }
     )
     if improved:
-        config.pretrain.update({"stochastic_depth": 0.2, "label_smoothing": 0.1})
+        rate = 0.2 if zoo.find(baseline).has_pyramid else 0.0
+        config.pretrain.update({"stochastic_depth": rate, "label_smoothing": 0.1})
     return config
 
 

@@ -3,10 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from helpers import run_commands
 
 from configs import spinenet
+from crnas_jax import cli
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
+from crnas_jax.export import scenic
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
@@ -84,6 +87,54 @@ def test_schedules_are_the_releases():
     assert _config("c,spinenet190").detector_train.epochs == 400
     assert _config("a").detector.drop_block == 0.1
     assert _config("imagenet_improved").pretrain.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("protocol", spinenet.PROTOCOLS)
+def test_every_network_is_accepted_in_every_protocol(protocol, tmp_path):
+    file = tmp_path / "found.json"
+    file.write_text(zoo.get("spinenet96").to_json())
+    for network in (*spinenet.NETWORKS, file):
+        config = _config(f"{protocol},{network}")
+        is_permuted = model_settings.baseline(config).has_pyramid
+        section = config.detector if protocol in DETECTION else config.pretrain
+        drops = protocol in ("c", "imagenet_improved", "inaturalist_improved")
+        assert (section.stochastic_depth > 0) == (is_permuted and drops), network
+
+
+def test_commands_refuse_what_needs_stages_in_one_line(tmp_path):
+    shared = ["--config=configs/spinenet.py:small", "--config.data.name=synthetic"]
+    shared += ["--config.devices=1", f"--workdir={tmp_path / 'run'}"]
+    refused = {
+        "run_crnas": (),
+        "search_stage": (),
+        "search_operations": (),
+        "train_supernet": (),
+        "ranking_study": (),
+        "compare_strategies": (),
+        "train_detector": ("--network=searched",),
+        "evaluate": ("--network=returned",),
+        "pretrain": (
+            "--network=stage_supernet",
+            "--config.pretrain.networks=('stage_supernet',)",
+            "--config.pretrain.data.name=synthetic",
+        ),
+    }
+    commands = [[f"scripts/{name}.py", *shared, *more] for name, more in refused.items()]
+    for command, outcome in zip(commands, run_commands(commands), strict=True):
+        assert outcome["status"] == 2, command
+        (line,) = outcome["stderr"].strip().splitlines()
+        assert "has no stages whose blocks could be reallocated" in line
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="scenic's ResNet has stages"):
+        scenic.convert(zoo.get("spinenet49"), {})
+
+
+def test_the_plan_is_that_of_the_baseline(tmp_path, capsys):
+    flags = ["--config=configs/spinenet.py:small", "--config.data.name=synthetic"]
+    assert cli.main(["plan", *flags, "--config.devices=1", f"--workdir={tmp_path / 'run'}"]) == 0
+    text = capsys.readouterr().out
+    assert "spinenet49_quarter 2 + 15 blocks x 1, in a retinanet: 0.6" in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_searched_in_a_network_without_stages():

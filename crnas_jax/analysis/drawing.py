@@ -105,7 +105,7 @@ def _staged_shapes(arch):
 
 
 def _scale_permuted_shapes(arch):
-    kinds = ["bottleneck" if arch.family == "spinenet" else "mbconv"] * len(arch.stem)
+    kinds = [arch.traits.stem_kind] * len(arch.stem)
     kinds += [block.kind for block in arch.blocks]
     shapes = []
     for index, (node, kind) in enumerate(zip(arch.nodes(), kinds, strict=True)):

@@ -74,9 +74,10 @@ class ScalePermuted:
     def __post_init__(self):
         if not isinstance(self.family, str) or self.family not in FAMILIES:
             raise _fault("family", f"{self.family!r}", f"use one of {tuple(FAMILIES)}")
-        for name in ("repeats", "endpoint_channels"):
-            if not _is_integer(getattr(self, name), 1):
-                raise _fault(name, f"{getattr(self, name)!r}", "give a whole number from 1")
+        for name, most in (("repeats", 100), ("endpoint_channels", 2**16)):
+            if not _is_integer(getattr(self, name), 1, most):
+                remedy = f"give a whole number from 1 to {most}"
+                raise _fault(name, f"{getattr(self, name)!r}", remedy)
         for name in ("width_scale", "alpha"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:

@@ -12,7 +12,7 @@ class ScalePermutedFamily:
 
     Attributes:
       widths: width of a block by its level, before scaling.
-      kinds: kinds of its blocks, and the kind that `BlockShape` gives each.
+      kinds: kinds of its blocks, and the kind that `BlockShape` gives each; first the stem's.
       stem_channels: channels of the stem's convolution, before scaling.
       stem_is_scaled: whether the width scale applies to them.
       stem_size: side of the stem's kernel; its stride is 2.
@@ -27,6 +27,11 @@ class ScalePermutedFamily:
     stem_size: int
     stem_pool_stride: int
     activation: str
+
+    @property
+    def stem_kind(self) -> str:
+        """Kind of the stem's blocks."""
+        return self.kinds[0][0]
 
     @property
     def stem_level(self) -> int:
@@ -101,8 +106,9 @@ def list_nodes(arch) -> tuple[Node, ...]:
     nodes, unused = [], {}
     level, channels = arch.traits.stem_level, arch.stem_shape.channels
     for index, block in enumerate(arch.stem):
-        kind = "mbconv" if arch.family == "spinenet_mobile" else "bottleneck"
-        units = _units(arch, kind, block.level, channels, 2 ** (block.level - level))
+        units = _units(
+            arch, arch.traits.stem_kind, block.level, channels, 2 ** (block.level - level)
+        )
         nodes.append(Node(f"block{index}", block.level, (), (), units, False, None))
         level, channels = block.level, nodes[-1].out_channels
         if block.is_parent:

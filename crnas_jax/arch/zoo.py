@@ -149,8 +149,11 @@ NETWORKS: dict[str, Architecture] = ARCHS | SCALE_PERMUTED
 
 
 def head_convolutions(architecture: Architecture) -> int:
-    """Return how many convolutions the towers of SpineNet's head have on a backbone."""
-    return 7 if architecture == SCALE_PERMUTED["spinenet190"] else 4
+    """Return how many convolutions the towers of SpineNet's head have on a backbone.
+
+    With SpineNet-190 they are wider, 512 channels, and more.
+    """
+    return 7 if architecture.has_pyramid and architecture.out_channels[0] >= 512 else 4
 
 
 def has_separable_head(architecture: Architecture) -> bool:

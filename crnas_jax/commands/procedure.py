@@ -10,6 +10,7 @@ from crnas_jax.settings.run import (
     NETWORKS,
     RETURNED,
     compared_networks,
+    has_stages,
     refine_options,
     require_detection,
     require_pretraining,
@@ -21,6 +22,8 @@ _LEVELS = ("stage", "operation")
 
 
 def _whole_run(config, values):
+    if not has_stages(config):  # nothing is searched
+        return ["baseline/test"]
     splits = ("val", "test") if refine_options(config).finalists else ("test",)
     return [f"{network}/{split}" for network in compared_networks(config) for split in splits]
 

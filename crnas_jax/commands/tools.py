@@ -170,6 +170,10 @@ def _flops_of_flags(values):
         raise UserError("command line", "--size", size, "give HEIGHTxWIDTH, as 800x1088")
     canvas, arch = tuple(int(side) for side in match.groups()), zoo.find(values.arch)
     if is_classifier:
+        for name in ("neck", "head", "p6_from", "rois", "mask_rois", "lowest_level"):
+            if values[name].present:
+                problem = "given, and a classifier has none"
+                raise UserError("command line", f"--{name}", problem, "leave it out")
         parts = classifier_parts(arch, canvas, values.num_classes, values.convention)
         head = {"arch": values.arch, "detector": values.detector, "neck": "none"}
         return {**head, "size": canvas, "convention": values.convention}, parts
@@ -185,7 +189,7 @@ def _flops_of_flags(values):
         lowest_level=int(values.lowest_level),
         head=values.head,
         p6_from=values.p6_from,
-        head_convolutions=zoo.head_convolutions(arch),
+        head_convolutions=zoo.head_convolutions(arch) if values.head == "spinenet" else 4,
         separable=values.head == "spinenet" and zoo.has_separable_head(arch),
     )
     neck = resolve_neck(arch, values.neck)
@@ -284,7 +288,7 @@ def _convert(values):
         where = f"{values.weights}: {error.where}"
         raise UserError(where, error.field, error.problem, error.remedy) from error
     if is_detector:
-        categories = category_entries(*torchvision.categories(model.options.num_classes))
+        categories = category_entries(*torchvision.categories(model.options))
         save_detector(output, model, variables, ImageSize(800, 1333), categories)
     else:
         save_variables(output / VARIABLES, variables)

@@ -54,8 +54,8 @@ class ImageSize:
 class DetectionRows:
     """Make the rows of detection batches: resize with kept aspect, mirror, place on a canvas.
 
-    With scale jitter an image larger than the canvas is cropped to it, and boxes of which less than
-    a pixel is left are left out.
+    With scale jitter an image larger than the canvas is cropped to it, and its boxes of which less
+    than a pixel remains are left out.
 
     A row is a batch without the batch axis and without `weight`:
       `image`: canvas, uint8 [height, width, 3] RGB, black beyond the image.

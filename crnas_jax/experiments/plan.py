@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
-from crnas_jax.arch.staged import Arch
 from crnas_jax.data.checks import cap_notes
 from crnas_jax.experiments import costs
 from crnas_jax.experiments.repeats import repeats
@@ -91,7 +90,7 @@ def _notes(run, arch):
                 "without config.init_from, frozen layers keep their random weights: in "
                 f"{', '.join(fresh)}"
             )
-    budget = run.options.budget if isinstance(arch, Arch) else 0
+    budget = 0 if arch.has_pyramid else run.options.budget
     if budget and budget != supernet_settings.stage_cost(arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
     if "val" in run.sources:

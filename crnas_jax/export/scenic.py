@@ -63,8 +63,11 @@ def num_layers(arch: Arch) -> int:
 
 
 def _require_resnet(arch):
-    traits, width = arch.traits, arch.widths[0]
     problem = ""
+    if arch.has_pyramid:
+        problem = f"{arch.family}, and scenic's ResNet has stages"
+        raise UserError("command line", "--layout=scenic", problem, "export it without --layout")
+    traits, width = arch.traits, arch.widths[0]
     if traits.design != "resnet" or traits.block != "bottleneck" or traits.groups > 1:
         problem = f"{arch.family}, and scenic's ResNet with these names has bottleneck blocks"
     elif set(arch.dilations) != {1}:

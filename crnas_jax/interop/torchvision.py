@@ -106,15 +106,17 @@ def _anchors(name):
     return ["features.0.0.weight", "classifier.1.bias"] if mobile else ["conv1.weight", "fc.bias"]
 
 
-def categories(num_classes: int) -> tuple[list[int], list[str]]:
+def categories(
+    options: DetectorOptions | RetinaNetOptions,
+) -> tuple[list[int], list[str]]:
     """Return ids and names of a detector's classes.
 
-    They are COCO's 1..90, of which ten do not exist, if there are 90 classes; of RetinaNet's 91 the
-    first is an unused id 0. Otherwise they are numbered.
+    They are COCO's 1..90, of which ten do not exist, if there are 90 classes, and numbered ones
+    otherwise. Ids of a RetinaNet are from 0, as its labels are there; of COCO's 91 that is unused.
     """
-    ids, names = list(range(1, num_classes + 1)), _COCO_CLASSES.split()
-    if num_classes == len(names) + 1:
-        ids, names = list(range(num_classes)), ["-", *names]
+    num_classes, names = options.num_classes, _COCO_CLASSES.split()
+    first = 0 if isinstance(options, RetinaNetOptions) else 1
+    ids, names = list(range(first, first + num_classes)), ["-"] * (1 - first) + names
     if num_classes != len(names):
         return ids, [f"class {label}" for label in ids]
     pairs = zip(ids, names, strict=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from crnas_jax.arch import Architecture
-from crnas_jax.arch.cost.detectors import NECKS, resolve_neck
+from crnas_jax.arch.cost.detectors import NECKS, require_levels, resolve_neck
 from crnas_jax.errors import UserError
 from crnas_jax.models.detector_module import DetectorModule
 from crnas_jax.models.heads import box_head, mask_head, rpn
@@ -104,9 +104,7 @@ class DetectorOptions:
         neck, channels = self.neck.for_backbone(arch), self.pyramid_channels
         if neck.kind == "none":
             channels = arch.out_channels[0]
-            if len(arch.levels) != 5:
-                problem = f"levels {arch.levels}, and its proposals need five"
-                raise UserError("detector", "kind", problem, "take RetinaNet, or another backbone")
+            require_levels(arch)
         return dataclasses.replace(self, neck=neck, pyramid_channels=channels)
 
     def scoring_above(self, threshold: float) -> "DetectorOptions":

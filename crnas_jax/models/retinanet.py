@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from crnas_jax.arch import Architecture
@@ -11,7 +10,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.models.detector_module import DetectorModule
 from crnas_jax.models.heads import retina_head, retina_outputs
 from crnas_jax.models.heads.retina_head import RetinaHeadOptions
-from crnas_jax.models.layers import BN_RUNNING, BNMode, Normalization
+from crnas_jax.models.layers import BNMode, Normalization
 from crnas_jax.models.rcnn import NeckOptions
 from crnas_jax.runtime.options import check_choice, check_counts
 
@@ -141,8 +140,7 @@ class RetinaNet(DetectorModule):
 
     def _dense(self, features, canvas):
         if not self._towers_have_bn:
-            norm = Normalization(BN_RUNNING, jnp.ones(len(features[0])), self.layers)
-            features = self.head.towers(features, norm)
+            features = self.head.towers(features, None)
         grids = [level.shape[1:3] for level in features[: len(features) // 2]]
         anchors = retina_outputs.level_anchors(canvas, grids, self.options.head)
         return self.head.predictors(features), anchors

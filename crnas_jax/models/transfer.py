@@ -159,14 +159,24 @@ def _start_as_identities(model, leaves, missing):
     }
     for parts, rows in missing.items():
         path = parts[2:]
-        if parts[1] != "backbone" or bank_place(path) is None:
+        shape = _block_shape(arch, path) if parts[1] == "backbone" else None
+        if shape is None:
             continue
-        shape = arch.block(bank_place(path)[0], first=path[1] in ("first", "block1"))
         is_last_scale = path[2:] == (f"bn{shape.convolutions[-1].name}", "scale")
         has_shortcut = shape.has_identity or shape.projection is not None
         if is_last_scale and has_shortcut and not model.freeze.freezes_parameter(arch, path):
             is_random = [block(parts, key) not in used for key in rows]
             np.atleast_2d(leaves[parts])[is_random] = 0
+
+
+def _block_shape(arch, path):
+    """Return the shape of the block that a backbone's parameter is in; None outside of blocks."""
+    if bank_place(path) is not None:
+        return arch.block(bank_place(path)[0], first=path[1] in ("first", "block1"))
+    if arch.has_pyramid and path[1].startswith("repeat"):
+        node = next(node for node in arch.nodes() if node.name == path[0])
+        return node.units[int(path[1].removeprefix("repeat")) - 1]
+    return None
 
 
 def _unfilled(missing):

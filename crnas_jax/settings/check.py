@@ -2,7 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.settings.data import (
     classification_data_options,
@@ -12,7 +11,14 @@ from crnas_jax.settings.data import (
 )
 from crnas_jax.settings.fields import refuse_old_names
 from crnas_jax.settings.models import baseline, classifier, detector
-from crnas_jax.settings.run import init_from, pretrained_networks, refine_options, run_options
+from crnas_jax.settings.run import (
+    has_stages,
+    init_from,
+    pretrained_networks,
+    refine_options,
+    require_stages,
+    run_options,
+)
 from crnas_jax.settings.search import (
     score_options,
     search_options,
@@ -44,9 +50,12 @@ def check(config: ConfigDict) -> None:
     init_from(config)
     classification_data_options(config)
     detector(config, arch, num_classes=1)
-    if options.val and not isinstance(arch, Arch):
+    searches = has_stages(config)
+    if options.val and not searches:
         problem = f"{options.val!r}, and a search reallocates stages, which {config.baseline} lacks"
         raise UserError("config", "data.val", problem, 'set it to ""')
+    if set(pretrained) - {"baseline"}:
+        require_stages(config, "pretrain.networks")
     classifier(config, arch, num_classes=1)
     for recipe in RECIPES:
         train_options(config, recipe)
@@ -55,9 +64,9 @@ def check(config: ConfigDict) -> None:
     statistics_options(config)
     scoring = score_options(config, search_options(config).bn)
     require_even_batches(config, "search", scoring.batch_size)
-    for level in ("stage", "operation") if isinstance(arch, Arch) else ():
+    for level in ("stage", "operation") if searches else ():
         search_strategy(config, level)
-    if isinstance(arch, Arch):
+    if searches:
         supernet_options(config)
     refine = refine_options(config)
     beam = strategy_options(config).beam

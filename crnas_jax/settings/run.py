@@ -111,14 +111,25 @@ def starts_from_stage_supernet(config: ConfigDict) -> bool:
     return start == FROM_STAGE_SUPERNET and not is_pretrained
 
 
+def has_stages(config: ConfigDict) -> bool:
+    """Return whether the baseline has stages, whose blocks a search can reallocate."""
+    return not zoo.find(config.baseline).has_pyramid
+
+
+def require_stages(config: ConfigDict, field: str = "baseline") -> None:
+    """Raise UserError about a field unless the baseline has stages."""
+    if not has_stages(config):
+        problem = f"{config.baseline!r} has no stages whose blocks could be reallocated"
+        raise UserError("config", field, problem, "train it alone: --network=baseline")
+
+
 def require_detection(config: ConfigDict, network: str) -> None:
     """Raise UserError unless the config has the data to train one of `NETWORKS`."""
     if config.data.name == "none":
         problem = '"none", and detection needs images with boxes'
         raise UserError("config", "data.name", problem, "name a data set")
-    if network != "baseline" and zoo.find(config.baseline).has_pyramid:
-        problem = f"{config.baseline!r} has no stages whose blocks could be reallocated"
-        raise UserError("config", "baseline", problem, "train it alone: --network=baseline")
+    if network != "baseline":
+        require_stages(config)
     if network not in ("baseline", "stage_supernet"):
         require_search(config)
 
@@ -133,6 +144,8 @@ def require_search(config: ConfigDict) -> None:
 
 def require_pretraining(config: ConfigDict, network: str) -> None:
     """Raise UserError unless the config trains a network on classification first."""
+    if network != "baseline":
+        require_stages(config)
     if network not in pretrained_networks(config):
         raise UserError(
             "config",

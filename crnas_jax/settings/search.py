@@ -66,7 +66,7 @@ def strategy_options(config: ConfigDict, repeat: int = 0) -> StrategyOptions:
         config,
         "search",
         seed=run_options(config).seed + repeat,
-        keep=(arch.depths,) if isinstance(arch, Arch) else (),
+        keep=() if arch.has_pyramid else (arch.depths,),
         num_best=max(refine_options(config).num_finalists("stage"), 1),
     )
 

@@ -130,8 +130,8 @@ def _shared_programs(model, optimizer, mesh, ema_decay):
 def ema_share(decay: float, step: Array) -> Array:
     """Return the share of an average that stays at a step (0-based).
 
-    It rises to `decay` as (1 + step) / (10 + step), as in the release of SpineNet's successor: the
-    first weights are soon forgotten.
+    It rises to `decay` as (1 + step) / (10 + step), as in TensorFlow's average with a count of
+    steps: the first weights are soon forgotten.
     """
     return jnp.minimum(decay, (1 + step) / (10 + step))
 

@@ -17,6 +17,7 @@ from crnas_jax.arch import zoo
 from crnas_jax.data.coco import CocoSource, category_entries
 from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.data.transforms import DetectionRows, ImageSize
+from crnas_jax.evaluation.predict import Predictor
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
 from crnas_jax.export.package import write_export
 from crnas_jax.export.sources import Network
@@ -75,7 +76,11 @@ def test_detectors_train_evaluate_and_export(tmp_path, name):
     write_export(tmp_path / "export", network)
     image = source[0]["image"]
     (found,) = crnas_jax.load_detector(tmp_path / "export").predict([image], score=0.0)
-    assert len(found.boxes) == min(detector.options.max_detections, len(found.boxes))
+    own = Predictor(detector, variables, SIZE, source.category_ids, names)
+    (expected,) = own.predict([image], score=0.0)
+    assert len(found.boxes) > 0
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.scores, expected.scores)
     module, loaded = crnas_jax.load_backbone(tmp_path / "export")
     features = module.apply(jax.device_put(loaded), jax.numpy.zeros((1, 128, 128, 3)))
     assert [level.shape[1] for level in features] == [128 // 2**level for level in arch.levels]
@@ -132,6 +137,8 @@ def test_protocols_take_two_steps_on_a_table_of_four_blocks(protocol):
     arch = tiny_spinenet("spinenet_mobile" if mobile else "spinenet", num_levels=4)
     assert len(arch.blocks) == 4
     config.precision = "float32"
+    # Without weight decay nothing but gradients moves a parameter.
+    config.detector_train.weight_decay = config.pretrain.weight_decay = 0.0
     recipe = "detector_train" if "imagenet" not in protocol else "pretrain"
     make = model_settings.detector if recipe == "detector_train" else model_settings.classifier
     model = make(config, arch, 3)
@@ -144,7 +151,9 @@ def test_protocols_take_two_steps_on_a_table_of_four_blocks(protocol):
     for _ in range(2):
         state, metrics = trainer.step(state, put_parts(trainer.mesh, batch, 1))
         assert np.isfinite(metrics["loss"])
-    assert largest_difference(before, state["params"]) > 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(before):
+        moved = functools.reduce(lambda tree, key: tree[key.key], path, state["params"])
+        assert abs(np.asarray(moved) - leaf).max() > 0, path
 
 
 @programs
@@ -180,12 +189,12 @@ def test_spinenet_learns_eight_photographs(shared_data, tmp_path):
     arch = zoo.get("spinenet49_quarter")
     detector = model_settings.detector(config, arch, 3)
     size = ImageSize(128, 128, 128)
-    head = dataclasses.replace(detector.options.head, anchor_sizes=(12.0, 24.0, 48.0, 96.0, 192.0))
+    head = dataclasses.replace(detector.options.head, anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
     detector = dataclasses.replace(
         detector, options=dataclasses.replace(detector.options, head=head)
     )
     optimizer = OptimizerOptions(0.0025, schedule="cosine", warmup_steps=40, clip_norm=10.0)
-    options = TrainOptions(200.0, 8, optimizer, log_every=20, num_devices=1)
+    options = TrainOptions(260.0, 8, optimizer, log_every=20, num_devices=1)
     rows = DetectionRows(size, max_objects=32)
     variables = train(TrainingJob("overfit", detector, source, rows, options), tmp_path)
     results = predict_split(detector, variables, source, size, 8, num_devices=1)

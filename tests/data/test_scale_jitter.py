@@ -14,13 +14,15 @@ def _record():
     for channel, (x0, y0, x1, y1) in enumerate(boxes.astype(int)[:2]):
         image[y0:y1, x0:x1, channel] = 255
     polygons = [[x0, y0, x1, y0, x1, y1, x0, y1] for x0, y0, x1, y1 in boxes.tolist()]
+    polygons[1] = [70, 40, 110, 40, 110, 50, 80, 50, 80, 70, 70, 70]  # the second is an L
+    image[50:70, 80:110, 1] = 0
     return {
         "image": image,
         "image_id": np.int64(3),
         "boxes": boxes,
         "labels": np.array([1, 2, 3], np.int32),
         "area": np.array([600, 1200, 8], np.float32),
-        "crowd": np.zeros(3, bool),
+        "crowd": np.array([False, False, True]),
         "segmentations": [[polygon] for polygon in polygons],
     }
 
@@ -47,10 +49,15 @@ def test_boxes_and_masks_follow_the_pixels(jitter, size):
             x0, y0, x1, y1 = row["boxes"][entry[0]]
             assert 0 <= x0 < x1 <= width
             assert 0 <= y0 < y1 <= height
-            rows_in, columns_in = np.nonzero(red > 127)
-            found = [columns_in.min(), rows_in.min(), columns_in.max() + 1, rows_in.max() + 1]
-            np.testing.assert_allclose(found, [x0, y0, x1, y1], atol=1.01)
-            assert row["masks"][entry[0]].mean() > 0.9  # the rectangle fills its box
+            if channel == 0:  # of an L the crop may leave a corner of the box that is empty
+                down, across = np.nonzero(red > 127)
+                found = [across.min(), down.min(), across.max() + 1, down.max() + 1]
+                np.testing.assert_allclose(found, [x0, y0, x1, y1], atol=1.01)
+            # The mask is that of the pixels inside the box that is left.
+            inside = red[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] > 127
+            assert abs(row["masks"][entry[0]].mean() - inside.mean()) < 0.2
+            assert row["area"][entry[0]] == (600, 1200)[channel]
+        assert row["crowd"].tolist() == (row["labels"] == 3).tolist()
     height, width = size.resized(80, 120)
     is_cropped = jitter[0] * height > 1.2 * size.min_size or jitter[0] * width > 1.2 * size.max_size
     assert len(crops) > 3 or not is_cropped  # crops lie at random places
@@ -78,3 +85,15 @@ def test_a_range_the_wrong_way_round_is_refused():
         DetectionRows(ImageSize(96, 96), scale_jitter=(2.0, 0.5))
     with pytest.raises(UserError, match="scale_jitter"):
         DetectionRows(ImageSize(96, 96), scale_jitter=(0.5,))
+
+
+def test_of_what_a_crop_leaves_no_more_objects_are_drawn_than_there_is_room_for():
+    rows = DetectionRows(ImageSize(96, 96), 1, mask_size=8, scale_jitter=(2.0, 2.0))
+    for seed in range(12):
+        row = rows(_record(), False, np.random.default_rng(seed))
+        assert row["valid"].sum() <= 1
+        assert not row["crowd"].any() or row["labels"][0] == 3
+        (x0, y0, x1, y1), mask = row["boxes"][0], row["masks"][0]
+        assert not row["valid"][0] or (x1 - x0 >= 1 and y1 - y0 >= 1)
+        if row["labels"][0] == 1:  # the rectangle fills what is left of its box
+            assert mask.mean() > 0.9

@@ -14,6 +14,8 @@ from rounding import EPSILON, FACTOR, detection_errors
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.interop import torchvision
 from crnas_jax.models.backbones.staged import FreezeOptions
+from crnas_jax.models.rcnn import DetectorOptions
+from crnas_jax.models.retinanet import RetinaNetOptions
 
 NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 
@@ -103,5 +105,8 @@ def test_old_names_are_converted():
     assert model.options.num_classes == 4
     kernel = variables["params"]["head"]["towers"]["class_conv3"]["kernel"]
     np.testing.assert_array_equal(kernel, state[next(iter(old))].transpose(2, 3, 1, 0))
-    ids, names = torchvision.categories(91)
+    ids, names = torchvision.categories(RetinaNetOptions(91))
     assert (ids[0], names[0], names[1], len(names)) == (0, "unused 0", "person", 91)
+    assert torchvision.categories(RetinaNetOptions(2)) == ([0, 1], ["class 0", "class 1"])
+    ids, names = torchvision.categories(DetectorOptions(91))  # not COCO's
+    assert (ids[0], names[0]) == (1, "class 1")

@@ -40,6 +40,13 @@ def resolve_neck(arch: Architecture, neck: str) -> str:
     return neck
 
 
+def require_levels(arch: Architecture, detector: str = RCNNS[0]) -> None:
+    """Raise UserError where a detector needs more levels than a backbone's pyramid has."""
+    if detector != "retinanet" and len(arch.levels) != 5:
+        problem = f"levels {arch.levels}, and its proposals need five"
+        raise UserError("detector", "kind", problem, "take RetinaNet, or another backbone")
+
+
 def detector_parts(
     arch: Architecture,
     canvas: tuple[int, int],
@@ -110,6 +117,7 @@ def detector_parts(
         num_rois, num_mask_rois = 1000, 100
     width = pyramid_channels or (384 if neck == "nas_fpn" else 256)
     if neck == "none":
+        require_levels(arch, detector)
         width, lowest_level = arch.out_channels[0], arch.levels[0]
     elif neck == "fpn" or detector == "retinanet":
         lowest_level = 3 if detector == "retinanet" else 2

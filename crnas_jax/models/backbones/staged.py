@@ -69,8 +69,9 @@ class FreezeOptions:
 
     def norm(self, arch: Architecture, part: str, norm: Normalization) -> Normalization:
         """Return the normalisation of a part: frozen layers use their stored statistics."""
-        frozen = self.freeze_norm or self.freezes(arch, part)
-        return norm.frozen() if frozen else norm
+        if self.freezes(arch, part):  # nothing is left out of it either
+            return dataclasses.replace(norm.frozen(), keys=None)
+        return norm.frozen() if self.freeze_norm else norm
 
 
 def end_module(arch: Arch, part: Part, name: str | None = None) -> nn.Module:
@@ -159,7 +160,9 @@ class Block(nn.Module):
         def layer(x, shape):
             searched = (self.dilations, operation) if shape.name == "2" else ()
             x = conv_bn(x, shape, norm, *searched, in_control_flow=self.in_control_flow)
-            return norm.at(int(shape.name or 0)).drop_block(x, self.level)
+            # The expansion before a strided convolution still has the finer level.
+            is_finer = shape.name == "1" and shape.stride < self.shape.stride
+            return norm.at(int(shape.name or 0)).drop_block(x, self.level - is_finer)
 
         return _DESIGNS[self.design].block(x, self.shape, layer, norm)
 

@@ -64,8 +64,8 @@ class RetinaHeadOptions:
 
     Attributes:
       form: one of `RETINA_HEADS`.
-      num_convolutions: convolutions in each tower; 0 for what was published with the backbone, 4 on
-        most (`for_backbone`).
+      num_convolutions: convolutions in each tower; 0 for 4, or in SpineNet's form 7 on the 512
+        channels of SpineNet-190 (`for_backbone`).
       separable: whether all convolutions are separable; None for what was published with the
         backbone: in SpineNet's form they are on its mobile one.
       anchor_sizes: side of the smallest anchor for each level, in pixels, finest first; levels that
@@ -104,7 +104,8 @@ class RetinaHeadOptions:
         separable = self.separable
         if separable is None:
             separable = self.form == "spinenet" and zoo.has_separable_head(arch)
-        num_convolutions = self.num_convolutions or zoo.head_convolutions(arch)
+        published = zoo.head_convolutions(arch) if self.form == "spinenet" else 4
+        num_convolutions = self.num_convolutions or published
         return dataclasses.replace(self, separable=separable, num_convolutions=num_convolutions)
 
     @property
@@ -144,10 +145,16 @@ class Towers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pyramid: tuple[Float[Array, "batch _ _ channels"], ...], norm: Normalization
+        self, pyramid: tuple[Float[Array, "batch _ _ channels"], ...], norm: Normalization | None
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Return the class features of every level, then the box features of every level."""
+        """Return the class features of every level, then the box features of every level.
+
+        Args:
+          pyramid: features of each level, finest first.
+          norm: what SpineNet's form needs; torchvision's have no batch normalisation, and ReLU.
+        """
         options, outputs = self.options, []
+        activate = norm.activate if options.form == "spinenet" else nn.relu
         for tower in ("class", "box"):
             levels = list(pyramid)
             for index in range(1, options.num_convolutions + 1):
@@ -162,8 +169,7 @@ class Towers(nn.Module):
                         for level in range(len(levels))
                     ]
                 levels = [
-                    norm.activate(normalise(conv(x)))
-                    for x, normalise in zip(levels, norms, strict=True)
+                    activate(normalise(conv(x))) for x, normalise in zip(levels, norms, strict=True)
                 ]
             outputs += levels
         return tuple(outputs)
@@ -204,7 +210,9 @@ class Predictors(nn.Module):
 
 def _conv(name, features, options, std, use_bias=True, bias_init=nn.initializers.zeros):
     """Return a 3x3 convolution, or a depthwise 3x3 and a 1x1 one, as a function for all levels."""
-    init = nn.initializers.normal(std)
+    # The normal initialisation is that of plain convolutions: two such factors would let nothing
+    # through. Separable ones have TensorFlow's default, as in SpineNet's release.
+    init = nn.initializers.glorot_uniform() if options.separable else nn.initializers.normal(std)
     size = 1 if options.separable else 3
     conv = Conv(features, size, use_bias=use_bias, kernel_init=init, bias_init=bias_init, name=name)
     if not options.separable:
