@@ -345,7 +345,7 @@ CASES = {
     "no such network file": (
         None,
         ["--config.baseline={folder}/none.json"],
-        r"none\.json: json: .*give a file of Arch",
+        r"none\.json: json: .*give a file of to_json",
     ),
     "weights not there": (
         None,

@@ -41,9 +41,7 @@ def _reference(name, arch, variables, images, dtype, activation):
     [
         ("spinenet49", (96, 160), 2, "relu"),
         ("spinenet49", (224, 224), 1, "swish"),
-        ("spinenet49_mobile", (96, 160), 1, "swish"),
         ("spinenet49_mobile", (224, 224), 1, "swish"),
-        ("r0_sp53", (96, 160), 1, "relu"),
         ("r0_sp53", (200, 250), 1, "relu"),
     ],
 )
