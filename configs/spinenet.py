@@ -3,6 +3,8 @@
     python scripts/train_detector.py --config=configs/spinenet.py:c,spinenet49 \
         --workdir=runs/spinenet49_c --network=baseline
     python scripts/evaluate.py --workdir=runs/spinenet49_c --network=baseline
+    python scripts/predict.py --detector=runs/spinenet49_c/baseline --images=photos \
+        --output=detections.json
     python scripts/pretrain.py --config=configs/spinenet.py:imagenet,spinenet49 \
         --workdir=runs/imagenet_spinenet49 --network=baseline
     python scripts/train_detector.py --config=configs/spinenet.py:small \

@@ -190,7 +190,12 @@ Scale-permuted backbones (arXiv 1912.05027), `configs/spinenet.py:PROTOCOL,NETWO
 are those of the whole detector at the size given (91 outputs an anchor), or of the classifier (1001
 and 5089 outputs); beside them stands the published figure. The release does not build a 49S of the
 published cost. AP on val2017 and top-1 are SpineNet's; the column for ours is blank until it is
-measured.
+measured. The first row's cost:
+
+```
+python scripts/flops.py --arch=spinenet49 --detector=retinanet --head=spinenet --size=640x640 \\
+    --num_classes=91
+```
 """
 HEAD = """# Model zoo
 

@@ -29,13 +29,14 @@ def read(text: str) -> Architecture:
     return architecture.from_json(text)
 
 
-def read_field(fields: Any, file: Any, remedy: str) -> Architecture:
+def read_field(fields: Any, file: Any, remedy: str, is_own: bool = False) -> Architecture:
     """Read the architecture that a JSON file holds under `arch`.
 
     Args:
       fields: content of the file.
       file: path of the file, for messages.
       remedy: what to do where there is none.
+      is_own: whether the user may have written it: then a mistake in it is to be corrected.
 
     Raises:
       UserError: there is no architecture.
@@ -45,4 +46,5 @@ def read_field(fields: Any, file: Any, remedy: str) -> Architecture:
     try:
         return read(json.dumps(fields["arch"]))
     except UserError as error:
+        remedy = error.remedy if is_own else remedy
         raise UserError(file, error.field, error.problem, remedy) from error

@@ -220,7 +220,8 @@ class ScalePermuted:
             raise _fault("format", f"not {FORMAT}", remedy)
         known = {field.name for field in dataclasses.fields(cls)}
         if set(fields) != known:
-            raise _fault("fields", f"{sorted(fields)}", f"give {sorted(known)}")
+            unlike = sorted(set(fields) ^ known)
+            raise _fault("fields", f"{unlike} unknown or missing", f"give {sorted(known)}")
         for name, kind in (("stem", StemBlock), ("blocks", PermutedBlock)):
             fields[name] = _read_blocks(name, kind, fields[name])
         return cls(**fields)

@@ -187,4 +187,4 @@ def find(name: str) -> Architecture:
     remedy = "give a file of to_json() of an architecture, or the result.json of a search"
     fields = read_json(pathlib.Path(name), remedy)
     is_result = isinstance(fields, dict) and "arch" in fields
-    return arch.read_field(fields if is_result else {"arch": fields}, name, remedy)
+    return arch.read_field(fields if is_result else {"arch": fields}, name, remedy, is_own=True)

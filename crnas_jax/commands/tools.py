@@ -212,6 +212,9 @@ def _flops_of_run(values):
             raise UserError("command line", f"--{name}", problem, "leave it out, or set the field")
     with config_errors(values):
         config = values.config
+        if config.data.name == "none":
+            remedy = "count its network: --arch=NAME --detector=classifier"
+            raise UserError("command line", "--config", "it has no detector", remedy)
         networks = {"baseline": model_settings.baseline(config)}
         if values.arch:
             networks = {values.arch: zoo.find(values.arch)}

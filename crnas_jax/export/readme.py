@@ -27,8 +27,8 @@ module, variables = crnas_jax.load_backbone("THIS FOLDER")  # a Linen module and
 {names} = module.apply(variables, images)
 ```
 
-A training starts from it with `--config.init_from.searched=THIS_FOLDER` (or another network's
-field).
+A training starts from it with `--config.init_from.baseline=THIS_FOLDER` (or another network's
+field, such as `searched`).
 
 ## With flax and Orbax alone
 

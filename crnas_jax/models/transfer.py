@@ -35,8 +35,8 @@ def fill(
       name was filled, only that name.
 
     Raises:
-      UserError: no kernel of the backbone was filled, the source is not finite, or it is a supernet
-        without the path of this network.
+      UserError: no kernel of the backbone behind its stem was filled, the source is not finite, or it
+        is a supernet without the path of this network.
     """
     if source_spec is not None and isinstance(model.spec, Arch):
         source = cut(source, source_spec, model.spec)
@@ -59,7 +59,12 @@ def fill(
             missing[parts] = {(): not fits}
             leaf = given[parts].astype(leaf.dtype) if fits else leaf
         filled[parts] = leaf
-    kernels = [rows for parts, rows in missing.items() if "backbone" in parts and "kernel" in parts]
+    # Stems are alike in networks that have nothing else in common.
+    kernels = [
+        rows
+        for parts, rows in missing.items()
+        if parts[1] == "backbone" and parts[2] != "stem" and "kernel" in parts
+    ]
     if all(all(rows.values()) for rows in kernels):
         raise UserError(
             "initial weights", "backbone", "nothing in it fits this network", "check the checkpoint"

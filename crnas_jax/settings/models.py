@@ -53,8 +53,11 @@ class BaselineOptions:
     def __post_init__(self):
         check_counts(self, "widths")
         arch = zoo.find(self.baseline)
-        num_stages = len(arch.widths) if isinstance(arch, Arch) else 0
-        check_length(self, "widths", num_stages, or_empty=True)
+        if isinstance(arch, Arch):
+            check_length(self, "widths", len(arch.widths), or_empty=True)
+        elif self.widths:
+            problem = f"{self.widths}, and {self.baseline!r} has no stages"
+            raise UserError("BaselineOptions", "widths", problem, "set it to ()")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +124,13 @@ def detector_options(
     """
     arch = arch or baseline(config)
     neck = neck_options(config, arch)
+    # A wrong name of a head is refused in every detector.
+    head = read(RetinaHeadOptions, config, "detector", _RETINA_NAMES)
     if detector_kind(config) == "retinanet":
-        return _retinanet_options(config, num_classes, arch, neck)
+        given = {"num_classes": num_classes, "head": head, "neck": neck}
+        options = read(RetinaNetOptions, config, "detector", **given)
+        with _placed("detector"):
+            return options.for_backbone(arch)
     cascade = detector_kind(config).startswith("cascade")
     rpn = read(RPNOptions, config, "detector", _RPN_NAMES)
     box = read(
@@ -145,14 +153,6 @@ def detector_options(
         mask=mask if has_masks(config) else None,
         neck=neck,
     )
-
-
-def _retinanet_options(config, num_classes, arch, neck):
-    head = read(RetinaHeadOptions, config, "detector", _RETINA_NAMES)
-    given = {"num_classes": num_classes, "head": head, "neck": neck}
-    options = read(RetinaNetOptions, config, "detector", **given)
-    with _placed("detector"):
-        return options.for_backbone(arch)
 
 
 def detector(config: ConfigDict, spec: Architecture | SupernetSpec, num_classes: int) -> Detector:

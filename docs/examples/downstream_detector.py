@@ -78,6 +78,9 @@ def read(data: pathlib.Path, split: str, description: dict) -> dict[str, np.ndar
     content = json.loads((data / f"{split}.json").read_text())
     category_ids = sorted(category["id"] for category in content["categories"])
     label_of = {category: label for label, category in enumerate(category_ids)}
+    multiple = description["input"]["multiple"]
+    if HEIGHT % multiple or WIDTH % multiple:
+        raise SystemExit(f"this canvas, {HEIGHT} x {WIDTH}, is no multiple of {multiple}")
     mean, std = (np.array(description["input"][name], np.float32) for name in ("mean", "std"))
     rows = {name: [] for name in ("images", "boxes", "labels", "scale", "image_id")}
     for entry in sorted(content["images"], key=lambda image: image["id"]):
