@@ -35,8 +35,8 @@ def fill(
       name was filled, only that name.
 
     Raises:
-      UserError: no kernel of the backbone behind its stem was filled, the source is not finite, or it
-        is a supernet without the path of this network.
+      UserError: no kernel of the backbone behind its stem was filled, the source is not finite, or
+        it is a supernet without the path of this network.
     """
     if source_spec is not None and isinstance(model.spec, Arch):
         source = cut(source, source_spec, model.spec)
