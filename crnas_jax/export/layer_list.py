@@ -13,7 +13,7 @@ def describe(architecture: Architecture, layers: LayerOptions) -> dict:
       architecture: the backbone.
       layers: its activation and batch normalisation.
     """
-    inner = layers.activation or architecture.activation
+    inner = layers.activation
     description = {"epsilon": layers.bn_epsilon, "momentum": layers.bn_momentum}
     return {**description, **_DESCRIPTIONS[type(architecture)](architecture, inner)}
 

@@ -109,6 +109,8 @@ def _write(work, network, variables, description):
 def _description(network: Network, of: str) -> dict:
     """Return what `arch.json` holds of a detector or a backbone, beside its format."""
     architecture, layers = network.arch, network.layers
+    if not layers.activation:
+        layers = dataclasses.replace(layers, activation=architecture.activation)
     levels, prefix = architecture.levels, "p" if architecture.has_pyramid else "c"
     description = {
         "arch": json.loads(architecture.to_json()),
