@@ -249,17 +249,10 @@ def _spinenet_lines(protocol):
             num_classes = 1001 if protocol.startswith("imagenet") else 5089
             cost = total(classifier_parts(arch, (side, side), num_classes))
         else:
-            cost = total(
-                detector_parts(
-                    arch,
-                    (side, side),
-                    "retinanet",
-                    num_classes=91,
-                    head="spinenet",
-                    head_convolutions=zoo.head_convolutions(arch),
-                    separable=zoo.has_separable_head(arch),
-                )
-            )
+            convolutions, separable = zoo.published_head(arch, "spinenet")
+            options = {"head_convolutions": convolutions, "separable": separable}
+            shared = {"num_classes": 91, "head": "spinenet", **options}
+            cost = total(detector_parts(arch, (side, side), "retinanet", **shared))
         values = [targets.get(name, ""), *others.get(name, [""] * (len(columns) - 1))]
         figures = (f"{cost.flops / 1e9:.1f}", published or "", f"{cost.params / 1e6:.2f}")
         yield _row((f"`{name}`", side, *figures, *values, ""))

@@ -148,17 +148,21 @@ SCALE_PERMUTED = {
 NETWORKS: dict[str, Architecture] = ARCHS | SCALE_PERMUTED
 
 
-def head_convolutions(architecture: Architecture) -> int:
-    """Return how many convolutions the towers of SpineNet's head have on a backbone.
+def published_head(architecture: Architecture, form: str) -> tuple[int, bool]:
+    """Return how RetinaNet's head was published with a backbone.
 
-    With SpineNet-190 they are wider, 512 channels, and more.
+    Args:
+      architecture: the backbone.
+      form: form of the head, such as `spinenet`.
+
+    Returns:
+      The number of convolutions in a tower, more in SpineNet's form where it is 512 wide (190), and
+      whether they are separable, as in that form on the mobile backbones.
     """
-    return 7 if architecture.has_pyramid and architecture.out_channels[0] >= 512 else 4
-
-
-def has_separable_head(architecture: Architecture) -> bool:
-    """Return whether SpineNet's head has separable convolutions on a backbone: the mobile ones."""
-    return architecture.family == "spinenet_mobile"
+    if form != "spinenet":
+        return 4, False
+    is_wide = architecture.has_pyramid and architecture.out_channels[0] >= 512
+    return 7 if is_wide else 4, architecture.family == "spinenet_mobile"
 
 
 def get(name: str) -> Architecture:

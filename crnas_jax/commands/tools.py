@@ -177,6 +177,7 @@ def _flops_of_flags(values):
         parts = classifier_parts(arch, canvas, values.num_classes, values.convention)
         head = {"arch": values.arch, "detector": values.detector, "neck": "none"}
         return {**head, "size": canvas, "convention": values.convention}, parts
+    head_convolutions, separable = zoo.published_head(arch, values.head)
     parts = detector_parts(
         arch,
         canvas,
@@ -189,8 +190,8 @@ def _flops_of_flags(values):
         lowest_level=int(values.lowest_level),
         head=values.head,
         p6_from=values.p6_from,
-        head_convolutions=zoo.head_convolutions(arch) if values.head == "spinenet" else 4,
-        separable=values.head == "spinenet" and zoo.has_separable_head(arch),
+        head_convolutions=head_convolutions,
+        separable=separable,
     )
     neck = resolve_neck(arch, values.neck)
     head = {"arch": values.arch, "detector": values.detector, "neck": neck}

@@ -101,12 +101,12 @@ class RetinaHeadOptions:
 
     def for_backbone(self, arch: Architecture) -> "RetinaHeadOptions":
         """Return the options with what follows from the backbone."""
-        separable = self.separable
-        if separable is None:
-            separable = self.form == "spinenet" and zoo.has_separable_head(arch)
-        published = zoo.head_convolutions(arch) if self.form == "spinenet" else 4
-        num_convolutions = self.num_convolutions or published
-        return dataclasses.replace(self, separable=separable, num_convolutions=num_convolutions)
+        num_convolutions, separable = zoo.published_head(arch, self.form)
+        return dataclasses.replace(
+            self,
+            num_convolutions=self.num_convolutions or num_convolutions,
+            separable=separable if self.separable is None else self.separable,
+        )
 
     @property
     def traits(self) -> HeadForm:
