@@ -71,8 +71,8 @@ class RetinaHeadOptions:
       anchor_sizes: side of the smallest anchor for each level, in pixels, finest first; levels that
         the backbone lacks have none.
       label_smoothing: share by which the targets of the classification move to 1/2.
-      num_candidates: candidates that enter suppression: of each level for torchvision's forms, of
-        all for SpineNet's; 0 for the form's own number.
+      num_candidates: most candidates that enter suppression, from each level in torchvision's forms
+        and from all levels together in SpineNet's; 0 for the form's own number.
       score_threshold: detections must score more.
       nms_iou: IoU threshold of the suppression within a class.
       nms_candidates: candidates that enter it at once: speed and memory alone.
