@@ -1,5 +1,7 @@
 """Every recipe of SpineNet: its networks are the published ones, and it traces at full size."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -134,6 +136,7 @@ def test_the_plan_is_that_of_the_baseline(tmp_path, capsys):
     assert cli.main(["plan", *flags, "--config.devices=1", f"--workdir={tmp_path / 'run'}"]) == 0
     text = capsys.readouterr().out
     assert "spinenet49_quarter 2 + 15 blocks x 1, in a retinanet: 0.6" in text
+    assert re.search(r"steps +\d+ of 8 images, 50 epochs", text)
     assert not (tmp_path / "run").exists()
 
 

@@ -169,11 +169,11 @@ def get(name: str) -> Architecture:
     """Return the published architecture of that name.
 
     Raises:
-      UserError: the name is unknown; the message proposes the nearest.
+      UserError: the name is unknown; the message proposes those nearest to it.
     """
     if name not in NETWORKS:
-        nearest = difflib.get_close_matches(name, NETWORKS, n=1) or sorted(NETWORKS)
-        remedy = f"did you mean {', '.join(nearest)}?"
+        nearest = difflib.get_close_matches(name, NETWORKS) or sorted(NETWORKS)
+        remedy = f"did you mean {' or '.join(nearest)}?"
         raise UserError("zoo", "name", f"{name!r} is unknown", remedy)
     return NETWORKS[name]
 

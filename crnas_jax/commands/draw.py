@@ -11,7 +11,7 @@ from crnas_jax.errors import UserError
 def _draw_flags(values, _):
     text = "Name in the zoo (spinenet49, cr_resnet50, ...), or a .json with an architecture."
     flags.DEFINE_string("arch", None, text, flag_values=values)
-    flags.DEFINE_string("output", None, "SVG file to write; a new one.", flag_values=values)
+    flags.DEFINE_string("output", None, "SVG file to write, *.svg; a new one.", flag_values=values)
 
 
 def _draw(values):
@@ -19,6 +19,8 @@ def _draw(values):
     from crnas_jax.arch import zoo
 
     text, output = drawing(zoo.find(values.arch)), pathlib.Path(values.output)
+    if output.suffix != ".svg":
+        raise UserError(output, "--output", "is no SVG file", "end its name in .svg")
     if output.exists():
         raise UserError(output, "--output", "it exists already", "name a new file")
     try:

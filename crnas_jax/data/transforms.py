@@ -9,6 +9,9 @@ from crnas_jax.data import masks
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_counts, check_length, check_positive
 
+# Factors beyond these leave nothing of an image to learn from, or fill the memory.
+_LEAST_JITTER, _MOST_JITTER = 0.05, 10.0
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
@@ -75,7 +78,8 @@ class DetectionRows:
       max_objects: number N of entries; of more objects, N are drawn at random, crowds last.
       flip: whether half of the images are mirrored left to right.
       mask_size: side M of the masks in cells; 0 for no masks.
-      scale_jitter: range of a random factor of the resized image's sides; () for none.
+      scale_jitter: range of a random factor of the resized image's sides, within 0.05 to 10; ()
+        for none.
     """
 
     size: ImageSize
@@ -87,8 +91,9 @@ class DetectionRows:
     def __post_init__(self):
         check_length(self, "scale_jitter", 2, or_empty=True)
         check_positive(self, "scale_jitter")
-        if list(self.scale_jitter) != sorted(self.scale_jitter):
-            remedy = "give the smaller factor first"
+        low, high = self.scale_jitter or (1.0, 1.0)
+        if not _LEAST_JITTER <= low <= high <= _MOST_JITTER:
+            remedy = f"give two factors of {_LEAST_JITTER:g} to {_MOST_JITTER:g}, the smaller first"
             raise UserError("DetectionRows", "scale_jitter", f"{self.scale_jitter}", remedy)
 
     def canvases(self, num_images: int, portrait: bool) -> np.ndarray:

@@ -44,6 +44,10 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
     lines.append(f"baseline    {config.baseline} {arch.summary}, {network}: {size}")
     if "val" in run.sources:
         lines += _search_lines(run, arch)
+    elif "train" in run.sources:
+        recipe = config.detector_train
+        steps = costs.num_steps(run, "detector_train")
+        lines.append(f"steps       {steps} of {recipe.batch_size} images, {recipe.epochs:g} epochs")
     lines += [
         f"devices     {', '.join(str(device) for device in devices)}; {precision}",
         f"workdir     {run.path}",

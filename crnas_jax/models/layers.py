@@ -50,7 +50,7 @@ class LayerOptions:
         network's last block (arXiv 1603.09382); it rises linearly from the first permuted block.
       drop_block: share of cells that DropBlock drops at levels 4 and 5 at the end of the training
         (arXiv 1810.12890); it rises linearly from 0.
-      drop_block_size: side of the dropped blocks, cells.
+      drop_block_size: side of the dropped blocks, cells; at most that of the map.
     """
 
     activation: str = ""

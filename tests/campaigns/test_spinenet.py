@@ -49,6 +49,7 @@ RETINA = RetinaNetOptions(3, 16, RetinaHeadOptions("spinenet", 1))
 OPTIONS = tiny_options()
 DETECTORS = {
     "faster": (SPINENET_49, OPTIONS),
+    "mask": (SPINENET_49, dataclasses.replace(OPTIONS, mask=MaskHeadOptions(8, 1))),
     "cascade mask": (
         SPINENET_49,
         dataclasses.replace(OPTIONS, box=CASCADE, mask=MaskHeadOptions(8, 1)),
