@@ -7,7 +7,7 @@ from record_data import class_folder, inaturalist_archives
 
 from crnas_jax import cli
 
-pytestmark = pytest.mark.campaign
+pytestmark = [pytest.mark.campaign, pytest.mark.programs]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "inaturalist"])
