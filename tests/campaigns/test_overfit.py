@@ -92,7 +92,7 @@ def test_masks(shared_data, tmp_path, cascade):
         (16.0, 32.0, 64.0, 128.0, 256.0), num_samples=128, pre_nms=(200, 200), post_nms=(150, 100)
     )
     box = BoxHeadOptions(
-        head_channels=128, num_samples=32, canonical_size=112.0, nms_candidates=200
+        head_channels=128, num_samples=24, canonical_size=112.0, nms_candidates=200
     )
     if cascade:
         stages = {"stages": CASCADE_STAGES, "class_agnostic": True, "loss_beta": 1.0}
