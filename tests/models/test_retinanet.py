@@ -53,7 +53,11 @@ def _run(detector, batch):
     [
         (SPINENET, _retinanet()),
         (RESNET, _retinanet("torchvision_v2")),
-        (SPINENET, dataclasses.replace(tiny_options(), mask=MaskHeadOptions(8, 1))),
+        pytest.param(
+            SPINENET,
+            dataclasses.replace(tiny_options(), mask=MaskHeadOptions(8, 1)),
+            marks=[pytest.mark.campaign, pytest.mark.programs],
+        ),
     ],
     ids=["spinenet retinanet", "resnet retinanet", "spinenet mask"],
 )

@@ -69,6 +69,8 @@ def test_three_steps_against_literal_numbers():
         np.testing.assert_allclose(state["ema"]["batch_stats"]["mean"], statistics[-1], rtol=1e-6)
 
 
+@pytest.mark.campaign
+@pytest.mark.programs
 def test_a_resumed_training_with_all_that_is_drawn_equals_an_uninterrupted_one(tmp_path):
     """Stochastic depth, DropBlock, scale jitter and the average, which is what is returned."""
     layers = LayerOptions("swish", 0.9, 1e-3, 0.3, drop_block=0.2, drop_block_size=2)
