@@ -136,7 +136,7 @@ def test_the_plan_is_that_of_the_baseline(tmp_path, capsys):
     assert cli.main(["plan", *flags, "--config.devices=1", f"--workdir={tmp_path / 'run'}"]) == 0
     text = capsys.readouterr().out
     assert "spinenet49_quarter 2 + 15 blocks x 1, in a retinanet: 0.6" in text
-    assert re.search(r"steps +\d+ of 8 images, 50 epochs", text)
+    assert re.search(r"steps +detector_train: \d+ of 8 images in 50 epochs", text)
     assert not (tmp_path / "run").exists()
 
 

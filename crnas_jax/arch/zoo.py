@@ -172,8 +172,8 @@ def get(name: str) -> Architecture:
       UserError: the name is unknown; the message proposes those nearest to it.
     """
     if name not in NETWORKS:
-        nearest = difflib.get_close_matches(name, NETWORKS) or sorted(NETWORKS)
-        remedy = f"did you mean {' or '.join(nearest)}?"
+        nearest = " or ".join(difflib.get_close_matches(name, NETWORKS))
+        remedy = f"did you mean {nearest}?" if nearest else f"use one of {', '.join(NETWORKS)}"
         raise UserError("zoo", "name", f"{name!r} is unknown", remedy)
     return NETWORKS[name]
 

@@ -45,9 +45,9 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
     if "val" in run.sources:
         lines += _search_lines(run, arch)
     elif "train" in run.sources:
-        recipe = config.detector_train
-        steps = costs.num_steps(run, "detector_train")
-        lines.append(f"steps       {steps} of {recipe.batch_size} images, {recipe.epochs:g} epochs")
+        epochs, images = config.detector_train.epochs, config.detector_train.batch_size
+        text = f"{costs.num_steps(run, 'detector_train')} of {images} images in {epochs:g} epochs"
+        lines.append(f"steps       detector_train: {text}")
     lines += [
         f"devices     {', '.join(str(device) for device in devices)}; {precision}",
         f"workdir     {run.path}",
