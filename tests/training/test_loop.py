@@ -150,6 +150,22 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(t
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
 
 
+def test_a_state_with_one_broken_statistic_is_not_saved(tmp_path):
+    """Its loss is finite, as a training step does not read the running statistics."""
+    classifier = Classifier(TINY, ClassifierOptions(3))
+    rows, source = ClassificationRows(32, augment=False), SyntheticClassification(4, 32)
+
+    def broken(variables):
+        statistics = jax.tree.map(np.array, variables["batch_stats"])
+        jax.tree.leaves(statistics)[3][1] = np.inf
+        return {**variables, "batch_stats": statistics}
+
+    job = TrainingJob("broken", classifier, source, rows, TrainOptions(1, 4, num_devices=1))
+    with pytest.raises(UserError, match="step 1: a parameter or statistic is not finite"):
+        train(job, tmp_path, broken)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
+
+
 def test_a_training_that_was_asked_to_stop_resumes_to_the_same_result(tmp_path, monkeypatch):
     detector, source = Detector(TINY, tiny_options()), SyntheticSource(12, 64)
     optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
