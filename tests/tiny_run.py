@@ -151,6 +151,13 @@ class Hosts:
             ]
         )
 
+    @classmethod
+    def run(cls, script, *flags):
+        """Run a script to its end on both processes, without an error; return its stdout."""
+        (status, out, err), (other, *_) = cls.start(script, *flags).wait()
+        assert (status, other) == (0, 0), err
+        return out
+
     def wait(self, seconds=300.0):
         """Return (status, stdout, stderr) of each process; none may take longer."""
         end = time.monotonic() + seconds

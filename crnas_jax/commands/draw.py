@@ -18,11 +18,12 @@ def _draw(values):
     from crnas_jax.analysis.drawing import drawing
     from crnas_jax.arch import zoo
 
-    text, output = drawing(zoo.find(values.arch)), pathlib.Path(values.output)
+    output = pathlib.Path(values.output)
     if output.suffix != ".svg":
         raise UserError(output, "--output", "is no SVG file", "end its name in .svg")
     if output.exists():
         raise UserError(output, "--output", "it exists already", "name a new file")
+    text = drawing(zoo.find(values.arch))
     try:
         output.write_text(text)
     except OSError as error:

@@ -154,12 +154,14 @@ def test_the_scripts_draw_and_count(tmp_path):
             [*count, "--arch=spinenet49", *classifier],
             [*count, "--arch=spinenet49", "--neck=fpn"],
             [*count, "--config=configs/spinenet.py:small", "--head=spinenet"],
+            [*draw[:2], f"--output={tmp_path / 'tiny.png'}"],
         ]
     )
-    assert [row["status"] for row in rows] == [0, 2, 0, 0, 0, 2, 2]
+    assert [row["status"] for row in rows] == [0, 2, 0, 0, 0, 2, 2, 2]
     assert picture.read_text() == drawing(TINY)
     assert "it exists already" in rows[1]["stderr"]
     flops = [json.loads(row["stdout"])["flops"] for row in rows[2:5]]
     assert flops == [85281555200, 980858928, 3477940480]
     assert "'fpn', and spinenet puts out a pyramid; use 'auto'" in rows[5]["stderr"]
     assert "--head: given beside a config" in rows[6]["stderr"]
+    assert "is no SVG file" in rows[7]["stderr"]

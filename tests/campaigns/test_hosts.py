@@ -41,9 +41,7 @@ def run(tmp_path_factory):
         ("train_detector", "--network=baseline"),
         ("evaluate", "--network=baseline"),
     ):
-        (status, out, err), (other, *_) = Hosts.start(script, *flags, *more).wait()
-        assert (status, other) == (0, 0), err
-        assert out
+        assert Hosts.run(script, *flags, *more)
     hosts = Hosts.start("run_crnas", *flags)
     wait_until(lambda: (workdir / "searched").exists() or (workdir / "stage_only").exists(), 120)
     os.kill(hosts.processes[1].pid, signal.SIGTERM)
@@ -78,11 +76,7 @@ def test_predict_on_two_processes(run, tmp_path):
         Image.fromarray(pixels).save(photos / f"{number}.png")
     outputs = [tmp_path / "joint.json", tmp_path / "alone.json"]
     flags = [f"--detector={run / 'returned'}", f"--images={photos}", "--score=0.0"]
-    (status, out, err), (other, *_) = Hosts.start(
-        "predict", *flags, f"--output={outputs[0]}"
-    ).wait()
-    assert (status, other) == (0, 0), err
-    assert "in 5 images" in out
+    assert "in 5 images" in Hosts.run("predict", *flags, f"--output={outputs[0]}")
     alone = tiny_run.start("predict", *flags, f"--output={outputs[1]}", num_devices=1)
     assert alone.communicate() is not None
     joint, expected = (json.loads(file.read_text()) for file in outputs)

@@ -49,7 +49,10 @@ OPTIONS = tiny_options()
 DETECTORS = {
     "faster": (SPINENET_49, OPTIONS),
     "mask": (SPINENET_49, dataclasses.replace(OPTIONS, mask=MaskHeadOptions(8, 1))),
-    "cascade": (SPINENET_49, dataclasses.replace(OPTIONS, box=CASCADE)),
+    "cascade mask": (
+        SPINENET_49,
+        dataclasses.replace(OPTIONS, box=CASCADE, mask=MaskHeadOptions(8, 1)),
+    ),
     "retinanet": (CR_RESNET_50, RETINA),
 }
 
@@ -211,7 +214,7 @@ def test_both_searches_with_retinanet_and_spinenet_on_two_processes(tmp_path):
     workdir = tmp_path / "run"
     flags = [*tiny_run.joint_flags(workdir), "--config.detector.kind=retinanet"]
     flags += ["--config.detector.head=spinenet", "--config.detector.head_convolutions=1"]
-    _on_two_processes("search_stage", flags)  # it trains the supernet first
+    Hosts.run("search_stage", *flags)  # it trains the supernet first
     alone = tiny_run.start("run_crnas", *flags, num_devices=8)
     _, err = alone.communicate()
     assert alone.returncode == 0, err
@@ -225,11 +228,6 @@ def test_both_searches_with_retinanet_and_spinenet_on_two_processes(tmp_path):
     flags += ["--config.detector.head=spinenet", "--config.detector_train.ema_decay=0.9"]
     flags += ["--config.detector.stochastic_depth=0.2", f"--workdir={tmp_path / 'spinenet'}"]
     flags += ["--config.search.max_latency=0", "--network=baseline"]
-    _on_two_processes("evaluate", flags)  # it trains the detector first
+    Hosts.run("evaluate", *flags)  # it trains the detector first
     test = json.loads((tmp_path / "spinenet" / "baseline" / "test" / "result.json").read_text())
     assert np.isfinite(test["AP"])
-
-
-def _on_two_processes(script, flags):
-    (status, _, err), (other, *_) = Hosts.start(script, *flags).wait()
-    assert (status, other) == (0, 0), err
