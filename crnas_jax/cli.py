@@ -23,7 +23,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.parallel.cluster import find_cluster
 from crnas_jax.parallel.hosts import connect
 from crnas_jax.parallel.supervisor import BUG, LOST, STOPPED, SupervisorOptions, supervise
-from crnas_jax.runtime import interruption
+from crnas_jax.runtime import activity, interruption
 
 _MISTAKE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -131,6 +131,7 @@ def speed_up_compilation() -> None:
 
 
 def _run(name, command, arguments):
+    activity.begin(["crnas-jax", name, *arguments])
     root = str(config_root())
     if root not in sys.path:  # so that configs can import each other from any folder
         sys.path.insert(0, root)

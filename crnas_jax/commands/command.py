@@ -95,7 +95,7 @@ def experiment(
         define_config(values, arguments)
 
     def run(values):
-        from crnas_jax.experiments import repeats
+        from crnas_jax.experiments import beginning, repeats
         from crnas_jax.experiments.plan import plan
         from crnas_jax.experiments.run import open_run
 
@@ -116,10 +116,12 @@ def experiment(
             )
             try:
                 wanted = goals(values.config, values)
-                print(team.decide(plan, work, wanted), flush=True)
+                text = team.decide(plan, work, wanted)
+                print(text, flush=True)
                 if not is_dry(values):
                     team.decide(repeats.require_no_repeats, work, wanted)
                     work.record()
+                    team.decide(beginning.record, work, text)
                 answer = action(work, values)
             finally:
                 work.workdir.release()

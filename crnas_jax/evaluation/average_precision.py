@@ -34,6 +34,7 @@ RECORD_FIELDS = ("image_id", "label", "score", "rank", "true", "ignored")
 _ROWS_PER_CALL = 512
 # Samples times detections that a bootstrap holds in memory at once.
 _BOOTSTRAP_CHUNK = 4_000_000
+_EVERY_THRESHOLD = tuple(range(len(THRESHOLDS)))
 
 
 def match_records(
@@ -150,20 +151,64 @@ class MatchTable:
         Args:
           weights: number of times that each image is in each sample, [samples, images].
         """
+
+        def ap(weights):
+            num_objects, gains = self._gains(weights)
+            total = sum(gain.sum(1) for _, gain in gains)
+            return total / np.maximum((num_objects > 0).sum(1), 1) / len(THRESHOLDS)
+
+        return self._in_chunks(ap, weights)
+
+    def bootstrap_class_ap(
+        self, weights: np.ndarray, area: int = 0, thresholds: Sequence[int] = _EVERY_THRESHOLD
+    ) -> np.ndarray:
+        """Return the AP of each class in bootstrap samples, [samples, classes].
+
+        NaN where a sample has no object of a class that counts.
+
+        Args:
+          weights: see `bootstrap_ap`.
+          area: position in `AREAS`.
+          thresholds: positions in `THRESHOLDS` of those to average over.
+        """
+
+        def class_ap(weights):
+            num_objects, gains = self._gains(weights, area, thresholds)
+            total = np.zeros(num_objects.shape)
+            for label, gain in gains:
+                classes, firsts = np.unique(label, return_index=True)
+                if len(classes):
+                    total[:, classes] += np.add.reduceat(gain, firsts, axis=1)
+            return np.where(num_objects > 0, total / len(thresholds), np.nan)
+
+        return self._in_chunks(class_ap, weights)
+
+    def _in_chunks(self, function, weights):
+        """Apply a function to the weights of samples that fit into memory together."""
         weights = np.asarray(weights, np.float32)
         chunk = max(_BOOTSTRAP_CHUNK // max(len(self.label), 1), 1)
-        starts = range(0, len(weights), chunk)
-        return np.concatenate([self._bootstrap_chunk(weights[s : s + chunk]) for s in starts])
+        return np.concatenate(
+            [function(weights[start : start + chunk]) for start in range(0, len(weights), chunk)]
+        )
 
-    def _bootstrap_chunk(self, weights):
-        """Return the AP of samples that fit into memory together, [samples]."""
-        num_objects = (weights @ self.num_objects[:, :, 0].astype(np.float32)).astype(np.float64)
-        total = np.zeros(len(weights))
+    def _gains(self, weights, area=0, thresholds=_EVERY_THRESHOLD):
+        """Return what each true positive adds to its class's AP in bootstrap samples.
+
+        Returns:
+          The number of objects that count, [samples, classes]; and a generator that yields for each
+          threshold the labels of the true positives, ascending, [n], and what they add, [samples,
+          n].
+        """
+        num_objects = weights @ self.num_objects[:, :, area].astype(np.float32)
+        num_objects = num_objects.astype(np.float64)
+        return num_objects, self._gains_by_threshold(weights, num_objects, area, thresholds)
+
+    def _gains_by_threshold(self, weights, num_objects, area, thresholds):
         num_before = running_sum(weights[:, self.image])
         begins = np.searchsorted(self.label, np.arange(self.num_objects.shape[1]))
-        for threshold in range(len(THRESHOLDS)):
-            true = np.flatnonzero(threshold_bit(self.true[:, 0], threshold))
-            ignored = np.flatnonzero(threshold_bit(self.ignored[:, 0], threshold))
+        for threshold in thresholds:
+            true = np.flatnonzero(threshold_bit(self.true[:, area], threshold))
+            ignored = np.flatnonzero(threshold_bit(self.ignored[:, area], threshold))
             label = self.label[true]
             first = np.searchsorted(label, label)  # the first true positive of the class
             hits = running_sum(weights[:, self.image[true]])
@@ -182,14 +227,51 @@ class MatchTable:
             reached += RECALLS[reached] <= recall
             before = np.roll(reached, 1, axis=1)
             before[:, first] = 0
-            total += (envelope * (reached - before)).sum(1)
-        return total / (np.maximum((num_objects > 0).sum(1), 1) * len(RECALLS) * len(THRESHOLDS))
+            yield label, envelope * (reached - before) / len(RECALLS)
+
+    def precisions(self, threshold: int) -> np.ndarray:
+        """Return the interpolated precision of each class at the 101 `RECALLS`, [classes, recalls].
+
+        NaN for classes without objects; 0 at recalls that are not reached.
+
+        Args:
+          threshold: position in `THRESHOLDS`.
+        """
+        num_objects = self.num_objects.sum(0)[:, 0]
+        envelope, begins, num_true = envelopes_at_hits(
+            self.label, self.true[:, 0], self.ignored[:, 0], len(num_objects)
+        )
+        needed = hits_needed(num_objects)
+        is_reached = needed <= num_true[threshold][:, None]
+        places = np.where(is_reached, begins[threshold][:, None] + needed - 1, -1)
+        return np.where(num_objects[:, None] > 0, envelope[places], np.nan)
 
 
 def match_tables(
     ground_truth: GroundTruth, detections: dict[str, np.ndarray], image_ids
 ) -> list[MatchTable]:
     """Match the detections of several detectors, all in memory, and return a table for each.
+
+    Args:
+      ground_truth: objects of the data set.
+      detections: see `match_all`.
+      image_ids: ids of the images, [images].
+    """
+    image_ids = np.asarray(image_ids, np.int64)
+    matches = match_all(ground_truth, detections, image_ids)
+
+    def table(detector):
+        trees = (jax.tree.map(lambda leaf: leaf[detector], tree) for tree in (detections, matches))
+        records = match_records(*trees, image_ids, np.ones(len(image_ids)))
+        return MatchTable.from_records(ground_truth, [records], image_ids)
+
+    return map_in_threads(table, range(len(detections["scores"])))
+
+
+def match_all(
+    ground_truth: GroundTruth, detections: dict[str, np.ndarray], image_ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Match the detections of several detectors; return what `matching.match` does, as NumPy.
 
     Args:
       ground_truth: objects of the data set.
@@ -218,55 +300,13 @@ def match_tables(
                 shape = (num_detectors, len(order), *leaf.shape[2:])
                 matches[name] = np.empty(shape, leaf.dtype)
             matches[name][:, images] = leaf
-
-    def table(detector):
-        trees = (jax.tree.map(lambda leaf: leaf[detector], tree) for tree in (detections, matches))
-        records = match_records(*trees, image_ids, np.ones(len(image_ids)))
-        return MatchTable.from_records(ground_truth, [records], image_ids)
-
-    return map_in_threads(table, range(num_detectors))
+    return matches
 
 
 def map_in_threads(function: Callable, items) -> list:
     """Apply the function to each item in threads; NumPy mostly runs without Python's lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(function, items))
-
-
-def detections_from_results(
-    results: list[dict], category_ids: Sequence[int], image_ids
-) -> dict[str, np.ndarray]:
-    """Convert COCO results of one detector to the arrays that `match_tables` takes.
-
-    Args:
-      results: detections in COCO's result format.
-      category_ids: category ids of the labels 1..C.
-      image_ids: ids of the images, [images].
-
-    Returns:
-      `bbox` float64 [1, images, n, 4], (x, y, width, height); `scores` float64, `labels` int32 and
-      `valid` bool, [1, images, n]; best first.
-    """
-    row_of_image = {int(image): row for row, image in enumerate(image_ids)}
-    label_of_category = {category: label for label, category in enumerate(category_ids, 1)}
-    by_image: list[list[dict]] = [[] for _ in image_ids]
-    for result in results:
-        by_image[row_of_image[result["image_id"]]].append(result)
-    shape = (1, len(image_ids), max(map(len, by_image), default=0) or 1)
-    detections = {
-        "bbox": np.zeros((*shape, 4)),
-        "scores": np.zeros(shape),
-        "labels": np.zeros(shape, np.int32),
-        "valid": np.zeros(shape, bool),
-    }
-    for row, image_results in enumerate(by_image):
-        best_first = sorted(image_results, key=lambda result: -result["score"])
-        for place, result in enumerate(best_first):
-            detections["bbox"][0, row, place] = result["bbox"]
-            detections["scores"][0, row, place] = result["score"]
-            detections["labels"][0, row, place] = label_of_category[result["category_id"]]
-            detections["valid"][0, row, place] = True
-    return detections
 
 
 def paired_bootstrap(

@@ -1,10 +1,13 @@
-"""Read detections from files in COCO's result format."""
+"""Detections in COCO's result format: read from files, and as arrays."""
 
 import collections
 import itertools
 import math
 import os
 import pathlib
+from collections.abc import Sequence
+
+import numpy as np
 
 from crnas_jax.data import masks
 from crnas_jax.data.source import DetectionSource
@@ -71,6 +74,42 @@ def read_results(
                 raise UserError(path, f"{where}.segmentation", "no mask of its image", _REMEDY)
         results.append(result)
     return results, num_left_out
+
+
+def detections_from_results(
+    results: list[dict], category_ids: Sequence[int], image_ids
+) -> dict[str, np.ndarray]:
+    """Convert COCO results of one detector to the arrays that `match_tables` takes.
+
+    Args:
+      results: detections in COCO's result format.
+      category_ids: category ids of the labels 1..C.
+      image_ids: ids of the images, [images].
+
+    Returns:
+      `bbox` float64 [1, images, n, 4], (x, y, width, height); `scores` float64, `labels` int32 and
+      `valid` bool, [1, images, n]; best first.
+    """
+    row_of_image = {int(image): row for row, image in enumerate(image_ids)}
+    label_of_category = {category: label for label, category in enumerate(category_ids, 1)}
+    by_image: list[list[dict]] = [[] for _ in image_ids]
+    for result in results:
+        by_image[row_of_image[result["image_id"]]].append(result)
+    shape = (1, len(image_ids), max(map(len, by_image), default=0) or 1)
+    detections = {
+        "bbox": np.zeros((*shape, 4)),
+        "scores": np.zeros(shape),
+        "labels": np.zeros(shape, np.int32),
+        "valid": np.zeros(shape, bool),
+    }
+    for row, image_results in enumerate(by_image):
+        best_first = sorted(image_results, key=lambda result: -result["score"])
+        for place, result in enumerate(best_first):
+            detections["bbox"][0, row, place] = result["bbox"]
+            detections["scores"][0, row, place] = result["score"]
+            detections["labels"][0, row, place] = label_of_category[result["category_id"]]
+            detections["valid"][0, row, place] = True
+    return detections
 
 
 def _image_ids(path, content, source):

@@ -14,6 +14,7 @@ from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.settings import training as training_settings
+from crnas_jax.settings.run import COMPARED
 from crnas_jax.spaces.space import Space
 
 # A training step passes over an image three times as long as inference: forward, and twice back.
@@ -30,10 +31,14 @@ class Cost:
       text: what is done, for people.
       trainings: cost in multiples of a training of the baseline with the full schedule, from
         multiply-adds of the baseline's depths.
+      steps: patterns of the folders of the steps that it is for (`fnmatch`).
+      count: number of those steps, at most.
     """
 
     text: str
     trainings: float
+    steps: tuple[str, ...]
+    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +108,8 @@ def costs(run: Run) -> list[Cost]:
     for level, recipe in (("stage", "stage_train"), ("operation", "operation_train")):
         steps = num_steps(run, recipe)
         share = steps * _batch_size(run, recipe) / _full_images(run)
-        parts.append(Cost(f"{level} supernet, {steps} steps", _supernet_ratio(run) * share))
+        text = f"{level} supernet, {steps} steps"
+        parts.append(Cost(text, _supernet_ratio(run) * share, (f"{level}_supernet",)))
         parts += [_search(run, level, scoring) for scoring in scorings(run, level, spaces[level])]
         count = refine.num_finalists(level)
         if count:
@@ -111,14 +117,16 @@ def costs(run: Run) -> list[Cost]:
             num_networks = count + (level == "stage")
             steps = num_steps(run, "detector_train", refine.short)
             text = f"up to {num_networks} finalists, {steps} steps each"
-            parts.append(Cost(text, num_networks * steps / num_steps(run, "detector_train")))
+            trainings = num_networks * steps / num_steps(run, "detector_train")
+            parts.append(Cost(text, trainings, ("finalists/*",), num_networks))
     num_networks = len(run_settings.compared_networks(config))
     text = f"up to {num_networks} networks"
     if refine.num_seeds > 1:
         text = f"{text} with {refine.num_seeds} seeds"
     text = f"{text}, {num_steps(run, 'detector_train')} steps each"
-    parts.append(Cost(text, num_networks * refine.num_seeds))
-    return [*parts, _detection(run, num_networks * refine.num_seeds)]
+    num_trainings = num_networks * refine.num_seeds
+    parts.append(Cost(text, num_trainings, (*COMPARED, "*/seed*"), num_trainings))
+    return [*parts, _detection(run, num_trainings)]
 
 
 def block_steps(run: Run) -> tuple[str, str]:
@@ -178,7 +186,8 @@ def _pretrainings(run):
         backbone = _path(run) if network.endswith("supernet") else arch
         share = backbone_cost(backbone, (side, side)).flops / _detector_flops(run, arch)
         trainings = share * num_images / _full_images(run)
-        parts.append(Cost(f"classification, {network}, {num_images:,.0f} images", trainings))
+        text = f"classification, {network}, {num_images:,.0f} images"
+        parts.append(Cost(text, trainings, (f"{network}/pretrain",)))
     return parts
 
 
@@ -192,7 +201,8 @@ def _search(run, level, scoring):
     num_images = sum(scoring.num_images(run))
     ratio = _supernet_ratio(run) / _PASSES
     text = f"{level} search, {scoring.count} {scoring.kind}, {num_images} images each"
-    return Cost(text, ratio * scoring.count * num_images / _full_images(run))
+    trainings = ratio * scoring.count * num_images / _full_images(run)
+    return Cost(text, trainings, (f"{level}_search",))
 
 
 def _detection(run, num_trainings):
@@ -207,7 +217,9 @@ def _detection(run, num_trainings):
     num_images += (num_finalists + num_trainings) * min(statistics, len(run.sources["train"]))
     text = f"detection on {' and '.join(splits)}"
     text = f"{'statistics, ' if statistics else ''}{text}, up to {num_images} images"
-    return Cost(text, num_images / _PASSES / _full_images(run))
+    patterns = tuple(f"*/{split}" for split in splits)
+    count = num_finalists + num_trainings * len(splits)
+    return Cost(text, num_images / _PASSES / _full_images(run), patterns, count)
 
 
 def _batch_size(run, recipe):

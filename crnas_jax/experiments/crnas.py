@@ -29,7 +29,7 @@ from crnas_jax.settings.run import COMPARED, RETURNED
 from crnas_jax.settings.step_keys import CHOICES
 
 # A step's fields that are no metrics.
-_BOOKKEEPING = ("seconds", "format")
+_BOOKKEEPING = ("seconds", "format", "devices", "finished")
 
 
 def run_crnas(run: Run) -> dict:
@@ -214,7 +214,8 @@ def _row(rung, network):
     difference = {}
     if network != "baseline":
         difference = {"difference": _interval(rung.difference(network, "test"))}
-    return {**last_rung.mean_metrics(rows), **difference, "seeds": seeds}
+    ci95 = rung.intervals.get(network)
+    return {**last_rung.mean_metrics(rows), "ci95": ci95, **difference, "seeds": seeds}
 
 
 def _interval(difference):

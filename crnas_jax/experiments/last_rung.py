@@ -100,9 +100,48 @@ class LastRung:
         draws = [seed_scores.draws(codes) for seed_scores in scores]
         return np.transpose(ap), np.mean(draws, axis=0)
 
+    @functools.cached_property
+    def intervals(self) -> dict[str, dict]:
+        """By network 95 % intervals of its metrics on `test`, over images and seeds.
+
+        Those of `errors.Diagnosis.draws`, `per_class` by class name; None where nothing is to be
+        detected. Of several hosts on the primary, empty on the others.
+        """
+        seeds = range(self.num_seeds)
+        metrics = [self.metrics(name, "test") for name in self.names]
+        draws = [
+            [steps.diagnosis(self.run, *self._train(name, seed), "test") for seed in seeds]
+            for name in self.names
+        ]
+        if not team.is_primary():
+            return {}
+        ends = {
+            metric: _ends(
+                [[row[metric] for row in rows] for rows in metrics],
+                [[row[metric] for row in rows] for rows in draws],
+            )
+            for metric in draws[0][0]
+            if metric != "per_class"
+        }
+        of_classes = {
+            name: _ends(
+                [[row["per_class"][name] for row in rows] for rows in metrics],
+                [[row["per_class"][:, label] for row in rows] for rows in draws],
+            )
+            for label, name in enumerate(metrics[0][0]["per_class"])
+        }
+        return {
+            name: {metric: pairs[row] for metric, pairs in ends.items()}
+            | {"per_class": {label: pairs[row] for label, pairs in of_classes.items()}}
+            for name, row in zip(self.archs, map(self._row, self.archs), strict=True)
+        }
+
+    def _row(self, name):
+        return self.names.index(self.owners[name])
+
     def difference(self, name: str, split: str) -> refine.Difference:
         """Compare a network with the baseline on a split."""
-        return refine.difference(*self.ap(split), self.names.index(self.owners[name]))
+        return refine.difference(*self.ap(split), self._row(name))
 
     def decide(self) -> refine.Decision:
         """Decide on `val`; without finalists the found network is returned, as in the paper."""
@@ -178,6 +217,13 @@ def _mean(values):
     if any(value is None for value in values):
         return None
     return float(np.mean(values)) if isinstance(values[0], float) else values[0]
+
+
+def _ends(values, draws):
+    """Return the interval of a metric of each network, a list of pairs; None for NaN."""
+    values = np.array(values, float)  # None becomes NaN
+    pairs = refine.intervals(values, np.mean(draws, axis=1)).tolist()
+    return [pair if np.isfinite(pair).all() else None for pair in pairs]
 
 
 def _scores(run, name, row, split, detections_of):

@@ -7,6 +7,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import jax
 from ml_collections import ConfigDict
 
 from crnas_jax import __version__
@@ -138,7 +139,8 @@ def open_run(
     for network, start in run_settings.init_from(config).items():
         if start:
             require_weights(start, f"config.init_from.{network}")
-    options, workdir = run_settings.run_options(config), Workdir(path, redo)
+    options = run_settings.run_options(config)
+    workdir = Workdir(path, redo, options.num_devices or len(jax.devices()))
     run = Run(config, options, sources, pretrain_sources, workdir, tuple(notes))
     if team.is_joint():
         team.require_alike(_environment(run))

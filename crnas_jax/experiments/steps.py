@@ -10,11 +10,13 @@ import math
 import pathlib
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.coco import category_entries
+from crnas_jax.evaluation import errors
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
@@ -32,7 +34,8 @@ from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
-from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.files import read_json, replacing, write_json
+from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
@@ -40,6 +43,9 @@ from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import training as training_settings
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.loop import train
+
+# Files in the folder of an evaluation.
+DETECTIONS, ERRORS, DRAWS = "detections.json", "errors.json", "draws.npz"
 
 
 def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
@@ -180,9 +186,34 @@ def detections(run: Run, step: str, detector: Detector, split: str) -> list[dict
     return read_json(detections_file(run, step, split)) if team.is_primary() else []
 
 
+def diagnosis(run: Run, step: str, detector: Detector, split: str) -> dict | None:
+    """Return what a trained network gets wrong on a split; it goes to `errors.json`.
+
+    Made from the detections, `draws.npz` (AP on resampled images) beside it.
+
+    Returns:
+      The arrays of `errors.Diagnosis.draws`; of several hosts on the primary, None on the others.
+    """
+    evaluate(run, step, detector, split)
+    return _diagnosis(run, step, split) if team.is_primary() else None
+
+
+def _diagnosis(run, step, split):
+    folder = detections_file(run, step, split).parent
+    if not (folder / ERRORS).exists():
+        results = read_json(folder / DETECTIONS)
+        samples, seed = run.options.bootstrap, run.options.seed
+        found = errors.diagnose(run.sources[split], results, samples, seed)
+        with replacing(folder / DRAWS) as file:
+            np.savez(file, **{n: leaf.astype(np.float32) for n, leaf in found.draws.items()})
+        write_json(folder / ERRORS, {"format": FORMAT, **found.to_json()})
+    with np.load(folder / DRAWS, allow_pickle=False) as draws:
+        return dict(draws)
+
+
 def detections_file(run: Run, step: str, split: str) -> pathlib.Path:
     """Return the path of a trained network's detections on a split."""
-    return run.path / step / split / "detections.json"
+    return run.path / step / split / DETECTIONS
 
 
 def load_trained(run: Run, step: str, model: Model) -> PyTree:

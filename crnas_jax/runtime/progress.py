@@ -1,9 +1,11 @@
-"""Progress as users see it: a bar on a terminal, plain lines in a log."""
+"""Progress as users see it: a bar on a terminal, plain lines in a log, a file in the folder."""
 
 import sys
 import time
 
 from tqdm import tqdm
+
+from crnas_jax.runtime import activity
 
 
 class Progress:
@@ -41,6 +43,7 @@ class Progress:
             self._bar.set_postfix_str(beginning)
             if self._plain:
                 print(f"{name}: {unit} {done}/{total}, {beginning}", flush=True)
+            self._show(done, None, is_new=True)
 
     def update(self, done: int, **values: float) -> None:
         """Show that `done` units are finished, with `values` beside them."""
@@ -50,15 +53,21 @@ class Progress:
             self._bar.initial, self._bar.start_t = done, time.time()
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
         self._done = done
-        now = time.monotonic()
+        now, seconds_left = time.monotonic(), None
+        if done > self._first:
+            seconds_left = (now - self._start_time) / (done - self._first) * (self._total - done)
+        self._show(done, seconds_left, is_new=done == self._total)
         if self._plain and (now - self._last_line > self._line_seconds or done == self._total):
             self._last_line = now
             shown = "".join(f" {name} {value:.4g}" for name, value in values.items())
             line = f"{self._name}: {self._unit} {done}/{self._total}{shown}"
-            if done > self._first:
-                seconds_per_unit = (now - self._start_time) / (done - self._first)
-                line += f", {seconds_per_unit * (self._total - done):.0f} s left"
+            if seconds_left is not None:
+                line += f", {seconds_left:.0f} s left"
             print(line, flush=True)
+
+    def _show(self, done, seconds_left, is_new):
+        shown = {"name": self._name, "unit": self._unit, "done": done, "total": self._total}
+        activity.show(is_new, **shown, seconds_left=seconds_left)
 
     def close(self) -> None:
         """End the bar."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from crnas_jax.errors import UserError
-from crnas_jax.runtime import interruption, ownership, team
+from crnas_jax.runtime import activity, interruption, ownership, team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.step_key import StepKey
 
@@ -35,11 +35,12 @@ class Workdir:
     Attributes:
       path: path of the folder.
       redo: whether steps with another key may be repeated; otherwise that is an error.
+      num_devices: devices that the steps run on, for their results.
     """
 
-    def __init__(self, path: str | pathlib.Path, redo: bool = False):
+    def __init__(self, path: str | pathlib.Path, redo: bool = False, num_devices: int = 1):
         """Name the folder; nothing is touched before `claim`."""
-        self.path, self.redo = pathlib.Path(path), redo
+        self.path, self.redo, self.num_devices = pathlib.Path(path), redo, num_devices
         self._lock, self._told = None, set()
 
     def claim(self, config: dict, data: Mapping[str, Mapping[str, str]]) -> None:
@@ -153,6 +154,7 @@ class Workdir:
     def release(self) -> None:
         """Let other processes work here."""
         ownership.release(self.path)
+        activity.release()
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -210,7 +212,8 @@ class Workdir:
         """Return the result of a step; call `run` unless the step is finished.
 
         `seconds` in the result adds up all invocations that ended by themselves or were asked to
-        stop; what a killed invocation spent is not known.
+        stop; what a killed invocation spent is not known. `devices` and `finished` (UTC) are those
+        of the last one.
 
         Raises:
           UserError: the step was begun with another key, and `redo` is not set.
@@ -229,7 +232,8 @@ class Workdir:
                 write_json(spent_file, {"seconds": spent + time.monotonic() - start})
             raise
         seconds = round(spent + time.monotonic() - start, 1)
-        return team.decide(self._finish, name, {**result, "seconds": seconds}, spent_file)
+        end = {"seconds": seconds, "devices": self.num_devices, "finished": activity.now()}
+        return team.decide(self._finish, name, {**result, **end}, spent_file)
 
     def _begin(self, name, key, spent_file):
         """Write the key of a step unless it is begun; return the seconds spent on it."""

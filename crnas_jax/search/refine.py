@@ -102,6 +102,38 @@ def difference(ap: np.ndarray, draws: np.ndarray, network: int) -> Difference:
     return Difference(value, (value - half_width, value + half_width), probability)
 
 
+def intervals(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Return 95 % intervals of a metric of several networks, by the rule of `difference`.
+
+    Args:
+      values: the metric of each network with every seed, [networks, seeds].
+      draws: its mean over seeds on resampled images, [networks, samples].
+
+    Returns:
+      Low and high ends, [networks, 2]; NaN where a value is NaN.
+    """
+    values, num_seeds = np.asarray(values, float), np.shape(values)[1]
+    means = values.mean(1)
+    ends = np.full((len(values), 2), np.nan)
+    seed_variance = 0.0
+    rows = np.flatnonzero(np.isfinite(means))
+    # Resampled images may have nothing to detect.
+    real = [row_draws[np.isfinite(row_draws)] for row_draws in np.asarray(draws, float)]
+    if num_seeds > 1 and len(rows):
+        seed_variance = values[rows].var(axis=1, ddof=1).mean() / num_seeds
+        quantile = stats.t.ppf(0.975, len(rows) * (num_seeds - 1))
+    for row in rows:
+        if len(real[row]) < 2:
+            continue
+        if num_seeds == 1:
+            low, high = np.quantile(real[row], [0.025, 0.975])
+            ends[row] = min(low, means[row]), max(high, means[row])
+        else:
+            half = quantile * np.sqrt(real[row].var(ddof=1) + seed_variance)
+            ends[row] = means[row] - half, means[row] + half
+    return ends
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """What is returned, and the evidence.

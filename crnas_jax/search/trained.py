@@ -12,10 +12,10 @@ from crnas_jax.evaluation.average_precision import (
     MatchTable,
     bootstrap_weights,
     confidence_interval,
-    detections_from_results,
     match_tables,
 )
 from crnas_jax.evaluation.matching import GroundTruth
+from crnas_jax.evaluation.results import detections_from_results
 from crnas_jax.runtime import team
 from crnas_jax.search.executors import Executor, InProcess
 from crnas_jax.search.journal import Journal, Score

@@ -11,13 +11,13 @@ from crnas_jax.evaluation.average_precision import (
     MatchTable,
     bootstrap_weights,
     confidence_interval,
-    detections_from_results,
     match_records,
     match_tables,
     paired_bootstrap,
 )
 from crnas_jax.evaluation.coco import CocoEvaluator
 from crnas_jax.evaluation.matching import GroundTruth, match
+from crnas_jax.evaluation.results import detections_from_results
 
 SIDES = [8, 16, 40, 90, 120]
 
