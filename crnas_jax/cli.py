@@ -14,14 +14,12 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
 from crnas_jax import __version__
 from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.cluster import find_cluster
-from crnas_jax.parallel.hosts import connect
 from crnas_jax.parallel.supervisor import BUG, LOST, STOPPED, SupervisorOptions, supervise
 from crnas_jax.runtime import activity, interruption
 
@@ -38,6 +36,7 @@ _MODULES = {
     "data": ("prepare-data", "split-coco"),
     "export": ("export",),
     "draw": ("draw-arch",),
+    "record": ("report", "status"),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -127,7 +126,11 @@ def speed_up_compilation() -> None:
         os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"
     )
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    if "jax" in sys.modules:  # it has read its environment
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _run(name, command, arguments):
@@ -151,6 +154,8 @@ def _run(name, command, arguments):
 
 def _work(command, values, cluster, heartbeat_seconds):
     """Do one host's part of a command, and end the process."""
+    from crnas_jax.parallel.hosts import connect  # imports JAX, which `status` has no time for
+
     me = f"host {cluster.index}"
     try:
         hosts = connect(cluster, heartbeat_seconds, command.resumes)

@@ -62,6 +62,7 @@ JOINT = [
     "--config.search.max_latency=1e6",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
+TIMES = ("seconds", "finished")  # of a result
 PRIMARY, OTHER = 0, 1
 # Statuses: another host was lost, a mistake, a bug, a run that was asked to stop.
 LOST, MISTAKE, BUG, STOPPED = 75, 2, 1, 143
@@ -231,7 +232,7 @@ def outcome(workdir):
     for folder in workdir.rglob("variables"):
         leaves = jax.tree.leaves(ocp.load(folder))  # the files of equal arrays may differ
         digests[str(folder.relative_to(workdir))] = digest(*(leaf.tobytes() for leaf in leaves))
-    return {name: value for name, value in result.items() if name != "seconds"}, digests
+    return {name: value for name, value in result.items() if name not in TIMES}, digests
 
 
 def phase(workdir):

@@ -3,8 +3,8 @@
 from crnas_jax.search.refine import CALLED
 
 
-def table(result: dict) -> str:
-    """Return a run's `result.json` as text: the verdict, then the networks on the test split."""
+def verdict(result: dict) -> list[str]:
+    """Return which network a run's `result.json` returns, and the evidence, as lines."""
     decision = result["decision"]
     lines = [f"returned: the {CALLED[decision['network']]} network; {decision['reason']}"]
     if decision["difference"] is not None:
@@ -13,6 +13,12 @@ def table(result: dict) -> str:
             f"on val, {challenger} minus baseline: {_difference(decision, 'difference')}; "
             "val also chose the finalists, so that this is optimistic"
         )
+    return lines
+
+
+def table(result: dict) -> str:
+    """Return a run's `result.json` as text: the verdict, then the networks on the test split."""
+    lines = verdict(result)
     header = (
         f"{'on test':12}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"
     )

@@ -159,6 +159,14 @@ class Arch:
         return str(self.depths)
 
     @property
+    def label(self) -> str:
+        """Name of the network in a run: its depths, and its dilations where it has some."""
+        label = "-".join(map(str, self.depths))
+        if set(self.dilations) == {1}:
+            return label
+        return f"{label}_{'-'.join(map(str, self.dilations))}"
+
+    @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of c2..c5."""
         outputs = [part.units[-1] for part in self.parts() if part.level]

@@ -123,6 +123,8 @@ def experiment(
                     work.record()
                     team.decide(beginning.record, work, text)
                 answer = action(work, values)
+                if not is_dry(values):
+                    team.decide(_write_report, work.path)
             finally:
                 work.workdir.release()
         if answer is not None:
@@ -132,6 +134,13 @@ def experiment(
     return Command(
         summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=True
     )
+
+
+def _write_report(path):
+    from crnas_jax.analysis.html import page
+    from crnas_jax.analysis.record import Record
+
+    page.write(Record.open(path))
 
 
 def _is_own(flag):
@@ -239,13 +248,14 @@ def find_config(text: str) -> str:
 def _stored_config(arguments):
     """Return the config of the working folder where `--config` is not given."""
     from crnas_jax.runtime.workdir import read_config
+    from crnas_jax.settings.fields import config_of
 
     if flag_value(arguments, "config") is not None:
         return None
     workdir = flag_value(arguments, "workdir")
     if not workdir or not (pathlib.Path(workdir) / "config.json").is_file():
         return None
-    return ConfigDict(_tuples(read_config(workdir)["config"])).lock()
+    return config_of(read_config(workdir)["config"])
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -256,10 +266,3 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
         if head in (f"--{name}", f"-{name}"):
             value = tail if equals else (*arguments, "")[index + 1]
     return value
-
-
-def _tuples(value):
-    """Return JSON's lists as the tuples that they were in the config."""
-    if isinstance(value, dict):
-        return {name: _tuples(entry) for name, entry in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -50,7 +50,7 @@ def _scores_flags(values, _):
         "y", None, "Column with the results to be ranked, or one for each seed.", flag_values=values
     )
     flags.DEFINE_string("names", "", "Column with the names of the networks.", flag_values=values)
-    flags.DEFINE_string("plot", "", "PNG to write.", flag_values=values)
+    flags.DEFINE_string("plot", "", "PNG or SVG to write.", flag_values=values)
     define_json(values)
 
 
@@ -59,7 +59,7 @@ def _scores(values):
     x, y = columns[:, 0], columns[:, 1:]
     if values.plot:
         names = ranking.read_names(values.table, values.names) if values.names else ()
-        plots.scatter(values.plot, x, y, values.x, ", ".join(values.y), names)
+        plots.save(plots.scatter(x, y, values.x, ", ".join(values.y), names), values.plot)
     result = ranking.nan_to_none(ranking.agreement(x, y))
     print(json.dumps(result) if values.json else report.agreement(result))
 

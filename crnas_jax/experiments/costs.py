@@ -7,6 +7,7 @@ from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data import loader
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -118,14 +119,17 @@ def costs(run: Run) -> list[Cost]:
             steps = num_steps(run, "detector_train", refine.short)
             text = f"up to {num_networks} finalists, {steps} steps each"
             trainings = num_networks * steps / num_steps(run, "detector_train")
-            parts.append(Cost(text, trainings, ("finalists/*",), num_networks))
+            # Those with dilations, whose names have them, are the operation search's.
+            pattern = "finalists/*" if level == "stage" else "finalists/*_*"
+            parts.append(Cost(text, trainings, (pattern,), num_networks))
     num_networks = len(run_settings.compared_networks(config))
     text = f"up to {num_networks} networks"
     if refine.num_seeds > 1:
         text = f"{text} with {refine.num_seeds} seeds"
     text = f"{text}, {num_steps(run, 'detector_train')} steps each"
     num_trainings = num_networks * refine.num_seeds
-    parts.append(Cost(text, num_trainings, (*COMPARED, "*/seed*"), num_trainings))
+    names = tuple(seed_step(n, s) for n in COMPARED for s in range(refine.num_seeds))
+    parts.append(Cost(text, num_trainings, names, num_trainings))
     return [*parts, _detection(run, num_trainings)]
 
 

@@ -19,7 +19,9 @@ from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.runtime import activity
 from crnas_jax.runtime.files import write_json
+from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.refine import Decision
 from crnas_jax.settings import models as model_settings
@@ -52,6 +54,7 @@ def run_crnas(run: Run) -> dict:
         "difference": _interval(rung.difference("searched", "test")),
         "dataset": {split: len(source) for split, source in run.sources.items()},
         "seconds": _seconds(run, rung),
+        "finished": activity.now(),
     }
     write_json(run.path / "result.json", result)
     return result
@@ -207,7 +210,7 @@ def _row(rung, network):
         for row in rung.metrics(network, "test")
     ]
     seeds = [
-        {"seed": keys.training_seed(rung.run, keys.seed_step(network, index))}
+        {"seed": keys.training_seed(rung.run, seed_step(network, index))}
         | {name: value for name, value in row.items() if isinstance(value, float | None)}
         for index, row in enumerate(rows)
     ]
@@ -247,7 +250,7 @@ def _seconds(run, rung):
     for network in rung.names:
         names.append(f"{network}/pretrain")
         for seed in range(rung.num_seeds):
-            step = keys.seed_step(network, seed)
+            step = seed_step(network, seed)
             names += [step, f"{step}/val", f"{step}/test"]
     results = {name: run.workdir.finished(name, step_key(run, name)) for name in names}
     # A finished search needs its supernet no more: its folder may be gone.

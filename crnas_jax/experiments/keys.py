@@ -1,12 +1,11 @@
 """Keys of the steps of a run, and what its finished steps hand over to the next."""
 
 import dataclasses
-import re
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime.files import digest
-from crnas_jax.runtime.step_key import StepKey
+from crnas_jax.runtime.step_key import StepKey, split_seed
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
@@ -25,17 +24,6 @@ _SEED_STRIDE = 1000
 _FINALISTS_SEED = 500
 
 
-def seed_step(step: str, seed_index: int) -> str:
-    """Return the step of a network's training with a further seed; the first is the step itself."""
-    return f"{step}/seed{seed_index}" if seed_index else step
-
-
-def split_seed(step: str) -> tuple[str, int]:
-    """Return a step without its seed, and the number of the seed."""
-    seed = re.search(r"/seed(\d+)", step)
-    return (step, 0) if seed is None else (step.replace(seed[0], ""), int(seed[1]))
-
-
 def training_seed(run: Run, step: str) -> int:
     """Return the seed that a step draws with."""
     offset = _FINALISTS_SEED if row_of(step) == FINALISTS else 0
@@ -44,10 +32,7 @@ def training_seed(run: Run, step: str) -> int:
 
 def network_step(row: str, arch: Arch) -> str:
     """Return the step of one network among those of a row: `finalists` or `ranking`."""
-    name = "-".join(map(str, arch.depths))
-    if set(arch.dilations) != {1}:
-        name = f"{name}_{'-'.join(map(str, arch.dilations))}"
-    return f"{row}/{name if len(name) <= _LONGEST else digest(name)}"
+    return f"{row}/{arch.label if len(arch.label) <= _LONGEST else digest(arch.label)}"
 
 
 def row_of(step: str) -> str:

@@ -18,6 +18,7 @@ from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments import keys, steps
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import ownership, team
+from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.search import refine
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScores
@@ -168,7 +169,7 @@ class LastRung:
         return _scores(self.run, name, refine.BASELINE, split, detections_of)
 
     def _train(self, name, seed):
-        step = keys.seed_step(name, seed)
+        step = seed_step(name, seed)
         steps.pretrain_first(self.run, step, self.archs[name])
         return step, steps.train_network(self.run, step, self.archs[name])
 

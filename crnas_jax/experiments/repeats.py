@@ -12,10 +12,10 @@ from crnas_jax.experiments.keys import (
     network_step,
     num_seeds,
     owner,
-    seed_step,
     step_key,
 )
 from crnas_jax.experiments.run import Run
+from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.runtime.workdir import repeats_error
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.step_keys import CHOICES, READS

@@ -20,14 +20,7 @@ from crnas_jax.evaluation import errors
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
-from crnas_jax.experiments.keys import (
-    FINALISTS,
-    init_name,
-    row_of,
-    split_seed,
-    step_key,
-    training_seed,
-)
+from crnas_jax.experiments.keys import FINALISTS, init_name, row_of, step_key, training_seed
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import describe, save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
@@ -35,6 +28,7 @@ from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, replacing, write_json
+from crnas_jax.runtime.step_key import split_seed
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings

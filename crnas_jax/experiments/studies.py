@@ -12,6 +12,7 @@ from crnas_jax.experiments import crnas, keys, steps
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
+from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.build import STRATEGIES, strategy
@@ -50,7 +51,8 @@ def ranking_study(
 
     Returns:
       `rows` (code, `score` of each scoring, test `AP` of each training) and the statistics of
-      `analysis.ranking`; also in `<workdir>/ranking/result.json`, with `scatter.png` beside it.
+      `analysis.ranking`; also in `<workdir>/ranking/result.json`, with `scatter.png` and
+      `scatter.svg` beside it.
     """
     run_settings.require_search(run.config)
     if num_subnets < 3 or num_seeds < 1 or num_repeats < 1:
@@ -87,18 +89,14 @@ def ranking_study(
     result = ranking.nan_to_none(result)
     folder = run.path / "ranking"
     write_json(folder / "result.json", result)
-    tau = result["agreement"]["tau"]
-    team.decide(
-        plots.scatter,
-        folder / "scatter.png",
-        first,
-        reached,
-        "AP on val with inherited weights",
-        "AP on test, trained alone",
-        ["-".join(map(str, code)) for code in codes],
-        f"Kendall tau {tau:.2f}" if tau is not None else "",
-    )
+    team.decide(_draw, plots.ranking(result), folder / "scatter")
     return result
+
+
+def _draw(chart, path):
+    """Write a figure as PNG and SVG."""
+    for suffix in (".png", ".svg"):
+        plots.save(chart, path.with_suffix(suffix))
 
 
 def trained_scores(run: Run, seed_index: int) -> TrainedScores:
@@ -112,7 +110,7 @@ def trained_scores(run: Run, seed_index: int) -> TrainedScores:
     def detections_of(code):
         arch = model_settings.found_arch(run.config, code)
         network = keys.network_step(keys.RANKING, arch)
-        step = keys.seed_step(network, seed_index)
+        step = seed_step(network, seed_index)
         if "baseline" in run_settings.pretrained_networks(run.config):
             steps.pretrain(run, network, arch)
         detector = steps.train_network(run, step, arch)
@@ -162,7 +160,7 @@ def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> 
       exhaustive search. `operation`: for each seed and strategy the code found at as many image
       passes as greedy search takes, and its AP as a full code. Image passes are those to score:
       with `search.bn` "recalibrate" every code but greedy search's has its statistics first. Also
-      in `<workdir>/strategies/`, a file for each level.
+      in `<workdir>/strategies/`, a file and a figure for each level.
     """
     run_settings.require_search(run.config)
     compare = {"stage": compare_stage_strategies, "operation": compare_operation_strategies}
@@ -171,7 +169,9 @@ def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> 
         supernet = crnas.train_supernet(run, level)
         result[level] = [compare[level](run.config, supernet, seed) for seed in range(num_seeds)]
         content = {"format": FORMAT, level: result[level]}
-        write_json(run.path / "strategies" / f"{level}.json", content)
+        file = run.path / "strategies" / f"{level}.json"
+        write_json(file, content)
+        team.decide(_draw, plots.strategies(result[level]), file)
     return result
 
 

@@ -1,11 +1,23 @@
-"""What a step of a run depends on, as a value that can be compared and named."""
+"""The names of steps, and what a step of a run depends on, as a value that can be compared."""
 
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 
 from crnas_jax.runtime.files import digest
+
+
+def seed_step(step: str, seed_index: int) -> str:
+    """Return the step of a network's training with a further seed; the first is the step itself."""
+    return f"{step}/seed{seed_index}" if seed_index else step
+
+
+def split_seed(step: str) -> tuple[str, int]:
+    """Return a step without its seed, and the number of the seed."""
+    seed = re.search(r"/seed(\d+)", step)
+    return (step, 0) if seed is None else (step.replace(seed[0], ""), int(seed[1]))
 
 
 @dataclasses.dataclass(frozen=True)

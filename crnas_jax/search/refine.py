@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from crnas_jax.runtime.options import check_below_one, check_counts, check_positive
 
@@ -95,10 +95,10 @@ def difference(ap: np.ndarray, draws: np.ndarray, network: int) -> Difference:
         return Difference(value, (min(float(low), value), max(float(high), value)), None)
     variance = differences.var(ddof=1) + 2 / num_seeds * ap.var(axis=1, ddof=1).mean()
     error, freedom = float(np.sqrt(variance)), len(ap) * (num_seeds - 1)
-    half_width = stats.t.ppf(0.975, freedom) * error
+    half_width = special.stdtrit(freedom, 0.975) * error
     # Without any spread (networks that detect nothing) only equality is uncertain.
     score = value / error if error else np.inf * value if value else 0.0
-    probability = float(stats.t.cdf(score, freedom))
+    probability = float(special.stdtr(freedom, score))
     return Difference(value, (value - half_width, value + half_width), probability)
 
 
@@ -121,7 +121,7 @@ def intervals(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
     real = [row_draws[np.isfinite(row_draws)] for row_draws in np.asarray(draws, float)]
     if num_seeds > 1 and len(rows):
         seed_variance = values[rows].var(axis=1, ddof=1).mean() / num_seeds
-        quantile = stats.t.ppf(0.975, len(rows) * (num_seeds - 1))
+        quantile = special.stdtrit(len(rows) * (num_seeds - 1), 0.975)
     for row in rows:
         if len(real[row]) < 2:
             continue

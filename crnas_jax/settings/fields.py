@@ -23,6 +23,17 @@ RENAMED = {
 _REUSED = ("refine.short",)
 
 
+def config_of(content: dict) -> ConfigDict:
+    """Return the config that a working folder's `config.json` holds: JSON's lists were tuples."""
+    return ConfigDict(_tuples(content)).lock()
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {name: _tuples(entry) for name, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def section(config: ConfigDict, place: str) -> ConfigDict:
     """Return the section at a dotted place of a config.
 

@@ -1,5 +1,6 @@
 """The statistics of a ranking study, its figures and its script."""
 
+import dataclasses
 import functools
 import json
 
@@ -57,15 +58,20 @@ def test_repeats_report_the_smallest_tau_of_two_scorings():
 
 
 def test_names_in_a_figure_are_not_parsed_as_formulas(tmp_path):
-    plots.scatter(tmp_path / "a.png", [1, 2], [1, 2], "$x", "a_b$^", ["$\\frac", "b"], "100 $")
-    for name in ("missing/a.png", "a.abc"):
+    names = ["$\\frac", "b"]
+    chart = plots.scatter([1, 2], [1, 2], "$x", "a_b$^", names, "100 $")
+    named = dataclasses.replace(chart.series[0], name="$^")
+    chart = dataclasses.replace(chart, series=(named,), marks=(("$_", 1.5),))
+    for name in ("a.png", "a.svg"):
+        plots.save(chart, tmp_path / name)
+    for name in ("missing/a.png", "missing/a.svg", "a.abc"):
         with pytest.raises(UserError, match="can be written"):
-            plots.scatter(tmp_path / name, [1, 2], [1, 2], "x", "y")
+            plots.save(chart, tmp_path / name)
 
 
 def test_rounded_means_of_equal_seeds_can_be_drawn(tmp_path):
     equal = [[0.1] * 3, [0.7] * 3]
-    plots.scatter(tmp_path / "a.png", [1, 2], equal, "x", "y")
+    plots.save(plots.scatter([1, 2], equal, "x", "y"), tmp_path / "a.png")
 
 
 def test_columns_are_read_and_bad_tables_are_refused(tmp_path):

@@ -15,7 +15,7 @@ import time
 
 import pytest
 from helpers import ENVIRONMENT, KILLS, ROOT, WHOLE, campaign_rng
-from tiny_run import outcome, phase
+from tiny_run import TIMES, outcome, phase
 
 pytestmark = [
     pytest.mark.campaign,
@@ -251,7 +251,7 @@ def _answer(workdir):
     rows = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
     scored = {(tuple(row["code"]), row["batches"]): row["score"] for row in rows}
     assert len(scored) == len(rows), "a journaled score was computed twice"
-    return {name: value for name, value in result.items() if name != "seconds"}, scored
+    return {name: value for name, value in result.items() if name not in TIMES}, scored
 
 
 def _remove(path):

@@ -1,0 +1,138 @@
+"""What the detectors get wrong: curves, confusions, kinds of false detections."""
+
+from collections.abc import Mapping
+
+from markupsafe import Markup
+
+from crnas_jax.analysis import plots
+from crnas_jax.analysis.html.tables import details, figure, grid, paragraph, section, table
+from crnas_jax.analysis.markup import element, name, shorten
+from crnas_jax.analysis.record import Record
+from crnas_jax.search.refine import CALLED
+
+# Classes with a curve, and of a confusion matrix, of their own.
+_MOST_CURVES, _MOST_CLASSES = 5, 12
+_KINDS = {
+    "duplicate": "its object has a better detection",
+    "class": "it covers an object of another class by half",
+    "place": "it covers an object of its class by a tenth, not by half",
+    "class and place": "it covers one of another class by a tenth, not by half",
+    "background": "it covers nothing",
+}
+
+
+def judged(record: Record) -> dict[str, dict]:
+    """Return what is known of the errors of the baseline and the network beside it, by name."""
+    networks = ["baseline"]
+    networks.append((record.result or {}).get("returned", "searched"))
+    if networks[1] == "baseline":
+        networks[1] = (record.result["decision"] or {}).get("challenger") or "searched"
+    found = {}
+    for label in dict.fromkeys(networks):
+        step = record.steps.get(f"{label}/test")
+        content = step.read("errors.json") if step else None
+        if content:
+            found[label] = content
+    return found
+
+
+def errors(record: Record) -> Markup | None:
+    """Return the errors of the baseline and of the returned network, on `test`."""
+    found = judged(record)
+    class_names = record.data.get("class_names", [])
+    if not found or not class_names:
+        return None
+    charts = [
+        figure(plots.precision_recall(f"{CALLED[label]}, IoU {iou}", chosen))
+        for iou in ("0.5", "0.75")
+        for label, content in found.items()
+        if (chosen := _curves(content["curves"][iou], class_names))
+    ]
+    about = paragraph(
+        "On test, the training with the run's seed. But for the curves, detections count from the "
+        "score on with the best F1: "
+        + ", ".join(f"{CALLED[label]} {row['score']:.2f}" for label, row in found.items())
+        + "."
+    )
+    matrices = [
+        details(f"Confusion matrix, {CALLED[label]}", _confusion(content, class_names))
+        for label, content in found.items()
+    ]
+    return section("Errors", about, _kinds(found), grid(*charts), *matrices, ident="errors")
+
+
+def _curves(curves, class_names) -> dict[str, list]:
+    named = [
+        (shorten(label, 40), curve)
+        for label, curve in zip(class_names, curves, strict=False)
+        if curve is not None
+    ]
+    if not named:
+        return {}
+    mean = [sum(points) / len(named) for points in zip(*(c for _, c in named), strict=True)]
+    if len(named) <= _MOST_CURVES:
+        chosen = dict(named)
+    else:  # the worst ones say most
+        chosen = dict(sorted(named, key=lambda pair: sum(pair[1]))[:_MOST_CURVES])
+    return {"mean over classes": mean, **chosen} if len(named) > 1 else chosen
+
+
+def _kinds(found: Mapping[str, dict]):
+    kinds = next(iter(found.values()))["kinds"]
+    rows = []
+    for place, kind in enumerate(kinds):
+        counts = [sum(row[place] for row in content["false"]) for content in found.values()]
+        rows.append((element("span", kind, title=_KINDS.get(kind)), *map(_bar(found), counts)))
+    missed = [sum(content["missed_by_image"]) for content in found.values()]
+    rows.append(("missed object", *map(_bar(found), missed)))
+    legend = "; ".join(f"{kind}: {_KINDS[kind]}" for kind in kinds if kind in _KINDS)
+    head = ("false detection", *(CALLED[label] for label in found))
+    shown = table(head, rows, "False detections at an IoU of 0.5, by kind, and missed objects")
+    return element("div", shown, paragraph(legend, class_="small"))
+
+
+def _bar(found):
+    most = max(
+        max(sum(column) for column in zip(*content["false"], strict=True))
+        for content in found.values()
+    )
+    most = max(most, *(sum(content["missed_by_image"]) for content in found.values()), 1)
+
+    def bar(count):
+        width = f"width: {max(100 * count / most, 0.5):.1f}%"
+        return element(
+            "td", f"{count} ", element("span", class_="bar", style=width), class_="with-bar"
+        )
+
+    return bar
+
+
+def _confusion(content, class_names):
+    counts, score = content["confusion"], [0] * len(class_names)
+    for row, line in enumerate(counts):
+        for column, count in enumerate(line):
+            if row != column:
+                for place in (row, column):
+                    if place < len(class_names):
+                        score[place] += count
+    chosen = list(range(len(class_names)))
+    if len(chosen) > _MOST_CLASSES:
+        chosen = sorted(sorted(chosen, key=lambda place: -score[place])[:_MOST_CLASSES])
+    nothing = len(class_names)
+    rows = []
+    for row in (*chosen, nothing):
+        label = name(class_names[row], 30) if row < nothing else "no object"
+        total = max(sum(counts[row]), 1)
+        cells = [_count(counts[row][column], total) for column in (*chosen, nothing)]
+        rows.append((label, *cells))
+    rows[-1] = (*rows[-1][:-1], "")
+    head = [name(class_names[column], 30) for column in chosen]
+    caption = "Rows: what is there. Columns: as what it was detected"
+    if len(chosen) < len(class_names):
+        caption += f"; the {len(chosen)} classes that are confused most"
+    return table(("", *head, "missed"), rows, caption, class_="confusion")
+
+
+def _count(count, total):
+    strength = f"--share: {35 * count / total:.0f}%"
+    return element("td", f"{count}", style=strength, class_="share" if count else None)

@@ -1,0 +1,83 @@
+"""The networks side by side: a row for each, a box for each block."""
+
+import json
+
+from markupsafe import Markup
+
+from crnas_jax import arch as archs
+from crnas_jax.analysis.drawing import drawing
+from crnas_jax.analysis.html.tables import paragraph, section
+from crnas_jax.analysis.html.verdict import compared_rows
+from crnas_jax.analysis.markup import element
+from crnas_jax.analysis.record import Record
+from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
+from crnas_jax.search.refine import CALLED
+
+# Dilations from here on share a colour; the number tells them apart.
+_COLOURS = 4
+
+
+def networks(record: Record) -> Markup | None:
+    """Return the networks that are known: compared, finalists, best of each budget."""
+    rows = []
+    for arch, texts in named_networks(record).items():
+        text = ", ".join(texts)
+        if isinstance(arch, Arch):
+            rows.append(_row(arch, text))
+        else:
+            picture = element("div", Markup(drawing(arch)), class_="wide paper", tabindex="0")
+            rows.append(element("div", element("p", text), picture))
+    if not rows:
+        return None
+    about = paragraph(
+        "A box is a block, its number the dilation of its convolution; the groups are stages, "
+        "from the finest resolution on."
+    )
+    return section("Blocks", about, *rows, ident="blocks")
+
+
+def named_networks(record: Record) -> dict:
+    """Return the architectures that have a part in the run, with what each of them is."""
+    found: dict = {}
+
+    def add(fields, text):
+        try:
+            arch = archs.read(json.dumps(fields))
+        except UserError:  # of a later version
+            return
+        texts = found.setdefault(arch, [])
+        if text not in texts:
+            texts.append(text)
+
+    for label, row in compared_rows(record)[0].items():
+        add(row["arch"], CALLED[label])
+    for level in ("stage", "operation"):
+        row = record.result_of(f"{level}_search")
+        if row is not None:
+            add(row["arch"], f"first of the {level} search")
+            for best in row.get("pareto", ()):
+                add(best["arch"], f"best of {best['budget']:g} blocks")
+    for choice in (record.result or {}).get("finalists", {}).values():
+        for row in choice:
+            add(row["arch"], "finalist")
+    for step in record.steps:
+        if step.startswith("finalists/") and step.endswith("/val"):
+            row = record.result_of(step)
+            if row is not None:
+                add(row["arch"], "finalist")
+    return found
+
+
+def _row(arch, text):
+    stages = []
+    for number, dilations in enumerate(arch.stage_dilations(), 1):
+        boxes = [
+            element("span", f"{dilation}", class_=f"block d{min(dilation, _COLOURS)}")
+            for dilation in dilations
+        ]
+        listed = " ".join(map(str, dilations))
+        label = f"stage {number}: {len(dilations)} blocks, dilations {listed}"
+        stages.append(element("span", *boxes, class_="stage", role="img", aria_label=label))
+    head = element("button", text, type="button", class_="follow", data_follow=arch.label)
+    return element("div", head, element("div", *stages), class_="row", data_network=arch.label)

@@ -1,0 +1,270 @@
+"""What was searched: every score over its cost, finalists, the greedy search's tree, the race."""
+
+import itertools
+import json
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from crnas_jax import arch as archs
+from crnas_jax.analysis import plots
+from crnas_jax.analysis.html.tables import (
+    details,
+    figure,
+    grid,
+    paragraph,
+    percent,
+    section,
+    span,
+    table,
+)
+from crnas_jax.analysis.html.tree import tree
+from crnas_jax.analysis.markup import element
+from crnas_jax.analysis.record import Record, longest
+from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.supernets import operation_space, stage_cost
+
+# Rows of the table of the best allocations.
+_BEST = 20
+# Codes listed by name in a round of the race.
+_MOST_LISTED = 40
+
+
+def allocations(record: Record, config, networks: dict[str, int]) -> Markup | None:
+    """Return the stage search: scores over cost, the best of them, finalists, rounds of a race.
+
+    Args:
+      record: the working folder.
+      config: its config; None where it cannot be read any more.
+      networks: numbers of the networks by key.
+    """
+    all_rows = record.scores_of("stage")
+    rows = list(longest(all_rows).values())
+    if not rows:
+        return None
+    keys = ["-".join(map(str, row["code"])) for row in rows]
+    charts = []
+    costs = _costs(record, config, [tuple(row["code"]) for row in rows])
+    if costs is not None:
+        marks = [(f"{blocks:g} blocks", place / 1e9) for blocks, place in costs["marks"]]
+        for cost_name, unit in (("multiply-adds, G", 1e9), ("parameters, M", 1e6)):
+            values = [cost / unit for cost in costs[cost_name.split(",")[0]]]
+            marked = _marked(record, costs["baseline"])
+            is_flops = unit == 1e9
+            chart = plots.scores_over_cost(
+                cost_name, values, rows, keys, marked, marks if is_flops else ()
+            )
+            charts.append(figure(chart, networks))
+    about = paragraph(
+        f"{len(rows)} allocations were scored with the supernet's weights on val, AP in percent "
+        "with 95 % intervals over images. Such scores rank networks; they are no promise of what "
+        "training alone reaches."
+    )
+    best = sorted(zip(rows, keys, strict=True), key=lambda pair: -pair[0]["score"])[:_BEST]
+    listed = [
+        (key, percent(row["score"]), span(row.get("ci95")), f"{row['images']}") for row, key in best
+    ]
+    head = ("allocation", "AP", "95 %", "images")
+    best_table = details(
+        f"The best {len(listed)} as a table", table(head, listed, "Best allocations, percent")
+    )
+    return section(
+        "Allocations of blocks",
+        about,
+        grid(*charts, finalists(record, networks)),
+        best_table,
+        _race(all_rows),
+        ident="allocations",
+    )
+
+
+def network_texts(record: Record) -> dict[str, str]:
+    """Return by key what there is to say about each network that a page may follow."""
+    texts: dict[str, list[str]] = {}
+    for code, row in longest(record.scores_of("stage")).items():
+        low, high = row.get("ci95", (None, None))
+        text = f"AP {100 * row['score']:.1f}"
+        if low is not None:
+            text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+        texts["-".join(map(str, code))] = [f"{text} in the supernet on {row['images']} images"]
+    for arch, ap in _trained_alone(record):
+        texts.setdefault(arch.label, []).append(f"AP {100 * ap:.1f} trained alone, shortly, on val")
+    for label in ("baseline", "stage_only", "searched"):
+        row = (record.result or {}).get(label) or record.result_of(f"{label}/test")
+        if row and row.get("AP") is not None and "depths" in row["arch"]:
+            key = archs.read(json.dumps(row["arch"])).label
+            text = f"AP {100 * row['AP']:.1f} on test"
+            if text not in texts.setdefault(key, []):
+                texts[key].append(text)
+    return {key: "; ".join(parts) for key, parts in texts.items()}
+
+
+def finalists(record: Record, networks: dict[str, int]) -> Markup | None:
+    """Return finalists' AP when trained alone over their scores in the supernet."""
+    in_supernet = {
+        "-".join(map(str, code)): row["score"]
+        for code, row in longest(record.scores_of("stage")).items()
+    }
+    rows = [(arch.label, in_supernet.get(arch.label), ap) for arch, ap in _trained_alone(record)]
+    rows = [row for row in rows if row[1] is not None]
+    if len(rows) < 2:
+        return None
+    keys, scores, aps = zip(*rows, strict=True)
+    chart = plots.scatter(
+        [100 * score for score in scores],
+        [100 * ap for ap in aps],
+        "AP in the supernet, %",
+        "AP trained alone, %",
+        keys,
+        "Finalists",
+        keys,
+    )
+    return figure(chart, networks, "On val; the order of the two may differ.")
+
+
+def _trained_alone(record):
+    for step in record.steps:
+        if step.startswith("finalists/") and step.endswith("/val"):
+            row = record.result_of(step)
+            if row is not None and row.get("AP") is not None:
+                yield archs.read(json.dumps(row["arch"])), row["AP"]
+
+
+def operations(record: Record, config) -> Markup | None:
+    """Return the operation search: the tree of partial codes, or the scored codes."""
+    rows = record.scores_of("operation")
+    result = record.result_of("operation_search")
+    if not rows:
+        return None
+    scores = {tuple(row["code"]): row["score"] for row in rows}
+    if len({len(code) for code in scores}) == 1 and max(map(len, scores)) > 1:
+        ranked = sorted(scores.items(), key=lambda item: -item[1])[:_BEST]
+        body = [("-".join(map(str, code)), percent(score)) for code, score in ranked]
+        shown = table(("code", "AP"), body, "Best codes of dilations, percent")
+        return section("Dilations", shown, ident="dilations")
+    dilations, key_of, tie, beam = _operations(record, config, result)
+    about = paragraph(
+        f"Greedy search: column by column a {tie} gets its dilation, the number in a box; the best "
+        f"{beam} partial codes stay (full frame), the others are dropped (broken frame). Below it "
+        "the AP in the supernet, in percent, with what remains drawn at random."
+    )
+    last = [(row["code"], row["score"]) for row in (result or {}).get("ranking", ())]
+    again = table(
+        ("dilations", "AP"),
+        [(" ".join(str(dilations[op]) for op in code), percent(score)) for code, score in last],
+        "The last codes, best first, scored with their own statistics",
+    )
+    drawn = element("div", tree(scores, dilations, beam, key_of), class_="wide", tabindex="0")
+    return section("Dilations", about, drawn, again if last else None, ident="dilations")
+
+
+def _operations(record, config, result):
+    """Return the dilations, the key of a full code, what has one dilation, and the beam."""
+    try:
+        beam = search_settings.strategy_options(config).beam
+        tie = config.supernet.tie
+        dilations = tuple(config.supernet.dilations)
+        depths = _allocation(record, result)
+        space = operation_space(config, depths) if depths else None
+    except (UserError, AttributeError, TypeError):
+        return tuple(range(1, 100)), lambda code: None, "block", 3
+
+    def key_of(code):
+        if space is None or len(code) != space.num_blocks:
+            return None
+        return model_settings.found_arch(config, depths, space.dilations_of(code)).label
+
+    return dilations, key_of, tie, beam
+
+
+def _allocation(record, result):
+    if result is not None:
+        return tuple(result["arch"]["depths"])
+    spec = record.read("operation_supernet/supernet.json")
+    return tuple(max(grid) for grid in spec["grids"]) if spec else None
+
+
+def _marked(record, baseline):
+    marked = {"baseline": [baseline]}
+    finalist = [arch.label for arch, _ in _trained_alone(record)]
+    if finalist:
+        marked["finalists"] = finalist
+    row = record.result_of("stage_search")
+    if row is not None:
+        marked["first of the search"] = [archs.read(json.dumps(row["arch"])).label]
+    return marked
+
+
+def _costs(record, config, codes: Sequence[tuple[int, ...]]):
+    """Return multiply-adds and parameters of each allocation, and budgets; None where unknown."""
+    num_classes = len(record.data.get("class_names", ()))
+    try:
+        baseline = model_settings.baseline(config)
+        canvas = data_settings.image_size(config).canvas(portrait=False)
+    except (UserError, AttributeError, TypeError):
+        return None
+    if not num_classes or not isinstance(baseline, Arch):
+        return None
+
+    def measure(depths):
+        arch = model_settings.found_arch(config, depths)
+        cost = model_settings.detector_cost(config, arch, canvas, num_classes)
+        return cost.flops, cost.params
+
+    # A block adds the same to every network: what each stage adds is counted once for each depth.
+    first = measure(codes[0])
+    added = {}
+    for stage, depth in {(s, d) for code in codes for s, d in enumerate(code)}:
+        changed = (*codes[0][:stage], depth, *codes[0][stage + 1 :])
+        added[stage, depth] = [new - old for new, old in zip(measure(changed), first, strict=True)]
+    totals = [
+        [
+            start + sum(added[stage, depth][kind] for stage, depth in enumerate(code))
+            for kind, start in enumerate(first)
+        ]
+        for code in codes
+    ]
+    flops, params = zip(*totals, strict=True)
+    blocks = [stage_cost(model_settings.found_arch(config, code)) for code in codes]
+    marks = {}
+    for amount, cost in zip(blocks, flops, strict=True):
+        marks.setdefault(amount, []).append(cost)
+    marks = [(amount, sum(costs) / len(costs)) for amount, costs in sorted(marks.items())]
+    return {
+        "multiply-adds": flops,
+        "parameters": params,
+        "marks": marks[:6],
+        "baseline": baseline.label,
+    }
+
+
+def _race(rows):
+    """Return the rounds of a race; None where all were scored on the same images."""
+    rounds = {}
+    for row in rows:
+        rounds.setdefault(row["batches"], {})[tuple(row["code"])] = row
+    if len(rounds) < 2:
+        return None
+    counts = sorted(rounds, key=lambda batches: (batches == 0, batches))
+    body = []
+    for batches, later in itertools.zip_longest(counts, counts[1:]):
+        scored = rounds[batches]
+        best = max(scored.values(), key=lambda row: row["score"])
+        dropped = sorted(set(scored) - set(rounds[later])) if later is not None else []
+        listed = ", ".join("-".join(map(str, code)) for code in dropped[:_MOST_LISTED])
+        more = f" and {len(dropped) - _MOST_LISTED} more" if len(dropped) > _MOST_LISTED else ""
+        body.append(
+            (
+                f"{best['images']} images",
+                f"{len(scored)}",
+                f"{len(dropped)}",
+                f"{'-'.join(map(str, best['code']))}, {100 * best['score']:.1f}",
+                details(f"{len(dropped)}", listed + more) if dropped else "",
+            )
+        )
+    head = ("after", "in the race", "dropped", "best", "which")
+    return table(head, body, "Rounds of the race: surely worse allocations see no more images")

@@ -1,0 +1,179 @@
+"""A working folder as its files describe it, whether its run is finished, under way or broken off.
+
+Nothing is locked, written or computed here, and no JAX is imported: it serves any terminal.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.activity import INVOCATIONS, PROGRESS
+from crnas_jax.runtime.files import read_json
+from crnas_jax.runtime.workdir import read_config
+
+# Folders in which no step lies.
+_NO_STEPS = {"set_aside", "checkpoints", "variables", "returned", "records", "logs", "profile"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step that is begun.
+
+    Attributes:
+      name: name of the step and of its folder.
+      path: its folder.
+      result: its result; None until it is finished.
+    """
+
+    name: str
+    path: pathlib.Path
+    result: dict | None
+
+    @functools.cached_property
+    def metrics(self) -> list[dict]:
+        """The entries of a training's `metrics.jsonl`, in order of their steps."""
+        rows = [row for row in _json_lines(self.path / "metrics.jsonl") if "step" in row]
+        return sorted(rows, key=lambda row: row["step"])
+
+    def read(self, name: str):
+        """Return the content of a JSON file of the step; None where it is missing or no JSON."""
+        return _json(self.path / name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a working folder holds.
+
+    Attributes:
+      path: the working folder.
+      config: the config that it was last worked on with.
+      steps: begun steps by name; finished ones come first, in the order of their end.
+    """
+
+    path: pathlib.Path
+    config: dict
+    steps: dict[str, Step]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "Record":
+        """Read a working folder.
+
+        Raises:
+          UserError: the folder is missing, or none that a run has begun.
+        """
+        path = pathlib.Path(path)
+        if not path.is_dir():
+            raise UserError(path, "--workdir", "there is no such folder", "name a run's folder")
+        if not (path / "config.json").is_file():
+            remedy = "name the folder that was given as --workdir"
+            raise UserError(path, "--workdir", "no run has begun here: no config.json", remedy)
+        return cls(path, read_config(path)["config"], _steps(path))
+
+    @functools.cached_property
+    def result(self) -> dict | None:
+        """The run's result; None until there is one, and once later steps have outdated it."""
+        result = _json(self.path / "result.json")
+        if not isinstance(result, dict) or "decision" not in result:
+            return None
+        steps = [step for name, step in self.steps.items() if not name.startswith("ranking")]
+        last = max((step.result.get("finished", "") for step in steps if step.result), default="")
+        is_under_way = any(step.result is None for step in steps)
+        return None if is_under_way or last > result.get("finished", last) else result
+
+    @functools.cached_property
+    def scores(self) -> list[dict]:
+        """The lines of the journal."""
+        wanted = ("search", "code", "score", "config", "batches", "images")
+        rows = _json_lines(self.path / "journal.jsonl")
+        return [row for row in rows if all(name in row for name in wanted)]
+
+    @functools.cached_property
+    def plan(self) -> dict:
+        """What was printed before work started, and its parts with their cost."""
+        return _json(self.path / "plan.json") or {}
+
+    @functools.cached_property
+    def data(self) -> dict:
+        """The splits as they were read."""
+        return _json(self.path / "data.json") or {}
+
+    @functools.cached_property
+    def invocations(self) -> list[dict]:
+        """The commands that worked here, in order."""
+        return _json_lines(self.path / INVOCATIONS)
+
+    @functools.cached_property
+    def progress(self) -> dict:
+        """How far the work in hand was when it was last looked at."""
+        return _json(self.path / PROGRESS) or {}
+
+    def read(self, name: str):
+        """Return the content of a JSON file in the folder; None where it is missing or no JSON."""
+        return _json(self.path / name)
+
+    def result_of(self, step: str) -> dict | None:
+        """Return the result of a step; None unless it is finished."""
+        return self.steps[step].result if step in self.steps else None
+
+    @property
+    def begun(self) -> list[Step]:
+        """The steps that are begun and not finished."""
+        return [step for step in self.steps.values() if step.result is None]
+
+    def scores_of(self, search: str) -> list[dict]:
+        """Return the journal's lines of a search that belong together: those of its latest key."""
+        rows = [row for row in self.scores if row["search"] == search]
+        return [row for row in rows if row["config"] == rows[-1]["config"]]
+
+
+def longest(rows: list[dict]) -> dict[tuple, dict]:
+    """Return by code the row with the most mini-batches; 0 of them stands for the whole split."""
+    found = {}
+    for row in rows:
+        code = tuple(row["code"])
+        batches = row["batches"] or math.inf
+        if code not in found or batches >= (found[code]["batches"] or math.inf):
+            found[code] = row
+    return found
+
+
+def _steps(path):
+    steps = []
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [name for name in subfolders if name not in _NO_STEPS]
+        if "key.json" in files:
+            place = pathlib.Path(folder)
+            name, result = place.relative_to(path).as_posix(), _json(place / "result.json")
+            steps.append(Step(name, place, result if isinstance(result, dict) else None))
+
+    def order(step):
+        result = step.result or {"finished": "z"}  # after every time
+        return result.get("finished", ""), step.name
+
+    return {step.name: step for step in sorted(steps, key=order)}
+
+
+def _json(file):
+    """Return the content of a JSON file; None where it is missing or no JSON."""
+    try:
+        return read_json(file) if file.exists() else None
+    except UserError:
+        return None
+
+
+def _json_lines(file):
+    """Return the objects of a file of lines; torn ones are left out."""
+    rows = []
+    if file.is_file():
+        for line in file.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

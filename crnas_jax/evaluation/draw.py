@@ -1,0 +1,135 @@
+"""Images with boxes, masks, labels and scores drawn on them, by Pillow."""
+
+import colorsys
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+# Share of a mask's colour over the image.
+_MASK_OPACITY = 0.4
+# Turn of the colour circle from one class to the next: neighbours differ most.
+_GOLDEN_TURN = 0.618034
+_LONGEST_LABEL = 40
+# Sides of an image, pixels, by which fonts and lines are sized.
+_LINE_SHARE, _FONT_SHARE, _LEAST_FONT = 300, 32, 11
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """What is drawn on an image: detections, or annotated objects.
+
+    Attributes:
+      boxes: boxes in xyxy, pixels, [n, 4].
+      labels: classes from 1, which choose the colours, [n].
+      texts: what stands at each box, n strings.
+      masks: bool [n, height, width]; None for none.
+      is_truth: whether the objects are annotated; their frames are double lines.
+    """
+
+    boxes: np.ndarray
+    labels: Sequence[int]
+    texts: Sequence[str]
+    masks: Sequence[np.ndarray] | None = None
+    is_truth: bool = False
+
+
+def draw(image: np.ndarray, objects: Objects) -> np.ndarray:
+    """Return an image with objects drawn on it, the best last, on top.
+
+    Args:
+      image: uint8 [height, width, 3] RGB.
+      objects: what is drawn, best first.
+    """
+    image = np.array(image)
+    order = range(len(objects.boxes) - 1, -1, -1)
+    for index in order if objects.masks is not None else ():
+        mask, colour = objects.masks[index], np.array(colour_of(objects.labels[index]))
+        image[mask] = (1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * colour
+    picture = PIL.Image.fromarray(image)
+    canvas = PIL.ImageDraw.Draw(picture)
+    longest = max(picture.size)
+    line = max(round(longest / _LINE_SHARE), 1)
+    font = PIL.ImageFont.load_default(max(longest / _FONT_SHARE, _LEAST_FONT))
+    for index in order:
+        colour = colour_of(objects.labels[index])
+        box = _ordered(objects.boxes[index])
+        canvas.rectangle(box, outline=colour, width=line)
+        if objects.is_truth:
+            inner = _ordered(
+                [box[0] + 2 * line, box[1] + 2 * line, box[2] - 2 * line, box[3] - 2 * line]
+            )
+            canvas.rectangle(inner, outline=colour, width=line)
+    for index in order:  # no frame hides a label
+        _write(canvas, font, objects.boxes[index], objects.texts[index], objects.labels[index])
+    return np.asarray(picture)
+
+
+def results_on(
+    results: Sequence[dict], category_ids: Sequence[int], class_names: Sequence[str], **options
+) -> Objects:
+    """Return detections of one image in COCO's result format, or annotations, as `Objects`.
+
+    Args:
+      results: entries with `bbox`, `category_id` and, of detections, `score`; in any order.
+      category_ids: category ids of the labels 1..C.
+      class_names: names of the labels 1..C.
+      **options: further attributes of `Objects`.
+    """
+    label_of = {category: label for label, category in enumerate(category_ids, 1)}
+    results = sorted(results, key=lambda result: -result.get("score", 0))
+    labels = [label_of[result["category_id"]] for result in results]
+    boxes = np.array([result["bbox"] for result in results], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    texts = [
+        label_text(class_names[label - 1], result.get("score"))
+        for label, result in zip(labels, results, strict=True)
+    ]
+    return Objects(boxes, labels, texts, **options)
+
+
+def label_text(class_name: str, score: float | None = None) -> str:
+    """Return what stands at a box."""
+    text = class_name if len(class_name) <= _LONGEST_LABEL else f"{class_name[:_LONGEST_LABEL]}.."
+    return text if score is None else f"{text} {score:.2f}"
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """Return the colour of a class, RGB."""
+    colour = colorsys.hsv_to_rgb((label * _GOLDEN_TURN) % 1, 0.85, 0.95)
+    return tuple(round(255 * part) for part in colour)
+
+
+def beside(panels: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
+    """Return images of one height beside each other, uint8 [height, width, 3]."""
+    height = max(panel.shape[0] for panel in panels)
+    line = np.full((height, gap, 3), 255, np.uint8)
+    parts = []
+    for panel in panels:
+        room = np.full((height - panel.shape[0], panel.shape[1], 3), 255, np.uint8)
+        parts += [np.concatenate([panel, room]), line]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _ordered(box):
+    """Return a box whose ends Pillow accepts."""
+    x0, y0, x1, y1 = map(float, box)
+    return [x0, y0, max(x0, x1), max(y0, y1)]
+
+
+def _write(canvas, font, box, text, label):
+    # Line ends would make Pillow's text box another one.
+    text = " ".join(text.split()) or "?"
+    x, y = float(box[0]), float(box[1])
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    height = bottom - top + 4
+    y = y - height if y >= height else y
+    x = max(min(x, canvas.im.size[0] - (right - left) - 4), 0)
+    colour = colour_of(label)
+    canvas.rectangle([x, y, x + right - left + 4, y + height], fill=colour)
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
+    canvas.text((x + 2 - left, y + 2 - top), text, fill=ink, font=font)
