@@ -37,6 +37,7 @@ _MODULES = {
     "export": ("export",),
     "draw": ("draw-arch",),
     "record": ("report", "status"),
+    "fields": ("visualize-erf",),
 }
 COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -41,6 +41,7 @@ TINY = [
     "--config.search.batch_size=8",
     "--config.search.calibration_images=8",
     "--config.bootstrap=10",
+    "--config.erf_images=0",
     "--config.search.all_zero=continue",
     "--config.trained_bn_images=8",
     "--config.refine.finalists=2",

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from crnas_jax.analysis.markup import element, join, shorten
 
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 46
+WIDTH, HEIGHT = 400, 280
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 44
 _LINE = 18
 NUM_STYLES = 6
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "dot")

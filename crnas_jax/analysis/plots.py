@@ -1,7 +1,8 @@
 """The figures of searches, trainings and studies, for pages and files: each is a `charts.Chart`."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from crnas_jax.errors import UserError
 _CURVE_POINTS = 150
 # More points than this have no intervals, which would hide each other.
 _MOST_INTERVALS = 60
+# The style sheet of figures, in pages and in files.
+STYLE = pathlib.Path(__file__).with_name("html") / "chart.css"
 RECALLS = tuple(place / 100 for place in range(101))
 
 
@@ -157,15 +160,21 @@ def save(chart: Chart, path: str | pathlib.Path) -> None:
       UserError: the file cannot be written, or is of neither kind.
     """
     path = pathlib.Path(path)
+    with writing(path):
+        if path.suffix == ".svg":
+            path.write_text(svg(chart, STYLE.read_text()))
+        else:
+            _save_png(chart, path)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turn what goes wrong with a figure's file into a UserError."""
     remedy = "name a .svg or .png that can be written"
     if path.suffix not in (".svg", ".png"):
         raise UserError(path, "file", f"{path.suffix!r} is no format of figures", remedy)
     try:
-        if path.suffix == ".svg":
-            style = pathlib.Path(__file__).with_name("html") / "chart.css"
-            path.write_text(svg(chart, style.read_text()))
-        else:
-            _save_png(chart, path)
+        yield
     except OSError as error:
         raise UserError(path, "file", str(error), remedy) from error
 

@@ -102,6 +102,23 @@ def agreement(result: dict) -> str:
     return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
+def receptive_fields(found: dict) -> str:
+    """Return receptive fields (`erf.Field.to_json`) of networks as a row for each level."""
+    lines = [f"{'network':36}{'level':>6}{'anchor':>8}{'width':>8}{'ratio':>7}{'size':>7}"]
+    for name, fields in found.items():
+        for field in fields:
+            anchor, ratio = (
+                "none" if field[key] is None else f"{field[key]:{form}}"
+                for key, form in (("anchor", "g"), ("ratio", ".2f"))
+            )
+            lines.append(
+                f"{name:36}{'p' + str(field['level']):>6}{anchor:>8}{field['width']:8.1f}"
+                f"{ratio:>7}{field['size']:7.1f}"
+            )
+    lines.append("width: four standard deviations, pixels; ratio: width over the anchor's side")
+    return "\n".join(lines)
+
+
 def _rounded(value):
     if isinstance(value, list):
         return f"[{', '.join('none' if v is None else f'{v:.3g}' for v in value)}]"

@@ -57,6 +57,8 @@ def run_crnas(run: Run) -> dict:
         "finished": activity.now(),
     }
     write_json(run.path / "result.json", result)
+    for network in dict.fromkeys(map(rung.owners.get, ("baseline", "searched"))):
+        steps.receptive_fields(run, network, steps.detector(run, rung.archs[network]))
     return result
 
 

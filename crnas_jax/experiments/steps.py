@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from crnas_jax.analysis import erf
+from crnas_jax.analysis.html.fields import FIELDS
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.coco import category_entries
@@ -203,6 +205,26 @@ def _diagnosis(run, step, split):
         write_json(folder / ERRORS, {"format": FORMAT, **found.to_json()})
     with np.load(folder / DRAWS, allow_pickle=False) as draws:
         return dict(draws)
+
+
+def receptive_fields(run: Run, step: str, detector: Detector) -> None:
+    """Write a trained network's effective receptive fields, for the report, unless they are there.
+
+    On the first images of `val`, or of `test` where there is no `val`.
+    """
+    file = run.path / step / FIELDS
+    if not run.options.erf_images or team.decide(file.exists):
+        return
+    variables = load_trained(run, step, detector)
+    team.decide(_receptive_fields, run, file, detector, variables)
+
+
+def _receptive_fields(run, file, detector, variables):
+    source, size = run.sources.get("val", run.sources["test"]), data_settings.image_size(run.config)
+    images = (source[index]["image"] for index in range(len(source)))
+    plates = erf.plates(images, size, run.options.erf_images)
+    fields = erf.receptive_fields(detector, [variables], plates)
+    write_json(file, {"format": FORMAT, "fields": [field.to_json() for field in fields]})
 
 
 def detections_file(run: Run, step: str, split: str) -> pathlib.Path:

@@ -200,6 +200,17 @@ class Detector(Model):
         RetinaNetOptions: RetinaNet,
     }
 
+    def pyramid(self, variables: PyTree, images: Array) -> tuple[Array, ...]:
+        """Return the pyramid of a stand-alone detector, finest level first.
+
+        Args:
+          variables: its variables.
+          images: normalised images, float [batch, height, width, 3] (`layers.preprocess`).
+        """
+        norm = self.normalization({"weight": jnp.ones(len(images))}, BN_RUNNING)
+        x = images.astype(self.dtype)
+        return self.module.apply(variables, x, None, norm, method="pyramid")
+
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Model):

@@ -63,7 +63,12 @@ class DetectorModule(nn.Module):
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return what `neck` returns: the output of all layers that have batch normalisation."""
         x = preprocess(batch["image"], batch["image_size"], self.dtype)
-        norm = normalization(batch, mode, self.layers, keys)
+        return self.pyramid(x, choice, normalization(batch, mode, self.layers, keys))
+
+    def pyramid(
+        self, x: Float[Array, "batch height width 3"], choice, norm: Normalization
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """Return what `neck` returns for normalised images."""
         return self.neck(self.backbone(x, choice, norm), norm)
 
     def neck(

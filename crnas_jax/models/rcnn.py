@@ -91,6 +91,11 @@ class DetectorOptions:
         return self.box.max_detections
 
     @property
+    def anchor_sizes(self) -> tuple[float, ...]:
+        """Side of the smallest anchor of each level in pixels, finest first."""
+        return self.rpn.anchor_sizes
+
+    @property
     def has_masks(self) -> bool:
         """Whether detections have masks."""
         return self.mask is not None

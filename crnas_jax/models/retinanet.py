@@ -49,6 +49,11 @@ class RetinaNetOptions:
         """Most detections per image."""
         return self.head.max_detections
 
+    @property
+    def anchor_sizes(self) -> tuple[float, ...]:
+        """Side of the smallest anchor of each level in pixels, finest first."""
+        return self.head.anchor_sizes
+
     def for_backbone(self, arch: Architecture) -> "RetinaNetOptions":
         """Return the options with what follows from the backbone.
 

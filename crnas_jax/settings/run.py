@@ -31,6 +31,7 @@ class RunOptions:
       network: network that `train_detector` and `evaluate` mean: one of `COMPARED`, or `RETURNED`.
       budget: total cost in blocks; 0 for the baseline's.
       bootstrap: resamplings behind the interval of the difference.
+      erf_images: images behind the receptive fields of the report; 0 for none.
     """
 
     seed: int = 0
@@ -39,9 +40,10 @@ class RunOptions:
     network: str = RETURNED
     budget: float = 0.0
     bootstrap: int = 500
+    erf_images: int = 8
 
     def __post_init__(self):
-        check_counts(self, "seed", "devices", least=0)
+        check_counts(self, "seed", "devices", "erf_images", least=0)
         check_counts(self, "fsdp")
         check_counts(self, "bootstrap", least=2)
         check_not_negative(self, "budget")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from crnas_jax import __version__
 from crnas_jax.analysis.html import (
     errors,
+    fields,
     networks,
     origin,
     photographs,
@@ -71,6 +72,7 @@ def page(
         training.curves(record),
         training.studies(record, places),
         errors.errors(record),
+        fields.fields(record),
         photographs.grid_of(drawn, why_no_photographs),
         origin.data(record),
         origin.time(record),

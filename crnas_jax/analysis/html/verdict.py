@@ -46,7 +46,7 @@ def _evidence(result):
         ("probability of being better", _probability(decision["probability"])),
         ("trainings of each network", f"{seeds}"),
     ]
-    return table(("evidence", ""), rows, "What the decision rests on")
+    return table(("evidence", ""), rows, "What the decision rests on", class_="plain")
 
 
 def _probability(value):
