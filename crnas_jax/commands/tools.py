@@ -1,4 +1,4 @@
-"""Commands around the procedure: prediction, costs, weights of others, COCO's split."""
+"""Commands around the procedure: metrics of detections, costs, weights of others."""
 
 import dataclasses
 import json
@@ -25,69 +25,9 @@ from crnas_jax.commands.command import (
     Command,
     config_errors,
     define_config,
-    define_hosts,
     define_json,
 )
 from crnas_jax.errors import UserError
-from crnas_jax.runtime import team
-from crnas_jax.runtime.files import digest, write_json
-
-
-def _predict_flags(values, _):
-    from crnas_jax.data.images import MAX_PIXELS
-
-    text = "Folder with detector.json and variables/."
-    flags.DEFINE_string("detector", None, text, flag_values=values)
-    text = "An image or a folder; may be repeated."
-    flags.DEFINE_multi_string("images", None, text, flag_values=values)
-    flags.DEFINE_string("output", None, "json file to write.", flag_values=values)
-    text = "Smallest score of a detection."
-    flags.DEFINE_float("score", 0.05, text, 0.0, 1.0, flag_values=values)
-    text = "Largest number of images in a call."
-    flags.DEFINE_integer("batch_size", 8, text, 1, flag_values=values)
-    text = "Pixels of the largest image that is decoded."
-    flags.DEFINE_integer("max_pixels", MAX_PIXELS, text, 1, flag_values=values)
-    define_hosts(values)
-
-
-def _predict(values):
-    from tqdm import tqdm
-
-    import crnas_jax
-    from crnas_jax.checkpoint import content_digest
-    from crnas_jax.data import images
-    from crnas_jax.evaluation.predict import join_turns, list_images, predictions_to_coco
-
-    output = pathlib.Path(values.output)
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UserError(
-            values.output, "--output", "no file in an existing folder", "name the json to write"
-        )
-    files = [file for path in values.images for file in list_images(path)]
-    for file in files:  # before the detector is loaded and compiled
-        images.check(file, values.max_pixels)
-    detector = crnas_jax.load_detector(values.detector)
-    if team.is_joint():
-        names = [file.name for file in files]
-        team.require_alike(
-            {
-                "--detector": content_digest(pathlib.Path(values.detector) / "variables"),
-                "--images": f"{len(names)} images ({digest(*names)[:8]})",
-                "--score": str(values.score),
-            }
-        )
-    hosts = team.current()
-    own_files = files[hosts.index :: hosts.count]
-    shown = tqdm(own_files, unit="image", disable=None)  # on a terminal
-    predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
-    result = predictions_to_coco(
-        [str(file) for file in own_files], predictions, detector.category_ids, detector.class_names
-    )
-    if team.is_joint():
-        result = join_turns(team.gather(result))
-    write_json(output, result)
-    note = "" if files else f" (there are no images in {', '.join(values.images)})"
-    print(f"{len(result['annotations'])} detections in {len(files)} images{note}: {output}")
 
 
 def _ap_flags(values, _):
@@ -303,14 +243,6 @@ def _convert(values):
 
 
 COMMANDS = {
-    "predict": Command(
-        "Run a trained detector on photographs and write its detections as COCO json.",
-        "--detector=runs/mine/returned --images=photos --output=detections.json",
-        _predict_flags,
-        _predict,
-        ("detector", "images", "output"),
-        is_joint=True,
-    ),
     "ap": Command(
         "Print COCO's twelve metrics, and AP by class, of detections in a file.",
         "--annotations=test.json --detections=detections.json",

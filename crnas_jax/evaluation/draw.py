@@ -9,6 +9,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from crnas_jax.evaluation.predict import Prediction
+
 # Share of a mask's colour over the image.
 _MASK_OPACITY = 0.4
 # Turn of the colour circle from one class to the next: neighbours differ most.
@@ -89,6 +91,17 @@ def results_on(
         for label, result in zip(labels, results, strict=True)
     ]
     return Objects(boxes, labels, texts, **options)
+
+
+def prediction_on(prediction: Prediction, score: float = 0.0) -> Objects:
+    """Return a prediction as `Objects`, without detections below a score."""
+    chosen = [index for index, value in enumerate(prediction.scores) if value >= score]
+    masks = None
+    if prediction.mask_cells is not None:
+        masks = [prediction.mask(index) for index in chosen]
+    names, scores = prediction.class_names, prediction.scores
+    texts = [label_text(names[index], float(scores[index])) for index in chosen]
+    return Objects(prediction.boxes[chosen], prediction.labels[chosen], texts, masks)
 
 
 def label_text(class_name: str, score: float | None = None) -> str:

@@ -112,7 +112,7 @@ def detections_from_results(
     return detections
 
 
-def _image_ids(path, content, source):
+def _image_ids(path, content, source, may_miss=False):
     """Return the split's ids of the images in a file of `predict`, by the file's ids.
 
     Their paths begin elsewhere: the image with the longest common end is meant.
@@ -131,12 +131,23 @@ def _image_ids(path, content, source):
                 problem = f"{image['file_name']} may be each of the images {longest[:5]}"
                 raise UserError(path, "images", problem, "give image_id in COCO's result format")
             found[image["id"]] = longest[0] if longest else None
-        if found and not any(image is not None for image in found.values()):
+        if found and not may_miss and not any(image is not None for image in found.values()):
             problem = f"none of its images, such as {image['file_name']}, is in the annotations"
             raise UserError(path, "images", problem, "give detections of this split")
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(path, "images", f"not as predict writes them: {error}", _REMEDY) from error
     return found
+
+
+def annotations_of(source: DetectionSource, file: str | os.PathLike) -> list[dict]:
+    """Return the annotations of the image with a file's name; none where there is no such image.
+
+    Raises:
+      UserError: several images may be meant.
+    """
+    content = {"images": [{"id": 0, "file_name": str(file)}]}
+    image = _image_ids(file, content, source, may_miss=True)[0]
+    return [entry for entry in source.coco["annotations"] if entry["image_id"] == image]
 
 
 def _common_end(parts, others):
