@@ -181,6 +181,7 @@ def get_config() -> ConfigDict:
     config.refine.seeds = 2  # trainings of the found network, its stage-only form, the baseline
     # Least probability, between 0 and 1, of being better than the baseline.
     config.refine.confidence = 0.8
+    config.profile = 0  # steps of each training to trace, for TensorBoard's profiler; 0 for none
     config.erf_images = 8  # images behind the receptive fields in the report; 0 for none
     config.bootstrap = 500  # resamplings of the images behind the interval of the difference
     return config.lock()

@@ -39,34 +39,34 @@ class Objects:
     is_truth: bool = False
 
 
-def draw(image: np.ndarray, objects: Objects) -> np.ndarray:
+def draw(image: np.ndarray, objects: Objects, side: int | None = None) -> np.ndarray:
     """Return an image with objects drawn on it, the best last, on top.
 
     Args:
       image: uint8 [height, width, 3] RGB.
       objects: what is drawn, best first.
+      side: longer side of the returned image in pixels; None for the image's own.
     """
     image = np.array(image)
     order = range(len(objects.boxes) - 1, -1, -1)
     for index in order if objects.masks is not None else ():
         mask, colour = objects.masks[index], np.array(colour_of(objects.labels[index]))
         image[mask] = (1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * colour
-    picture = PIL.Image.fromarray(image)
-    canvas = PIL.ImageDraw.Draw(picture)
-    longest = max(picture.size)
+    boxes, picture = np.asarray(objects.boxes, float), PIL.Image.fromarray(image)
+    if side is not None:
+        scale = side / max(picture.size)
+        size = [max(round(length * scale), 1) for length in picture.size]
+        picture, boxes = picture.resize(size, PIL.Image.Resampling.LANCZOS), boxes * scale
+    canvas, longest = PIL.ImageDraw.Draw(picture), max(picture.size)
     line = max(round(longest / _LINE_SHARE), 1)
     font = PIL.ImageFont.load_default(max(longest / _FONT_SHARE, _LEAST_FONT))
     for index in order:
         colour = colour_of(objects.labels[index])
-        box = _ordered(objects.boxes[index])
-        canvas.rectangle(box, outline=colour, width=line)
-        if objects.is_truth:
-            inner = _ordered(
-                [box[0] + 2 * line, box[1] + 2 * line, box[2] - 2 * line, box[3] - 2 * line]
-            )
-            canvas.rectangle(inner, outline=colour, width=line)
+        for inset in (0, 2 * line) if objects.is_truth else (0,):
+            box = boxes[index] + [inset, inset, -inset, -inset]
+            canvas.rectangle(_ordered(box), outline=colour, width=line)
     for index in order:  # no frame hides a label
-        _write(canvas, font, objects.boxes[index], objects.texts[index], objects.labels[index])
+        _write(canvas, font, boxes[index], objects.texts[index], objects.labels[index])
     return np.asarray(picture)
 
 

@@ -11,6 +11,7 @@
 
 import json
 
+from crnas_jax.analysis.record import Record
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas_search, keys, last_rung, steps
@@ -19,7 +20,8 @@ from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime import activity
+from crnas_jax.runtime import activity, team
+from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.step_key import seed_step
 from crnas_jax.runtime.workdir import FORMAT
@@ -135,7 +137,22 @@ def _search(run, level, search):
             run.workdir.resume(network, key)
         return finished
     supernet = train_supernet(run, level)
-    return run.workdir.step(step, key, lambda: search(supernet))
+
+    def work():
+        result = search(supernet)
+        team.decide(_show, run, level)
+        return result
+
+    return run.workdir.step(step, key, work)
+
+
+def _show(run, level):
+    """Write the scores of a search to TensorBoard, in the order in which they came."""
+    best = 0.0
+    with Events(run.path / f"{level}_search") as events:
+        for number, row in enumerate(Record.open(run.path).scores_of(level)):
+            best = max(best, row["score"])
+            events.scalars(number, {"AP in the supernet": row["score"], "best so far": best})
 
 
 def train_network(run: Run, network: str) -> str:

@@ -18,7 +18,7 @@ from crnas_jax.analysis.html.fields import FIELDS
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.coco import category_entries
-from crnas_jax.evaluation import errors
+from crnas_jax.evaluation import draw, errors
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
@@ -29,6 +29,7 @@ from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
+from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import read_json, replacing, write_json
 from crnas_jax.runtime.step_key import split_seed
 from crnas_jax.runtime.workdir import FORMAT
@@ -42,6 +43,9 @@ from crnas_jax.training.loop import train
 
 # Files in the folder of an evaluation.
 DETECTIONS, ERRORS, DRAWS = "detections.json", "errors.json", "draws.npz"
+# What TensorBoard shows of an evaluation: images, their longer side in pixels, and detections from
+# a score on.
+_SHOWN_IMAGES, _SHOWN_SIDE, _SHOWN_SCORE = 4, 480, 0.3
 
 
 def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
@@ -162,11 +166,13 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
         write_json(detections_file(run, step, split), detections)
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
+        metrics = split_metrics(source, detections, detector.options.has_masks)
+        _show(detections_file(run, step, split).parent, source, detections, metrics)
         return {
             "arch": json.loads(detector.spec.to_json()),
             "flops": cost.flops,
             "params": cost.params,
-            **split_metrics(source, detections, detector.options.has_masks),
+            **metrics,
         }
 
     name = f"{step}/{split}"
@@ -180,6 +186,27 @@ def detections(run: Run, step: str, detector: Detector, split: str) -> list[dict
     """
     evaluate(run, step, detector, split)
     return read_json(detections_file(run, step, split)) if team.is_primary() else []
+
+
+def _show(folder, source, detections, metrics):
+    """Write an evaluation's metrics, and what was detected in its first images, to TensorBoard."""
+    categories = source.category_ids, source.class_names
+    with Events(folder) as events:
+        events.scalars(0, {name: value for name, value in metrics.items() if _is_number(value)})
+        for row in range(min(len(source), _SHOWN_IMAGES)):
+            image_id, image = int(source.image_ids[row]), source[row]["image"]
+            truth = [a for a in source.coco["annotations"] if a["image_id"] == image_id]
+            found = [d for d in detections if d["image_id"] == image_id]
+            found = [d for d in found if d["score"] >= _SHOWN_SCORE]
+            panels = [
+                draw.draw(image, draw.results_on(truth, *categories, is_truth=True), _SHOWN_SIDE),
+                draw.draw(image, draw.results_on(found, *categories), _SHOWN_SIDE),
+            ]
+            events.image(0, f"truth and detections/{image_id}", draw.beside(panels))
+
+
+def _is_number(value):
+    return isinstance(value, float)
 
 
 def diagnosis(run: Run, step: str, detector: Detector, split: str) -> dict | None:

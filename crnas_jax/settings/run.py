@@ -32,6 +32,7 @@ class RunOptions:
       budget: total cost in blocks; 0 for the baseline's.
       bootstrap: resamplings behind the interval of the difference.
       erf_images: images behind the receptive fields of the report; 0 for none.
+      profile: steps of each training that the profiler traces; 0 for none.
     """
 
     seed: int = 0
@@ -41,9 +42,10 @@ class RunOptions:
     budget: float = 0.0
     bootstrap: int = 500
     erf_images: int = 8
+    profile: int = 0
 
     def __post_init__(self):
-        check_counts(self, "seed", "devices", "erf_images", least=0)
+        check_counts(self, "seed", "devices", "erf_images", "profile", least=0)
         check_counts(self, "fsdp")
         check_counts(self, "bootstrap", least=2)
         check_not_negative(self, "budget")

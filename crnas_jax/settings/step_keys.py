@@ -16,7 +16,7 @@ from crnas_jax.settings.training import RECIPE_OF, calibration_images
 # hold is in the digests of the data.
 EXECUTION = (
     *("devices", "fsdp", "remat", "checkpoint_seconds", "log_every", "max_subnets_per_call"),
-    *("nms_candidates", "all_zero", "strict", "max_pixels", "workers", "read_ahead"),
+    *("nms_candidates", "all_zero", "strict", "max_pixels", "workers", "read_ahead", "profile"),
 )
 _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.max_size")
 _ROWS = (*_IMAGES, "data.max_objects", "data.mask_size", "data.flip", "data.scale_jitter")

@@ -54,6 +54,7 @@ def train_options(config: ConfigDict, recipe: str) -> TrainOptions:
         seed=run.seed,
         num_devices=run.num_devices,
         fsdp=run.fsdp,
+        profile=run.profile,
     )
 
 

@@ -59,6 +59,7 @@ class TrainOptions:
       log_every: steps between log entries.
       num_devices: number of devices; all when None.
       fsdp: devices that parameters and momentum are split over; 1 for a copy on each.
+      profile: steps that the profiler traces; 0 for none.
     """
 
     epochs: float
@@ -71,11 +72,12 @@ class TrainOptions:
     log_every: int = 10
     num_devices: int | None = None
     fsdp: int = 1
+    profile: int = 0
 
     def __post_init__(self):
         check_positive(self, "epochs")
         check_counts(self, "batch_size", "accumulate", "log_every", "fsdp")
-        check_counts(self, "seed", least=0)
+        check_counts(self, "seed", "profile", least=0)
         check_not_negative(self, "checkpoint_seconds", "ema_decay")
         check_below_one(self, "ema_decay")
 

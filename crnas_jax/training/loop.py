@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints out; the same call on the same folder resumes."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,6 +29,8 @@ from crnas_jax.training.step import Trainer
 # A step's loss is checked when this many later steps are under way: the devices never wait.
 _LAG = 2
 _WEIGHTS = ("params", "batch_stats")
+# Steps before those that the profiler traces.
+_UNTRACED = 5
 
 
 def train(
@@ -64,7 +67,9 @@ def train(
     if start < num_steps:
         batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
         with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
-            state = _run(trainer, state, batches, job, num_steps, checkpoints, log)
+            trace = _Trace(folder / "profile", start, num_steps, options.profile)
+            with contextlib.closing(trace):
+                state = _run(trainer, state, batches, job, num_steps, checkpoints, log, trace)
     result = state["ema"] if options.ema_decay else state
     return {name: result[name] for name in _WEIGHTS}
 
@@ -74,7 +79,7 @@ def _require_same_options(folder, options):
     fields = {
         name: value
         for name, value in dataclasses.asdict(options).items()
-        if name not in ("checkpoint_seconds", "log_every", "num_devices", "fsdp")
+        if name not in ("checkpoint_seconds", "log_every", "num_devices", "fsdp", "profile")
     }
     fields, file = json.loads(json.dumps(fields)), folder / "options.json"
     begun = team.decide(_begin_with, file, fields)
@@ -111,7 +116,7 @@ def _first_state(trainer, checkpoints, initialise):
     return state
 
 
-def _run(trainer, state, batches, job, num_steps, checkpoints, log):
+def _run(trainer, state, batches, job, num_steps, checkpoints, log, trace):
     """Take a step on every batch; return the state after them."""
     options = job.options
     schedule = make_schedule(options.optimizer, options.batch_size, num_steps)
@@ -119,6 +124,8 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
     saved_at = time.monotonic()
     for step, batch in enumerate(batches, int(state["step"]) + 1):
         choice = trainer.model.sample(options.seed, step - 1)
+        log.path(choice)
+        trace.at(step)
         # For what is left out of the network in training.
         batch["progress"] = np.full(len(batch["weight"]), (step - 1) / num_steps, np.float32)
         parts = put_parts(trainer.mesh, batch, options.accumulate)
@@ -135,6 +142,34 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log):
         if stop and step < num_steps:
             raise interruption.Stopped(f"{job.name}: saved at step {step} of {num_steps}")
     return state
+
+
+class _Trace:
+    """The profiler on some steps of a training; each host traces itself.
+
+    The first steps, which compile and fill the pipeline, are left out.
+    """
+
+    def __init__(self, folder, start, num_steps, num_traced):
+        self._folder, self._is_on = folder, False
+        num_untraced = min(_UNTRACED, max(num_steps - start - num_traced, 1))
+        first = start + 1 + num_untraced
+        self._steps = range(first, first + num_traced)
+
+    def at(self, step):
+        """Say which step begins."""
+        if not self._is_on and step in self._steps:
+            jax.profiler.start_trace(str(self._folder))
+            self._is_on = True
+        elif self._is_on and step not in self._steps:
+            self.close()
+
+    def close(self):
+        """Write the trace if one was begun."""
+        if self._is_on:
+            self._is_on = False
+            jax.profiler.stop_trace()
+            print(f"profiler: {self._folder}", flush=True)
 
 
 def _is_due(saved_at, seconds):

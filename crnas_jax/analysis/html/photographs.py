@@ -76,7 +76,7 @@ def _draw_all(record, found, source: DetectionSource):
     drawn = []
     for row in _order(list(mistakes.values()))[:_NUM_PHOTOGRAPHS]:
         image_id = int(source.image_ids[row])
-        image, scale = _resized(source[row]["image"])
+        image = source[row]["image"]
         panels = {"truth": (truth.get(image_id, []), True)}
         panels |= {CALLED[n]: (rows.get(image_id, []), False) for n, rows in by_network.items()}
         pictures = {}
@@ -84,8 +84,7 @@ def _draw_all(record, found, source: DetectionSource):
             objects = results_on(
                 entries, source.category_ids, source.class_names, is_truth=is_truth
             )
-            objects = dataclasses.replace(objects, boxes=objects.boxes * scale)
-            pictures[caption] = _jpeg(draw(image, objects))
+            pictures[caption] = _jpeg(draw(image, objects, _SIDE))
         counts = {CALLED[label]: int(count[row]) for label, count in mistakes.items()}
         drawn.append(Photograph(_file_name(source, image_id), pictures, counts))
     return drawn
@@ -111,13 +110,6 @@ def _file_name(source, image_id):
         if image["id"] == image_id:
             return str(image.get("file_name", image_id))
     return str(image_id)
-
-
-def _resized(image):
-    """Return an image whose longer side is `_SIDE`, and its scale: text needs room."""
-    scale = _SIDE / max(image.shape[:2])
-    size = [max(round(side * scale), 1) for side in image.shape[1::-1]]
-    return np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.LANCZOS)), scale
 
 
 def _jpeg(image):
