@@ -194,7 +194,7 @@ def noise(num_images: int, canvas: tuple[int, int], seed: int = 0) -> np.ndarray
 
 
 def plates(images: Iterable[np.ndarray], size: ImageSize, num_images: int) -> np.ndarray:
-    """Return the first images on the landscape canvas, normalised.
+    """Return the first images on the landscape canvas, normalised; portraits are cut.
 
     Args:
       images: uint8 [height, width, 3] RGB, of any sizes.

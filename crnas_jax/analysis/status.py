@@ -122,10 +122,11 @@ def _parts(record: Record):
     planned = record.plan.get("parts", [])
     steps = [step for name, step in record.steps.items() if not name.startswith("ranking")]
     rows, spent, spent_on, of_part = [], 0.0, 0.0, {}
-    for place, part in enumerate(planned):  # the last that names a step has it
-        of_part |= {s.name: place for s in steps if any(_matches(s, f) for f in part["steps"])}
-    for place, part in enumerate(planned):
-        mine = [step for step in steps if of_part.get(step.name) == place]
+    for part in planned:  # the last that names a step has it, with those that name the same ones
+        names = part["steps"]
+        of_part |= {s.name: names for s in steps if any(_matches(s, f) for f in names)}
+    for part in planned:
+        mine = [step for step in steps if of_part.get(step.name) == part["steps"]]
         finished = [step for step in mine if step.result is not None]
         in_hand = sum(_fraction(step, record.progress) for step in mine if step.result is None)
         share = min((len(finished) + in_hand) / part["count"], 1.0)

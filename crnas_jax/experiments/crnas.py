@@ -20,7 +20,7 @@ from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime import activity, team
+from crnas_jax.runtime import team
 from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.step_key import seed_step
@@ -55,8 +55,7 @@ def run_crnas(run: Run) -> dict:
         **{network: _row(rung, network) for network in rung.archs},
         "difference": _interval(rung.difference("searched", "test")),
         "dataset": {split: len(source) for split, source in run.sources.items()},
-        "seconds": _seconds(run, rung),
-        "finished": activity.now(),
+        **_times(run, rung),
     }
     write_json(run.path / "result.json", result)
     for network in dict.fromkeys(map(rung.owners.get, ("baseline", "searched"))):
@@ -255,8 +254,8 @@ def _evidence(difference):
     }
 
 
-def _seconds(run, rung):
-    """Return the seconds of every step that the result comes from, and their sum."""
+def _times(run, rung):
+    """Return the seconds of every step that the result comes from, and when the last one ended."""
     names = [
         name
         for level in ("stage", "operation")
@@ -274,4 +273,9 @@ def _seconds(run, rung):
     results = {name: run.workdir.finished(name, step_key(run, name)) for name in names}
     # A finished search needs its supernet no more: its folder may be gone.
     seconds = {name: result["seconds"] for name, result in results.items() if result}
-    return {**seconds, "total": round(sum(seconds.values()), 1)}
+    # Steps of earlier versions do not say when they ended.
+    finished = max(result.get("finished", "") for result in results.values() if result)
+    return {
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "finished": finished,
+    }

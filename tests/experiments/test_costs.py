@@ -43,7 +43,8 @@ def test_every_part_is_counted_in_trainings_of_the_baseline(tmp_path):
 
 def test_the_papers_procedure_costs_two_trainings_after_the_searches(tmp_path):
     parts = costs.costs(_run(tmp_path, **{"refine.finalists": 0}))
-    assert parts[-2] == costs.Cost("up to 2 networks, 12 steps each", 2)
+    networks = ("baseline", "stage_only", "searched")
+    assert parts[-2] == costs.Cost("up to 2 networks, 12 steps each", 2, networks, 2)
     assert parts[-1].text == "detection on test, up to 16 images"
     assert not any("finalists" in part.text for part in parts)
 

@@ -96,7 +96,8 @@ class Procedure:
         monkeypatch.setattr(steps, "_fit", lambda run, job: self.done.append(job.name))
         monkeypatch.setattr(steps, "_with_statistics", lambda *_: None)
         monkeypatch.setattr(steps, "predict_split", lambda *_: [])
-        monkeypatch.setattr(steps, "split_metrics", lambda *_: {"AP": 0.0})
+        monkeypatch.setattr(steps, "split_metrics", lambda *_: {"AP": 0.0, "per_class": {}})
+        monkeypatch.setattr(steps, "diagnosis", lambda *_: {"AP": np.zeros(10)})
         monkeypatch.setattr(steps, "write_json", self._write)
         monkeypatch.setattr(crnas.last_rung, "publish", lambda *_: None)
         monkeypatch.setattr(crnas.last_rung, "TrainedScores", _Scores)
@@ -128,7 +129,7 @@ class Procedure:
 
     def open(self, setting="", redo=False, **data):
         config = quickstart.get_config()
-        config.bootstrap = 10
+        config.bootstrap, config.erf_images = 10, 0
         config.data.synthetic.update({"train": 4, "val": 4, "test": 4, **data})
         if isinstance(setting, str):
             name, _, value = setting.partition("=")

@@ -116,7 +116,7 @@ UNUSED = {
         for place in ("data", "pretrain.data")
         for n in ("size", "train", "val", "test")
     ),
-    *("network", "bootstrap"),
+    *("network", "bootstrap", "erf_images"),
     *("detector.stochastic_depth", "pretrain.stochastic_depth"),
     # In the values of the grids, and of the images that statistics come from; racing's is named
     # with the number of finalists.

@@ -47,18 +47,7 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
     if not rows:
         return None
     keys = ["-".join(map(str, row["code"])) for row in rows]
-    charts = []
-    costs = _costs(record, config, [tuple(row["code"]) for row in rows])
-    if costs is not None:
-        marks = [(f"{blocks:g} blocks", place / 1e9) for blocks, place in costs["marks"]]
-        for cost_name, unit in (("multiply-adds, G", 1e9), ("parameters, M", 1e6)):
-            values = [cost / unit for cost in costs[cost_name.split(",")[0]]]
-            marked = _marked(record, costs["baseline"])
-            is_flops = unit == 1e9
-            chart = plots.scores_over_cost(
-                cost_name, values, rows, keys, marked, marks if is_flops else ()
-            )
-            charts.append(figure(chart, networks))
+    charts = [figure(chart, networks) for chart in score_charts(record, config).values()]
     about = paragraph(
         f"{len(rows)} allocations were scored with the supernet's weights on val, AP in percent "
         "with 95 % intervals over images. Such scores rank networks; they are no promise of what "
@@ -80,6 +69,32 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
         _race(all_rows),
         ident="allocations",
     )
+
+
+def score_charts(record: Record, config) -> dict[str, plots.Chart]:
+    """Return every scored allocation over its cost, by the name of the cost; none where unknown.
+
+    Args:
+      record: the working folder, in which allocations are scored.
+      config: its config.
+    """
+    rows = list(longest(record.scores_of("stage")).values())
+    keys = ["-".join(map(str, row["code"])) for row in rows]
+    costs = _costs(record, config, [tuple(row["code"]) for row in rows])
+    if costs is None:
+        return {}
+    marked = _marked(record, costs["baseline"])
+    marks = [(f"{blocks:g} blocks", place / 1e9) for blocks, place in costs["marks"]]
+    flops, params = (
+        [cost / unit for cost in costs[name]] for name, unit in (("flops", 1e9), ("params", 1e6))
+    )
+    return {
+        name: plots.scores_over_cost(name, values, rows, keys, marked, lines)
+        for name, values, lines in (
+            ("multiply-adds, G", flops, marks),
+            ("parameters, M", params, ()),
+        )
+    }
 
 
 def network_texts(record: Record) -> dict[str, str]:
@@ -235,8 +250,8 @@ def _costs(record, config, codes: Sequence[tuple[int, ...]]):
         marks.setdefault(amount, []).append(cost)
     marks = [(amount, sum(costs) / len(costs)) for amount, costs in sorted(marks.items())]
     return {
-        "multiply-adds": flops,
-        "parameters": params,
+        "flops": flops,
+        "params": params,
         "marks": marks[:6],
         "baseline": baseline.label,
     }
