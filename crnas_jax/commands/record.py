@@ -13,13 +13,15 @@ def _workdir(values):
 
 def _report_flags(values, _):
     _workdir(values)
+    text = "Show test photographs, while the data folder is there."
+    flags.DEFINE_bool("photographs", True, text, flag_values=values)
 
 
 def _report(values):
     from crnas_jax.analysis.html import page
     from crnas_jax.analysis.record import Record
 
-    print(page.write(Record.open(values.workdir)))
+    print(page.write(Record.open(values.workdir), values.photographs))
 
 
 def _status_flags(values, _):

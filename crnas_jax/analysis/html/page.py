@@ -31,14 +31,20 @@ NAME = "report.html"
 _FOLDER = pathlib.Path(__file__).parent
 
 
-def write(record: Record) -> pathlib.Path:
+def write(record: Record, with_photographs: bool = True) -> pathlib.Path:
     """Write the report of a working folder into it; return the file.
+
+    Args:
+      record: the working folder.
+      with_photographs: whether test photographs are shown, while the data folder is there.
 
     Raises:
       UserError: the file cannot be written.
     """
     config = config_of(record.config)
-    drawn, why_none = photographs.photographs(record, config)
+    drawn, why_none = [], "They were left out."
+    if with_photographs:
+        drawn, why_none = photographs.photographs(record, config)
     content = page(record, config, drawn, why_none)
     path = record.path / NAME
     with replacing(path) as file:
