@@ -67,6 +67,12 @@ def test_every_script_is_a_command():
          "--config.widths: (1, 2, 3); give 4 entries"),
         (["run", "--workdir=nowhere"], "nowhere: --workdir: there is no such folder to go on in"),
         (["run", QUICKSTART], "--workdir: missing; name a folder"),
+        (["status", "--workdir=nowhere"], "nowhere: --workdir: there is no such folder; name a"),
+        (["report", "--workdir=configs"], "--workdir: no run has begun here: no config.json"),
+        (["visualize-erf", "--output=w"], "--arch: missing; give --arch or --detector"),
+        (["visualize-erf", "--output=w", "--arch=resnet18", "--levels=3,x"], "--levels: 3,x; give"),
+        (["visualize-erf", "--output=w", "--arch=resnet18", "--size=9"], "--size: 9; give HEIGHT"),
+        (["visualize-erf", "--output=docs", "--arch=resnet18"], "--output: it exists already"),
     ],
 )  # fmt: skip
 def test_mistakes_in_flags_are_one_line(capsys, arguments, message):

@@ -16,6 +16,7 @@ from rounding import EPSILON, FACTOR, nudged
 
 import crnas_jax
 from crnas_jax.arch.staged import Arch
+from crnas_jax.data import videos
 from crnas_jax.data.transforms import ImageSize
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.predict import (
@@ -266,6 +267,13 @@ def test_the_script_writes_detections_or_one_line_of_error(folder, tmp_path):
     (photos / "notes.txt").write_text("no photograph")
     cv2.imwrite(str(photos / "grey.png"), RNG.integers(0, 255, (30, 40)).astype(np.uint8))
     cv2.imwrite(str(photos / "below" / "dot.PNG"), np.zeros((1, 1, 3), np.uint8))
+    with videos.FrameWriter(tmp_path / "clip.mp4", 10) as writer:
+        for shade in range(3):
+            writer.add(np.full((40, 60, 3), 80 * shade, np.uint8))
+    truth = {"image_id": 5, "category_id": 8, "bbox": [5, 5, 20, 10], "area": 200, "iscrowd": 0}
+    image = {"id": 5, "file_name": "grey.png", "height": 30, "width": 40}
+    content = {"images": [image], "annotations": [{"id": 1, **truth}], "categories": CATEGORIES}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8")
@@ -278,15 +286,26 @@ def test_the_script_writes_detections_or_one_line_of_error(folder, tmp_path):
         ]
         for name in ("photos", "empty", "broken", "none")
     ]
+    drawn = tmp_path / "drawn"
+    commands[0] += [f"--images={tmp_path}/clip.mp4", f"--draw={drawn}", "--draw_score=0"]
+    commands[0] += [f"--annotations={tmp_path}/truth.json"]
     outcomes = run_commands(commands)
     assert [outcome["status"] for outcome in outcomes] == [0, 0, 2, 2], outcomes
     coco = json.loads((tmp_path / "photos.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == [
         str(photos / "below" / "dot.PNG"),
         str(photos / "grey.png"),
+        *[str(tmp_path / "clip.mp4")] * 3,
     ]
+    assert [image.get("frame") for image in coco["images"]] == [None, None, 0, 1, 2]
+    assert {path.name for path in drawn.iterdir()} == {
+        *("000000_dot.jpg", "000001_grey.jpg", "clip.mp4")
+    }
+    picture = cv2.imread(str(drawn / "000001_grey.jpg"))
+    assert picture.shape == (30, 40 + 6 + 40, 3)  # the truth is beside it
+    assert sum(1 for _ in videos.frames(drawn / "clip.mp4")) == 3
     assert coco["categories"] == CATEGORIES
-    assert {annotation["image_id"] for annotation in coco["annotations"]} <= {1, 2}
+    assert {annotation["image_id"] for annotation in coco["annotations"]} <= {1, 2, 3, 4, 5}
     empty = json.loads((tmp_path / "empty.json").read_text())
     assert empty["images"] == empty["annotations"] == []
     for outcome, name in zip(outcomes[2:], ("broken", "none"), strict=True):

@@ -38,7 +38,9 @@ def test_interrupted_training_resumes_to_the_same_result(tmp_path):
     optimizer = OptimizerOptions(schedule="cosine", warmup_steps=2)
     options = TrainOptions(3, 4, optimizer, checkpoint_seconds=0.0, log_every=4, num_devices=1)
     job = TrainingJob("detector", detector, source, ROWS, options)
-    whole = train(job, tmp_path / "whole")
+    traced = dataclasses.replace(options, profile=1)
+    whole = train(dataclasses.replace(job, options=traced), tmp_path / "whole")
+    assert any((tmp_path / "whole" / "profile").rglob("*.xplane.pb"))
 
     class Interrupted(Exception):
         pass
