@@ -25,6 +25,7 @@ from crnas_jax.runtime.ownership import TOKEN
 
 DOCUMENT = ROOT / "docs" / "inputs.md"
 CASES = making.CASES
+NOTES = (TOKEN, "invocations.jsonl", "plan.json", "data.json")
 
 
 def _row(name, case):
@@ -69,8 +70,8 @@ def test_what_people_bring(tmp_path, capsys, name):
 
 
 def _tree(folder):
-    """Return the files, but for the one that names the latest run, with their times."""
-    files = (path for path in folder.rglob("*") if not path.is_dir() and path.name != TOKEN)
+    """Return the files, but for those that tell of the latest command, with their times."""
+    files = (path for path in folder.rglob("*") if not path.is_dir() and path.name not in NOTES)
     return {path: path.stat().st_mtime_ns for path in files}
 
 

@@ -29,10 +29,14 @@ def verdict(record: Record) -> Markup | None:
     result = record.result
     if result is not None:
         first, *others = report.verdict(result)
-        evidence = [paragraph(line) for line in others]
-        chosen = element("p", first[0].upper() + first[1:] + ".", class_="verdict")
+        evidence = [paragraph(_sentence(line)) for line in others]
+        chosen = element("p", _sentence(first), class_="verdict")
         return section("Result", chosen, *evidence, _evidence(result), ident="result")
     return section("Result", *_unfinished(record), ident="result")
+
+
+def _sentence(line):
+    return f"{line[0].upper()}{line[1:]}."
 
 
 def _evidence(result):
@@ -122,7 +126,11 @@ def _over_seeds(result):
 def _blocks(arch):
     if "depths" not in arch:
         return f"{len(arch.get('blocks', ()))} permuted"
-    return "-".join(map(str, arch["depths"]))
+    depths, dilations = ("-".join(map(str, arch[name])) for name in ("depths", "dilations"))
+    if set(arch["dilations"]) == {1}:
+        return depths
+    about = element("span", f"dilations {dilations}", class_="interval")
+    return join([depths, " ", about])
 
 
 def _latency(record, row):
