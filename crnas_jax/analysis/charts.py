@@ -237,8 +237,8 @@ def _line(x, y, is_there):
     """Return the path of a line, which is interrupted where a value is missing."""
     parts, is_open = [], False
     for a, b, there in zip(x.tolist(), y.tolist(), is_there.tolist(), strict=True):
-        if there:
-            parts.append(f"{'L' if is_open else 'M'}{a:g} {b:g}")
+        if there:  # "h0" is a dot where a point stands alone
+            parts.append(f"L{a:g} {b:g}" if is_open else f"M{a:g} {b:g}h0")
         is_open = there
     return "".join(parts)
 

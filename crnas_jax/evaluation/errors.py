@@ -13,6 +13,7 @@ from crnas_jax.data.source import DetectionSource
 from crnas_jax.evaluation.average_precision import (
     MatchTable,
     bootstrap_weights,
+    confidence_interval,
     match_all,
     match_records,
 )
@@ -48,6 +49,7 @@ class Diagnosis:
       missed_by_image: number of objects without a detection of their class, int [images].
       draws: AP on resampled images; by metric [samples], `per_class` [samples, classes]; NaN where
         there is nothing to detect.
+      values: the same on the images themselves; by metric [1], `per_class` [1, classes].
     """
 
     score: float
@@ -57,6 +59,13 @@ class Diagnosis:
     false_by_image: np.ndarray
     missed_by_image: np.ndarray
     draws: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+    def intervals(self) -> dict:
+        """Return 95 % intervals over images by metric, `per_class` a list; None for none."""
+        ends = {name: _ends(self.draws[name], self.values[name][0]) for name in _INTERVALS}
+        columns = zip(self.draws["per_class"].T, self.values["per_class"][0], strict=True)
+        return {**ends, "per_class": [_ends(draws, value) for draws, value in columns]}
 
     def to_json(self) -> dict:
         """Return everything but the draws as JSON has it; None for NaN."""
@@ -66,7 +75,8 @@ class Diagnosis:
         }
         arrays = ("confusion", "false", "false_by_image", "missed_by_image")
         lists = {name: getattr(self, name).tolist() for name in arrays}
-        return {"score": self.score, "curves": curves, "kinds": list(KINDS), **lists}
+        content = {"score": self.score, "curves": curves, "kinds": list(KINDS)}
+        return {**content, **lists, "ci95": self.intervals()}
 
 
 def diagnose(
@@ -110,6 +120,7 @@ def diagnose(
         false_by_image=counts[0],
         missed_by_image=counts[1],
         draws=_draws(table, weights),
+        values=_draws(table, np.ones((1, len(image_ids)))),
     )
 
 
@@ -137,6 +148,14 @@ def _draws(table, weights):
         if name == "AP":
             draws["per_class"] = by_class
     return draws
+
+
+def _ends(draws, value):
+    """Return the interval of draws that are numbers; None without two of them."""
+    real = draws[np.isfinite(draws)]
+    if len(real) < 2 or not np.isfinite(value):
+        return None
+    return list(confidence_interval(real, float(value)))
 
 
 def _pair(boxes, labels, objects):

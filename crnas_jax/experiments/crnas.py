@@ -176,7 +176,11 @@ def evaluate(run: Run, network: str) -> dict:
     if network == RETURNED:
         network = decide(run)[1].network
     owner = train_network(run, network)
-    return steps.evaluate(run, owner, steps.detector(run, _architecture(run, network)), "test")
+    detector = steps.detector(run, _architecture(run, network))
+    result = steps.evaluate(run, owner, detector, "test")
+    steps.diagnosis(run, owner, detector, "test")
+    steps.receptive_fields(run, owner, detector)
+    return result
 
 
 def pretrain(run: Run, network: str) -> dict:

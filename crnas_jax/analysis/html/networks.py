@@ -20,8 +20,8 @@ _COLOURS = 4
 
 def networks(record: Record) -> Markup | None:
     """Return the networks that are known: compared, finalists, best of each budget."""
-    rows = []
-    for arch, texts in named_networks(record).items():
+    found, rows = named_networks(record), []
+    for arch, texts in found.items():
         text = ", ".join(texts)
         if isinstance(arch, Arch):
             rows.append(_row(arch, text))
@@ -30,11 +30,16 @@ def networks(record: Record) -> Markup | None:
             rows.append(element("div", element("p", text), picture))
     if not rows:
         return None
-    about = paragraph(
+    about = (
         "A box is a block, its number the dilation of its convolution; the groups are stages, "
         "from the finest resolution on."
     )
-    return section("Blocks", about, *rows, ident="blocks")
+    if not any(isinstance(arch, Arch) for arch in found):
+        about = (
+            "A box is a block, its height the level of its resolution; arrows come from the blocks "
+            "that it reads, thick frames mark what the detector reads."
+        )
+    return section("Blocks", paragraph(about), *rows, ident="blocks")
 
 
 def named_networks(record: Record) -> dict:

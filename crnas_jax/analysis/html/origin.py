@@ -82,8 +82,12 @@ def origin(record: Record) -> Markup:
     predict = ["--images=PHOTOS", "--output=detections.json"]
     detector = _detector(record)
     commands = {}
-    if record.invocations:
-        commands["begin again elsewhere"] = record.invocations[0].get("command", [])
+    begun = [row["command"] for row in record.invocations if _has_config(row.get("command"))]
+    if begun:
+        commands["begin again in another folder"] = [
+            "--workdir=ANOTHER" if argument.startswith("--workdir=") else argument
+            for argument in begun[-1]
+        ]
     commands["go on here, or print the result again"] = ["crnas-jax", "run", f"--workdir={folder}"]
     if detector:
         commands["predict"] = ["crnas-jax", "predict", f"--detector={folder}/{detector}", *predict]
@@ -110,6 +114,10 @@ def origin(record: Record) -> Markup:
         details("Config", element("pre", config)),
         ident="origin",
     )
+
+
+def _has_config(command):
+    return any(f"{argument}".startswith("--config=") for argument in command or ())
 
 
 def _detector(record):

@@ -97,9 +97,7 @@ def networks_table(record: Record) -> Markup | None:
         cells += [percent((row.get("segm") or {}).get("AP"))] if with_masks else []
         cells += [difference(row.get("difference"))] if result else []
         body.append(cells)
-    caption = f"On {split}, in percent" + (
-        f"; intervals of 95 % over images{_over_seeds(result)}" if result else ""
-    )
+    caption = f"On {split}, in percent{_over(rows, result)}"
     title = "Networks" if result else f"Networks, on {split}"
     return section(
         title, table(columns, body, caption, class_="numbers"), _classes(rows), ident="networks"
@@ -111,16 +109,30 @@ def compared_rows(record: Record) -> tuple[dict[str, dict], str]:
     if record.result is not None:
         return {label: record.result[label] for label in CALLED if label in record.result}, "test"
     for split in ("test", "val"):
-        rows = {label: record.result_of(f"{label}/{split}") for label in CALLED}
+        rows = {label: _row_alone(record, f"{label}/{split}") for label in CALLED}
         rows = {label: row for label, row in rows.items() if row}
         if rows:
             return rows, split
     return {}, "test"
 
 
-def _over_seeds(result):
-    count = len(result["baseline"]["seeds"])
-    return "" if count == 1 else f" and the {count} seeds"
+def _row_alone(record, step):
+    """Return the metrics of one training, with intervals over images where they are known."""
+    row = record.result_of(step)
+    errors = record.read(f"{step}/errors.json") if row else None
+    if not errors or "ci95" not in errors:
+        return row
+    per_class = dict(zip(row["per_class"], errors["ci95"]["per_class"], strict=False))
+    return {**row, "ci95": {**errors["ci95"], "per_class": per_class}}
+
+
+def _over(rows, result):
+    """Say what the intervals are over; nothing where there are none."""
+    if not any(row.get("ci95") for row in rows.values()):
+        return ""
+    count = len(result["baseline"]["seeds"]) if result else 1
+    seeds = "" if count == 1 else f" and the {count} seeds"
+    return f"; intervals of 95 % over images{seeds}"
 
 
 def _blocks(arch):
