@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from scipy import optimize
 
 from crnas_jax.data.source import objects_record
 from crnas_jax.data.transforms import DetectionRows, ImageSize
@@ -57,10 +58,14 @@ class Field:
         """Standard deviation (y, x) of the Gaussian with the field's second moments, pixels."""
         return tuple(float(deviation) for _, deviation in map(_moments, self._marginals))
 
-    @property
+    @functools.cached_property
     def width(self) -> float:
-        """Four standard deviations, the geometric mean of both axes, pixels."""
-        return float(_WIDTH_IN_DEVIATIONS * np.sqrt(np.prod(self.sigma)))
+        """Four standard deviations of the fitted Gaussian, pixels.
+
+        A round Gaussian on a flat ground is fitted by least squares: the ground takes up what
+        comes from far away by other paths, which `sigma` counts in full.
+        """
+        return _WIDTH_IN_DEVIATIONS * min(_fitted(self.values, self.centre, self.sigma))
 
     @property
     def size(self) -> float:
@@ -211,6 +216,25 @@ def plates(images: Iterable[np.ndarray], size: ImageSize, num_images: int) -> np
         rows.append(to_row({"image": image, **objects_record(0, [])}, False, rng))
     pixels, sizes = (np.stack([row[name] for row in rows]) for name in ("image", "image_size"))
     return np.asarray(jax.jit(preprocess, static_argnums=2)(pixels, sizes, jnp.float32))
+
+
+def _fitted(values, centre, sigma):
+    """Return the standard deviation of the fitted Gaussian, and that of the moments (pixels)."""
+    cells = _pooled(values)
+    step = values.shape[0] // cells.shape[0]
+    y, x = (np.indices(cells.shape) + 0.5) * step
+    cells, spread = cells / cells.max(), float(np.sqrt(np.prod(sigma)))
+
+    def excess(parameters):
+        height, ground, middle_y, middle_x, deviation = parameters
+        distance = (y - middle_y) ** 2 + (x - middle_x) ** 2
+        return (height * np.exp(-distance / (2 * deviation**2)) + ground - cells).ravel()
+
+    # A field without width still has that of a pixel.
+    start = [1.0, float(cells.min()), *centre, max(spread, 0.5)]
+    low, high = [0.0, 0.0, 0.0, 0.0, 0.25], [2.0, 1.0, *values.shape, 2.0 * max(values.shape)]
+    fit = optimize.least_squares(excess, np.clip(start, low, high), bounds=(low, high))
+    return float(fit.x[-1]), spread
 
 
 def _moments(weights):

@@ -115,7 +115,9 @@ def receptive_fields(found: dict) -> str:
                 f"{name:36}{'p' + str(field['level']):>6}{anchor:>8}{field['width']:8.1f}"
                 f"{ratio:>7}{field['size']:7.1f}"
             )
-    lines.append("width: four standard deviations, pixels; ratio: width over the anchor's side")
+    lines.append(
+        "width: four standard deviations of a fitted Gaussian, pixels; ratio: width over anchor"
+    )
     return "\n".join(lines)
 
 

@@ -72,12 +72,12 @@ def test_a_folder_with_nothing_but_a_config_has_a_report(tmp_path):
 def test_broken_and_torn_files_are_left_out(tmp_path):
     path = run_folders.copy(tmp_path / "run")
     for file in ("result.json", "plan.json", "data.json", "baseline/test/errors.json"):
-        (path / file).write_text('{"torn": ')
+        (path / file).write_text('{"unended": ')
     with (path / "journal.jsonl").open("a") as file:
         file.write('{"search": "stage", "code": [1')
     elements, content = _elements(path)
     assert {"allocations", "trainings"} <= set(elements.ids)
-    assert "torn" not in content
+    assert "unended" not in content
 
 
 def test_names_are_text(tmp_path):

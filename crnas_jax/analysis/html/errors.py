@@ -23,14 +23,12 @@ _KINDS = {
 
 def judged(record: Record) -> dict[str, dict]:
     """Return what is known of the errors of the baseline and the network beside it, by name."""
-    networks = ["baseline"]
-    networks.append((record.result or {}).get("returned", "searched"))
-    if networks[1] == "baseline":
-        networks[1] = (record.result["decision"] or {}).get("challenger") or "searched"
+    decision = (record.result or {}).get("decision") or {}
+    # Of networks that coincide one alone is trained.
+    others = [decision.get("network"), decision.get("challenger"), "searched", "stage_only"]
     found = {}
-    for label in dict.fromkeys(networks):
-        step = record.steps.get(f"{label}/test")
-        content = step.read("errors.json") if step else None
+    for label in ("baseline", *others):
+        content = record.read(f"{label}/test/errors.json") if label and len(found) < 2 else None
         if content:
             found[label] = content
     return found

@@ -26,7 +26,7 @@ def fields(record: Record) -> Markup | None:
     about = paragraph(
         "The absolute gradient of a level's central unit with respect to the image, averaged over "
         "images: dark is strong, on a scale of square roots. The box is the level's smallest "
-        "anchor, the broken circle the fitted width, four standard deviations of the field."
+        "anchor, the broken circle the width: four standard deviations of a fitted Gaussian."
     )
     picture = element("div", heat_maps.svg(found), class_="wide", tabindex="0")
     return section("Receptive fields", about, picture, numbers(found), ident="fields")

@@ -82,7 +82,9 @@ def _row(arch, text):
             for dilation in dilations
         ]
         listed = " ".join(map(str, dilations))
-        label = f"stage {number}: {len(dilations)} blocks, dilations {listed}"
-        stages.append(element("span", *boxes, class_="stage", role="img", aria_label=label))
-    head = element("button", text, type="button", class_="follow", data_follow=arch.label)
+        about = f"stage {number}: {len(dilations)} blocks, dilations {listed}"
+        stages.append(element("span", *boxes, class_="stage", role="img", aria_label=about))
+    head = element(
+        "button", f"{arch.label}: {text}", type="button", class_="follow", data_follow=arch.label
+    )
     return element("div", head, element("div", *stages), class_="row", data_network=arch.label)

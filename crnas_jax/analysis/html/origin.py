@@ -10,7 +10,7 @@ from crnas_jax.analysis.markup import element, name
 from crnas_jax.analysis.record import Record
 from crnas_jax.runtime.step_key import split_seed
 
-_MOST_NAMED = 30
+_MOST_NAMED, _LONGEST_NOTE = 30, 400
 
 
 def data(record: Record) -> Markup | None:
@@ -23,11 +23,11 @@ def data(record: Record) -> Markup | None:
         for split, content in splits.items()
     ]
     notes = [
-        element("li", f"{split}: {note}")
+        element("li", f"{split}: ", name(note, _LONGEST_NOTE))
         for split, content in splits.items()
         for note in content["notes"]
     ]
-    notes += [element("li", note) for note in record.data.get("notes", ())]
+    notes += [element("li", name(note, _LONGEST_NOTE)) for note in record.data.get("notes", ())]
     class_names = record.data["class_names"]
     listed = [name(label) for label in class_names[:_MOST_NAMED]]
     counts = [content["objects_by_class"] for content in splits.values()]
