@@ -163,6 +163,16 @@ def svg(chart: Chart, style: str = "") -> Markup:
     )
 
 
+def dash_of(style: int) -> str:
+    """Return the dashes of a style; with the colour they make 36 different lines."""
+    return DASHES[(style + style // NUM_STYLES) % NUM_STYLES]
+
+
+def marker_of(style: int) -> str:
+    """Return the marker of a style."""
+    return MARKERS[(style + style // NUM_STYLES) % NUM_STYLES]
+
+
 def number(value: float) -> str:
     """Return a number of an axis or a table, without needless digits."""
     return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.3g}"
@@ -217,12 +227,12 @@ def _series(series, x_axis, y_axis):
                 "path",
                 d=_line(x, y, is_there),
                 class_="line",
-                stroke_dasharray=DASHES[series.style % NUM_STYLES] or None,
+                stroke_dasharray=dash_of(series.style) or None,
             )
         )
     else:
         points = zip(x[is_there].tolist(), y[is_there].tolist(), strict=True)
-        marker = MARKERS[series.style % NUM_STYLES]
+        marker = marker_of(series.style)
         # A path of all points takes a tenth of the room of an element for each.
         parts.append(
             element("path", d="".join(_MARKS[marker](a, b) for a, b in points), class_=marker)
@@ -244,21 +254,20 @@ def _line(x, y, is_there):
 
 
 def _legend(series, y):
-    style = series.style % NUM_STYLES
     if series.is_line:
         swatch = element(
             "path",
             d=f"M{LEFT} {y}H{LEFT + 26}",
             class_="line",
-            stroke_dasharray=DASHES[style] or None,
+            stroke_dasharray=dash_of(series.style) or None,
         )
     else:
-        marker = MARKERS[style]
+        marker = marker_of(series.style)
         swatch = element("path", d=_MARKS[marker](LEFT + 13, y), class_=marker)
     key = series.keys[0] if len(series.keys) == 1 else None
     return join(
         [
-            element("g", swatch, class_=f"series s{style}", data_network=key),
+            element("g", swatch, class_=f"series s{series.style % NUM_STYLES}", data_network=key),
             _text(shorten(series.name, 56), LEFT + 34, y + 4, "start"),
         ]
     )

@@ -53,7 +53,7 @@ def drawing(architecture: Architecture) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
+        '<defs><marker id="arrowhead" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#555"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
@@ -85,7 +85,7 @@ def _arrow(start, end, dash):
     lift = -_HEIGHT * 0.45 if y0 == y1 and x1 - x0 > _WIDTH else 0
     return (
         f'<path d="M{x0:g},{y0:g} C{x0 + bend:g},{y0 + lift:g} {x1 - bend:g},{y1 + lift:g} '
-        f'{x1:g},{y1:g}" fill="none" stroke="#555"{dash} marker-end="url(#tip)"/>'
+        f'{x1:g},{y1:g}" fill="none" stroke="#555"{dash} marker-end="url(#arrowhead)"/>'
     )
 
 

@@ -26,8 +26,10 @@ from crnas_jax.models.layers import preprocess
 # weight within two standard deviations.
 _SHARE = 1 - 0.9545
 _WIDTH_IN_DEVIATIONS = 4
-# Cells of the longer side of a stored map, at most.
+# Cells of the longer side of a stored map, at most, and of what a Gaussian is fitted to.
 _CELLS = 72
+# Fits, each on a narrower window.
+_FITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +90,15 @@ class Field:
         """
         names = ("level", "stride", "anchor", "num_images", "centre", "sigma", "width", "size")
         numbers = {name: getattr(self, name) for name in names}
-        cells = _pooled(self.values)
+        cells, step = _pooled(self.values)
         shades = np.round(255 * np.sqrt(cells / max(cells.max(), 1e-300))).astype(np.uint8)
-        canvas = list(self.values.shape)
+        canvas = [side * step for side in cells.shape]  # what the map shows
+        unit = [(side // self.stride // 2 + 0.5) * self.stride for side in self.values.shape]
         return {
             **numbers,
             "ratio": self.ratio,
             "canvas": canvas,
+            "unit": unit,
             "map": [bytes(row).hex() for row in shades],
         }
 
@@ -112,7 +116,7 @@ def receptive_fields(
       detector: a stand-alone detector.
       variables: its weights; several are averaged over, such as random ones.
       images: normalised images, float32 [images, height, width, 3] (`plates`, `noise`).
-      levels: levels, 3 for p3; None for all with an anchor size.
+      levels: levels, 3 for p3; None for all.
       batch_size: images in a call.
 
     Raises:
@@ -198,13 +202,16 @@ def noise(num_images: int, canvas: tuple[int, int], seed: int = 0) -> np.ndarray
     return rng.standard_normal((num_images, *canvas, 3), np.float32)
 
 
-def plates(images: Iterable[np.ndarray], size: ImageSize, num_images: int) -> np.ndarray:
-    """Return the first images on the landscape canvas, normalised; portraits are cut.
+def plates(
+    images: Iterable[np.ndarray], size: ImageSize, num_images: int, portrait: bool = False
+) -> np.ndarray:
+    """Return the first images on one canvas, normalised; those of the other orientation are cut.
 
     Args:
       images: uint8 [height, width, 3] RGB, of any sizes.
       size: resize rule.
       num_images: number of images, at most.
+      portrait: whether it is the portrait canvas.
 
     Returns:
       float32 [images, height, width, 3].
@@ -213,28 +220,46 @@ def plates(images: Iterable[np.ndarray], size: ImageSize, num_images: int) -> np
     for image in images:
         if len(rows) == num_images:
             break
-        rows.append(to_row({"image": image, **objects_record(0, [])}, False, rng))
+        rows.append(to_row({"image": image, **objects_record(0, [])}, portrait, rng))
     pixels, sizes = (np.stack([row[name] for row in rows]) for name in ("image", "image_size"))
     return np.asarray(jax.jit(preprocess, static_argnums=2)(pixels, sizes, jnp.float32))
 
 
 def _fitted(values, centre, sigma):
     """Return the standard deviation of the fitted Gaussian, and that of the moments (pixels)."""
-    cells = _pooled(values)
-    step = values.shape[0] // cells.shape[0]
+    spread = float(np.sqrt(np.prod(sigma)))
+    corner, middle, deviation = np.zeros(2, int), np.array(centre), max(spread, 0.5)
+    for _ in range(_FITS):
+        cells, step = _pooled(values)
+        middle, deviation = _fit(cells, step, middle - corner, deviation)
+        middle = middle + corner
+        if step <= max(deviation / 3, 1):
+            break
+        # Cells are too coarse for so narrow a peak: once more on what is around it.
+        reach = int(_WIDTH_IN_DEVIATIONS * deviation) + step
+        low = np.clip(middle.astype(int) - corner - reach, 0, np.array(values.shape) - 2)
+        high = low + 2 * reach
+        values, corner = values[low[0] : high[0], low[1] : high[1]], corner + low
+    return deviation, spread
+
+
+def _fit(cells, step, middle, deviation):
+    """Fit a round Gaussian on a flat ground to cells; return its middle and deviation, pixels."""
     y, x = (np.indices(cells.shape) + 0.5) * step
-    cells, spread = cells / cells.max(), float(np.sqrt(np.prod(sigma)))
+    cells = cells / cells.max()
 
     def excess(parameters):
         height, ground, middle_y, middle_x, deviation = parameters
         distance = (y - middle_y) ** 2 + (x - middle_x) ** 2
-        return (height * np.exp(-distance / (2 * deviation**2)) + ground - cells).ravel()
+        # The mean over a cell is nearly a Gaussian with the cell's variance added.
+        variance = deviation**2 + step**2 / 12
+        return (height * np.exp(-distance / (2 * variance)) + ground - cells).ravel()
 
-    # A field without width still has that of a pixel.
-    start = [1.0, float(cells.min()), *centre, max(spread, 0.5)]
-    low, high = [0.0, 0.0, 0.0, 0.0, 0.25], [2.0, 1.0, *values.shape, 2.0 * max(values.shape)]
+    sides = np.array(cells.shape) * step
+    start = [1.0, float(cells.min()), *middle, deviation]
+    low, high = [0.0, 0.0, 0.0, 0.0, 0.25], [2.0, 1.0, *sides, 2.0 * max(sides)]
     fit = optimize.least_squares(excess, np.clip(start, low, high), bounds=(low, high))
-    return float(fit.x[-1]), spread
+    return fit.x[2:4], float(fit.x[4])
 
 
 def _moments(weights):
@@ -245,8 +270,8 @@ def _moments(weights):
 
 
 def _pooled(values):
-    """Return the means of whole squares of pixels, at most `_CELLS` on a side."""
+    """Return the means of whole squares of pixels, at most `_CELLS` on a side, and their side."""
     step = -(-max(values.shape) // _CELLS)
     height, width = (side // step * step for side in values.shape)
     cells = values[:height, :width].reshape(height // step, step, width // step, step)
-    return cells.mean((1, 3))
+    return cells.mean((1, 3)), step

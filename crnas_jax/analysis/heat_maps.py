@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 from markupsafe import Markup
 
-from crnas_jax.analysis.markup import element
+from crnas_jax.analysis.markup import element, shorten
 from crnas_jax.analysis.plots import STYLE, writing
 
 _SHADES = 64
-_CELL, _GAP, _TOP, _LEFT = 150, 14, 24, 110
+_CELL, _GAP, _TOP, _LEFT = 150, 14, 24, 150
 _STOPS = ((255, 255, 255), (253, 190, 120), (215, 70, 40), (90, 0, 25))
 
 
@@ -36,7 +36,7 @@ def svg(found: Mapping[str, Sequence[Mapping]], style: str = "") -> Markup:
         parts += [element("style", Markup(style)), ground]
     for row, (name, levels) in enumerate(found.items()):
         y = _TOP + row * row_height
-        parts.append(element("text", name[:14], x=4, y=y + tallest / 2))
+        parts.append(element("text", shorten(name, 22), x=4, y=y + tallest / 2))
         for column, field in enumerate(levels):
             x = _LEFT + column * (_CELL + _GAP)
             if row == 0:
@@ -74,7 +74,8 @@ def _map(field, x, y):
     ]
     if field["anchor"] is not None:
         side = field["anchor"] * scale
-        corner = {"x": f"{middle_x - side / 2:.1f}", "y": f"{middle_y - side / 2:.1f}"}
+        unit_y, unit_x = (place * scale for place in field["unit"])
+        corner = {"x": f"{unit_x - side / 2:.1f}", "y": f"{unit_y - side / 2:.1f}"}
         sides = {"width": f"{side:.1f}", "height": f"{side:.1f}"}
         parts.append(element("rect", **corner, **sides, class_="anchor"))
     # An inner SVG cuts off what reaches out of its map.
@@ -88,8 +89,8 @@ def save(found: Mapping[str, Sequence[Mapping]], path: pathlib.Path) -> None:
       UserError: the file cannot be written.
     """
     with writing(path):
-        if path.suffix == ".svg":
-            path.write_text(svg(found, STYLE.read_text()))
+        if path.suffix.lower() == ".svg":
+            path.write_text(svg(found, STYLE.read_text()), encoding="utf-8")
         else:
             _save_png(found, path)
 
@@ -113,7 +114,7 @@ def _save_png(found, path):
             axes.add_patch(Circle((x, y), radius, fill=False, linestyle="--", edgecolor="black"))
             if field["anchor"] is not None:
                 side = field["anchor"]
-                corner = (x - side / 2, y - side / 2)
+                corner = (field["unit"][1] - side / 2, field["unit"][0] - side / 2)
                 box = Rectangle(corner, side, side, fill=False, linewidth=1.5, edgecolor="C0")
                 axes.add_patch(box)
             axes.set_title(f"p{field['level']}", fontsize=8)

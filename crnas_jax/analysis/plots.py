@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from crnas_jax.analysis.charts import DASHES, Chart, Series, svg
+from crnas_jax.analysis.charts import MARKERS, Chart, Series, dash_of, marker_of, svg
 from crnas_jax.errors import UserError
 
 # Points of a training curve: more are averaged.
 _CURVE_POINTS = 150
 # More points than this have no intervals, which would hide each other.
 _MOST_INTERVALS = 60
+_MARKERS = dict(zip(MARKERS, "os^Dx.", strict=True))  # as matplotlib names them
 # The style sheet of figures, in pages and in files.
 STYLE = pathlib.Path(__file__).with_name("html") / "chart.css"
 RECALLS = tuple(place / 100 for place in range(101))
@@ -110,11 +111,11 @@ def training_curves(title: str, runs: Mapping[str, Sequence[Mapping]], keys=None
     return Chart(title, "step", "loss", tuple(series))
 
 
-def precision_recall(title: str, curves: Mapping[str, Sequence[float]]) -> Chart:
-    """Return precision over recall, by name the precisions at the 101 recalls."""
+def precision_recall(title: str, curves: Sequence[tuple[str, Sequence[float]]]) -> Chart:
+    """Return precision over recall: names, and the precisions at the 101 recalls."""
     series = tuple(
         Series(name, RECALLS, curve, style, is_line=True)
-        for style, (name, curve) in enumerate(curves.items())
+        for style, (name, curve) in enumerate(curves)
     )
     return Chart(title, "recall", "precision", series, (), (0.0, 1.0), (0.0, 1.02))
 
@@ -161,8 +162,8 @@ def save(chart: Chart, path: str | pathlib.Path) -> None:
     """
     path = pathlib.Path(path)
     with writing(path):
-        if path.suffix == ".svg":
-            path.write_text(svg(chart, STYLE.read_text()))
+        if path.suffix.lower() == ".svg":
+            path.write_text(svg(chart, STYLE.read_text()), encoding="utf-8")
         else:
             _save_png(chart, path)
 
@@ -171,7 +172,7 @@ def save(chart: Chart, path: str | pathlib.Path) -> None:
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Turn what goes wrong with a figure's file into a UserError."""
     remedy = "name a .svg or .png that can be written"
-    if path.suffix not in (".svg", ".png"):
+    if path.suffix.lower() not in (".svg", ".png"):
         raise UserError(path, "file", f"{path.suffix!r} is no format of figures", remedy)
     try:
         yield
@@ -189,12 +190,12 @@ def _save_png(chart, path):
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for series in chart.series:
-        colour = f"C{series.style}"
+        colour = f"C{series.style % 6}"
         if series.low is not None:
             axes.vlines(series.x, series.low, series.high, colour, alpha=0.5, linewidth=1)
-        form = {"linestyle": "none", "marker": "os^Dx."[series.style % 6], "markersize": 4}
+        form = {"linestyle": "none", "marker": _MARKERS[marker_of(series.style)], "markersize": 4}
         if series.is_line:
-            dash = [float(part) for part in DASHES[series.style % 6].split()]
+            dash = [float(part) for part in dash_of(series.style).split()]
             form = {"linestyle": (0, dash) if dash else "-"}
         axes.plot(series.x, series.y, color=colour, label=series.name or "_", **form)
         for label, *place in zip(series.labels, series.x, series.y, strict=False):

@@ -10,11 +10,16 @@ import math
 import os
 import pathlib
 
+from crnas_jax import arch as archs
+from crnas_jax.arch.scale_permuted import ScalePermuted
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.activity import INVOCATIONS, PROGRESS
 from crnas_jax.runtime.files import read_json
 from crnas_jax.runtime.workdir import read_config
 
+# File in the folder of a search: the journal's keys by name of the search.
+JOURNAL_KEY = "journal.json"
 # Folders in which no step lies.
 _NO_STEPS = {"set_aside", "checkpoints", "variables", "returned", "records", "logs", "profile"}
 
@@ -27,17 +32,30 @@ class Step:
       name: name of the step and of its folder.
       path: its folder.
       result: its result; None until it is finished.
+      begun: when it was begun, ISO 8601; "" where that is not known.
     """
 
     name: str
     path: pathlib.Path
     result: dict | None
+    begun: str = ""
+
+    @property
+    def finished(self) -> str:
+        """When it was finished, ISO 8601; "" where it is not, or that is not known."""
+        return (self.result or {}).get("finished", "")
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
         """The entries of a training's `metrics.jsonl`, in order of their steps."""
         rows = [row for row in _json_lines(self.path / "metrics.jsonl") if "step" in row]
         return sorted(rows, key=lambda row: row["step"])
+
+    @property
+    def touched(self) -> float:
+        """When something of it was written last, seconds."""
+        files = (self.path / name for name in ("key.json", "metrics.jsonl", "spent.json"))
+        return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
     def read(self, name: str):
         """Return the content of a JSON file of the step; None where it is missing or no JSON."""
@@ -51,11 +69,13 @@ class Record:
     Attributes:
       path: the working folder.
       config: the config that it was last worked on with.
+      digests: by split the digests of its annotations and images.
       steps: begun steps by name; finished ones come first, in the order of their end.
     """
 
     path: pathlib.Path
     config: dict
+    digests: dict
     steps: dict[str, Step]
 
     @classmethod
@@ -71,7 +91,8 @@ class Record:
         if not (path / "config.json").is_file():
             remedy = "name the folder that was given as --workdir"
             raise UserError(path, "--workdir", "no run has begun here: no config.json", remedy)
-        return cls(path, read_config(path)["config"], _steps(path))
+        content = read_config(path)
+        return cls(path, content["config"], content["data"], _steps(path))
 
     @functools.cached_property
     def result(self) -> dict | None:
@@ -80,9 +101,9 @@ class Record:
         if not isinstance(result, dict) or "decision" not in result:
             return None
         steps = [step for name, step in self.steps.items() if not name.startswith("ranking")]
-        last = max((step.result.get("finished", "") for step in steps if step.result), default="")
-        is_under_way = any(step.result is None for step in steps)
-        return None if is_under_way or last > result.get("finished", last) else result
+        times = [step.finished if step.result else step.begun for step in steps]
+        last = max(times, default="")
+        return None if last > result.get("finished", last) else result
 
     @functools.cached_property
     def scores(self) -> list[dict]:
@@ -120,14 +141,51 @@ class Record:
         return self.steps[step].result if step in self.steps else None
 
     @property
-    def begun(self) -> list[Step]:
-        """The steps that are begun and not finished."""
-        return [step for step in self.steps.values() if step.result is None]
+    def in_hand(self) -> Step | None:
+        """The step that is begun and not finished; of several the one that was worked on last."""
+        steps = [step for step in self.steps.values() if step.result is None]
+        if self.result is not None or not steps:
+            return None
+        return max(steps, key=lambda step: (step.begun, step.touched))
+
+    def is_current(self, step: Step) -> bool:
+        """Tell whether a finished step is this config's: an earlier config may have left it."""
+        begun = self.plan.get("begun", "")
+        return step.finished >= begun or step.name in self.plan.get("current", ())
+
+    def finalists(self) -> list[tuple[Arch, float]]:
+        """Return the finalists that are trained so far, and their AP on `val`."""
+        if self.result is not None:
+            rows = [row for rows in self.result["finalists"].values() for row in rows]
+        else:
+            steps = [
+                step
+                for name, step in self.steps.items()
+                if name.startswith("finalists/") and name.endswith("/val") and step.result
+            ]
+            rows = [step.result for step in steps if self.is_current(step)]
+        found = {}
+        for row in rows:
+            arch = read_arch(row["arch"])
+            if arch is not None and row.get("AP") is not None:
+                found[arch] = row["AP"]
+        return list(found.items())
 
     def scores_of(self, search: str) -> list[dict]:
-        """Return the journal's lines of a search that belong together: those of its latest key."""
+        """Return the journal's lines of a search that belong to its present or last run."""
+        level = search.partition(",")[0]
         rows = [row for row in self.scores if row["search"] == search]
-        return [row for row in rows if row["config"] == rows[-1]["config"]]
+        key = (self.read(f"{level}_search/{JOURNAL_KEY}") or {}).get(search)
+        key = key or (rows[-1]["config"] if rows else None)
+        return [row for row in rows if row["config"] == key]
+
+
+def read_arch(fields) -> Arch | ScalePermuted | None:
+    """Return the architecture of a result; None for one of another version."""
+    try:
+        return archs.read(json.dumps(fields))
+    except UserError:
+        return None
 
 
 def longest(rows: list[dict]) -> dict[tuple, dict]:
@@ -148,11 +206,11 @@ def _steps(path):
         if "key.json" in files:
             place = pathlib.Path(folder)
             name, result = place.relative_to(path).as_posix(), _json(place / "result.json")
-            steps.append(Step(name, place, result if isinstance(result, dict) else None))
+            begun = (_json(place / "key.json") or {}).get("begun", "")
+            steps.append(Step(name, place, result if isinstance(result, dict) else None, begun))
 
     def order(step):
-        result = step.result or {"finished": "z"}  # after every time
-        return result.get("finished", ""), step.name
+        return step.finished if step.result else "z", step.name  # after every time
 
     return {step.name: step for step in sorted(steps, key=order)}
 

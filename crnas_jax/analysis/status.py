@@ -21,23 +21,23 @@ def status(record: Record) -> dict:
     """Return how far a run is.
 
     Returns:
-      `state`: "finished", "working", "silent" (it may have been broken off) or "between commands";
-      `begun`: steps in hand; `progress`: of the work in hand; `silent_seconds` since the last sign
-      of life; `parts`: by part of the plan its `text` and the `share` that is done; `share` of all;
-      `seconds_left` until all is done, None while unknown; `found`: lines.
+      `state`: "finished", "working", "silent" (it may have been broken off) or "between steps";
+      `step`: the step in hand; `progress`: of the work in hand; `silent_seconds`: since the last
+      sign of life; `parts`: for each part of the plan its `text` and the `share` that is done;
+      `share` of all; `seconds_left` until all is done, None while unknown; `found`: lines.
     """
     parts, share, seconds_left = _parts(record)
-    silent = _silent_seconds(record)
-    begun = [step.name for step in record.begun]
-    state = "working" if silent < _SILENT else "silent"
+    silent, step = _silent_seconds(record), record.in_hand
     if record.result is not None:
         state = "finished"
-    elif not begun and silent >= _SILENT:
-        state = "between commands"
+    elif step is None:
+        state = "between steps"
+    else:
+        state = "working" if silent < _SILENT else "silent"
     return {
         "state": state,
-        "begun": begun,
-        "progress": record.progress if begun else {},
+        "step": step.name if step else None,
+        "progress": _progress(record, step),
         "silent_seconds": round(silent),
         "parts": parts,
         "share": share,
@@ -55,11 +55,11 @@ def text(record: Record) -> str:
         "working": f"working, {ago}",
         "silent": f"no sign of life for {duration(now['silent_seconds'])}: it may have been broken "
         "off; the same command goes on",
-        "between commands": f"no step is begun and not finished, {ago}",
+        "between steps": f"no step is in hand, {ago}",
     }
     lines = [f"{record.path}: {about[now['state']]}"]
-    if now["begun"]:
-        lines.append(f"in {', '.join(now['begun'])}{_progress_text(now['progress'])}")
+    if now["step"]:
+        lines.append(f"in {now['step']}{_progress_text(now['progress'])}")
     for part in now["parts"]:
         share = "done" if part["share"] == 1 else f"{100 * part['share']:.0f} %"
         lines.append(f"  {part['text']:65}{share:>6}")
@@ -75,9 +75,9 @@ def text(record: Record) -> str:
 def status_section(record: Record) -> Markup | None:
     """Return how far a run is as a section; None once it is finished or nothing was planned."""
     now = status(record)
-    if now["state"] == "finished" or not now["begun"]:
+    if now["step"] is None:
         return None
-    lines = [f"In {', '.join(now['begun'])}{_progress_text(now['progress'])}."]
+    lines = [f"In {now['step']}{_progress_text(now['progress'])}."]
     if now["seconds_left"] is not None:
         lines.append(f"About {duration(now['seconds_left'])} are left.")
     rows = [(part["text"], f"{100 * part['share']:.0f} %") for part in now["parts"]]
@@ -96,9 +96,16 @@ def found(record: Record) -> list[str]:
             lines += report.search(level, row).splitlines()[:1]
     for step in record.steps:
         row = record.result_of(step)
-        if step.endswith(("/val", "/test")) and row is not None and row.get("AP") is not None:
+        is_evaluation = step.endswith(("/val", "/test")) and record.is_current(record.steps[step])
+        if is_evaluation and row is not None and row.get("AP") is not None:
             lines.append(f"{step}: AP {100 * row['AP']:.1f}")
     return lines
+
+
+def _progress(record, step):
+    """Return the progress of the step in hand; nothing where what is there is of an earlier one."""
+    progress = record.progress
+    return progress if step and progress.get("time", "") >= step.begun else {}
 
 
 def _progress_text(progress):
@@ -111,27 +118,28 @@ def _progress_text(progress):
 
 def _silent_seconds(record):
     times = [record.path / name for name in _SIGNS]
-    times += [step.path / "metrics.jsonl" for step in record.begun]
-    times += [step.path / "key.json" for step in record.steps.values()]
-    latest = max((file.stat().st_mtime for file in times if file.exists()), default=0.0)
+    latest = [file.stat().st_mtime for file in times if file.exists()]
+    latest = max([*latest, *(step.touched for step in record.steps.values())], default=0.0)
     return max(datetime.datetime.now().timestamp() - latest, 0.0)
 
 
 def _parts(record: Record):
     """Return the parts of the plan, the share that is done, and the seconds that are left."""
-    planned = record.plan.get("parts", [])
+    planned, in_hand = record.plan.get("parts", []), record.in_hand
+    progress = _progress(record, in_hand)
     steps = [step for name, step in record.steps.items() if not name.startswith("ranking")]
-    rows, spent, spent_on, of_part = [], 0.0, 0.0, {}
+    steps = [step for step in steps if step is in_hand or (step.result and record.is_current(step))]
+    rows, seconds, spent_on, of_part = [], {}, 0.0, {}
     for part in planned:  # the last that names a step has it, with those that name the same ones
         names = part["steps"]
         of_part |= {s.name: names for s in steps if any(_matches(s, f) for f in names)}
     for part in planned:
         mine = [step for step in steps if of_part.get(step.name) == part["steps"]]
         finished = [step for step in mine if step.result is not None]
-        in_hand = sum(_fraction(step, record.progress) for step in mine if step.result is None)
-        share = min((len(finished) + in_hand) / part["count"], 1.0)
+        begun = _fraction(in_hand, progress) if in_hand in mine else 0.0
+        share = min((len(finished) + begun) / part["count"], 1.0)
         rows.append({"text": part["text"], "share": share, "is_begun": bool(mine)})
-        spent += sum(step.result.get("seconds", 0.0) for step in finished)
+        seconds |= {step.name: step.result.get("seconds", 0.0) for step in finished}
         spent_on += part["trainings"] * min(len(finished) / part["count"], 1.0)
     for place, row in enumerate(rows[:-1]):
         # Networks may coincide: fewer than planned are trained. The last part goes beside others.
@@ -143,7 +151,7 @@ def _parts(record: Record):
     total = sum(part["trainings"] for part in planned)
     pairs = list(zip(planned, rows, strict=True))
     done = sum(part["trainings"] * row["share"] for part, row in pairs)
-    seconds_left = (total - done) * spent / spent_on if spent_on else None
+    seconds_left = (total - done) * sum(seconds.values()) / spent_on if spent_on else None
     shown = [{"text": row["text"], "share": round(row["share"], 4)} for row in rows]
     return shown, done / total if total else 0.0, seconds_left
 

@@ -123,13 +123,13 @@ def experiment(
                     work.record()
                     team.decide(beginning.record, work, text)
                 answer = action(work, values)
+                if answer is not None:
+                    result, text = answer
+                    print(json.dumps(result) if values.json else text, flush=True, file=output)
                 if not is_dry(values):
                     team.decide(_write_report, work.path)
             finally:
                 work.workdir.release()
-        if answer is not None:
-            result, text = answer
-            print(json.dumps(result) if values.json else text, flush=True, file=output)
 
     return Command(
         summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=True
@@ -140,7 +140,11 @@ def _write_report(path):
     from crnas_jax.analysis.html import page
     from crnas_jax.analysis.record import Record
 
-    page.write(Record.open(path))
+    try:
+        page.write(Record.open(path))
+    except Exception as error:  # what was asked for is done
+        text = f"{type(error).__name__}: {error}"
+        print(f"WARNING: no report was written ({text}); crnas-jax report says more", flush=True)
 
 
 def _is_own(flag):

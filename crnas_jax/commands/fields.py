@@ -46,20 +46,25 @@ def _run(values):
     files = [file for path in values.images for file in list_images(path)]
     if values.images and not files:
         raise UserError(", ".join(values.images), "--images", "no images", "give some")
-    found = {}
+    try:
+        output.mkdir(parents=True)
+    except OSError as error:
+        problem = error.strerror or "unwritable"
+        raise UserError(output, "--output", problem, "name a folder that can be made") from error
+    is_portrait, found = size[0] > size[1], {}
     for name, (detector, variables, image_size) in _detectors(values).items():
         if image_size is None or values["size"].present:
             image_size = ImageSize(min(size), max(size), detector.options.neck.coarsest_stride)
         if files:
-            images = erf.plates(map(read_image, files), image_size, values.num_images)
+            pixels = map(read_image, files)
+            images = erf.plates(pixels, image_size, values.num_images, is_portrait)
         else:
-            images = erf.noise(values.num_images, image_size.canvas(False), values.seed)
+            images = erf.noise(values.num_images, image_size.canvas(is_portrait), values.seed)
         height, width = images.shape[1:3]
         text = f"{name}: {len(variables)} x {len(images)} images of {height} x {width}"
         print(text, file=sys.stderr, flush=True)
         fields = erf.receptive_fields(detector, variables, images, levels, values.batch_size)
         found[name] = [field.to_json() for field in fields]
-    output.mkdir(parents=True)
     write_json(output / "fields.json", {"format": 1, "fields": found})
     for suffix in ("svg", "png"):
         heat_maps.save(found, output / f"fields.{suffix}")
@@ -94,13 +99,20 @@ def _detectors(values):
     for name in values.arch:
         detector = Detector(zoo.find(name), DetectorOptions(num_classes=80))
         keys = jax.random.split(jax.random.key(values.seed), values.networks)
-        label = f"{pathlib.Path(name).stem}, random"
+        label = _label(pathlib.Path(name).stem, name, "random", detectors)
         detectors[label] = detector, [detector.init(key) for key in keys], None
     for folder in values.detector:
         predictor = crnas_jax.load_detector(folder)
-        label = f"{'/'.join(pathlib.Path(folder).parts[-2:])}, trained"
+        short = "/".join(pathlib.Path(folder).parts[-2:])
+        label = _label(short, folder, "trained", detectors)
         detectors[label] = predictor.detector, [predictor.variables], predictor.size
     return detectors
+
+
+def _label(short, whole, kind, taken):
+    """Return a name that is not taken yet."""
+    label = f"{short}, {kind}"
+    return label if label not in taken else f"{whole}, {kind}"
 
 
 COMMANDS = {

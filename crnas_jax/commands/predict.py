@@ -1,7 +1,6 @@
 """Subcommand that runs a trained detector on photographs and videos."""
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +10,9 @@ from crnas_jax.commands.command import Command, define_hosts
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest, write_json
+
+# Characters of a file's name in that of its drawing.
+_LONGEST_STEM = 80
 
 
 def _flags(values, _):
@@ -27,7 +29,7 @@ def _flags(values, _):
     flags.DEFINE_string("draw", None, text, flag_values=values)
     text = "Smallest score of a detection that is drawn."
     flags.DEFINE_float("draw_score", 0.5, text, 0.0, 1.0, flag_values=values)
-    text = "COCO json with the objects of the images, which --draw shows beside the detections."
+    text = "COCO json with the images' objects (in pixels of the image as shown), for --draw."
     flags.DEFINE_string("annotations", None, text, flag_values=values)
     text = "Largest number of images in a call."
     flags.DEFINE_integer("batch_size", 8, text, 1, flag_values=values)
@@ -36,25 +38,38 @@ def _flags(values, _):
     define_hosts(values)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Media:
     """The images of the command: files, and videos with all their frames.
 
     Attributes:
       files: image files.
       videos: video files.
-      max_pixels: pixels of the largest image.
+      num_frames: number of frames of each video; known when `images` are read.
     """
 
     files: Sequence[pathlib.Path]
     videos: Sequence[pathlib.Path]
-    max_pixels: int
+    num_frames: list[int] = dataclasses.field(default_factory=list)
 
     def images(self) -> Iterator:
         """Yield the images, those of videos as arrays, one file after the other."""
         from crnas_jax.data import videos
 
-        return itertools.chain(self.files, *map(videos.frames, self.videos))
+        yield from self.files
+        for film in self.videos:
+            self.num_frames.append(0)
+            for frame in videos.frames(film):
+                self.num_frames[-1] += 1
+                yield frame
+
+    def entries(self) -> Iterator[dict]:
+        """Yield for each image its file and, of a video, the number of the frame."""
+        for file in self.files:
+            yield {"file_name": str(file)}
+        for film, count in zip(self.videos, self.num_frames, strict=True):
+            for frame in range(count):
+                yield {"file_name": str(film), "frame": frame}
 
 
 def _predict(values):
@@ -69,7 +84,8 @@ def _predict(values):
         raise UserError(
             values.output, "--output", "no file in an existing folder", "name the json to write"
         )
-    media, truth = _media(values), _truth(values)
+    media = _media(values)
+    truth = _truth(values, media.files)
     detector = crnas_jax.load_detector(values.detector)
     if team.is_joint():
         names = [file.name for file in media.files]
@@ -82,14 +98,15 @@ def _predict(values):
         )
     hosts = team.current()
     numbers = range(hosts.index, len(media.files), hosts.count)
-    own = dataclasses.replace(media, files=[media.files[number] for number in numbers])
-    shown = tqdm(own.images(), unit="image", disable=None)  # on a terminal
+    own = _Media([media.files[number] for number in numbers], media.videos)
+    count = None if own.videos else len(own.files)
+    shown = tqdm(own.images(), unit="image", total=count, disable=None)  # on a terminal
     predictions = detector.predict(shown, values.score, values.batch_size, values.max_pixels)
-    names = _names(own, len(predictions))
+    entries = list(own.entries())
+    names = [entry["file_name"] for entry in entries]
     result = predictions_to_coco(names, predictions, detector.category_ids, detector.class_names)
-    _number_frames(result, own)
-    if values.draw:
-        _draw(values, own, numbers, predictions, detector, truth)
+    for image, entry in zip(result["images"], entries, strict=True):
+        image |= entry
     if team.is_joint():
         result = join_turns(team.gather(result))
     write_json(output, result)
@@ -97,6 +114,7 @@ def _predict(values):
     note = "" if num_images else f" (there are no images in {', '.join(values.images)})"
     print(f"{len(result['annotations'])} detections in {num_images} images{note}: {output}")
     if values.draw:
+        _draw(values, own, numbers, predictions, truth)
         print(f"drawn with a score from {values.draw_score:g} on: {values.draw}")
 
 
@@ -119,76 +137,61 @@ def _media(values):
         if values[name].present and not values.draw:
             problem, remedy = "given without --draw", "name the folder for the drawn images"
             raise UserError("command line", f"--{name}", problem, remedy)
-    if values.draw and pathlib.Path(values.draw).is_file():
-        raise UserError(values.draw, "--draw", "it is a file", "name a folder")
-    return _Media(files, films, values.max_pixels)
+    if values.draw:
+        try:
+            pathlib.Path(values.draw).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = "name a folder that can be written"
+            raise UserError(values.draw, "--draw", error.strerror or "no folder", remedy) from error
+    return _Media(files, films)
 
 
-def _names(media, count):
-    """Return the file name of each image, a video's for each of its frames."""
-    from crnas_jax.data import videos
-
-    names = [str(file) for file in media.files]
-    for film in media.videos:
-        # Frames are counted only where another video follows: they are decoded for it.
-        rest = count - len(names)
-        num_frames = rest if film == media.videos[-1] else sum(1 for _ in videos.frames(film))
-        names += [str(film)] * num_frames
-    return names
-
-
-def _number_frames(result, media):
-    """Say of the frames of videos which they are, from 0."""
-    films, seen = set(map(str, media.videos)), {}
-    for image in result["images"]:
-        if image["file_name"] in films:
-            image["frame"] = seen.get(image["file_name"], 0)
-            seen[image["file_name"]] = image["frame"] + 1
-
-
-def _truth(values):
-    """Return the annotated data set to draw beside the detections; None without."""
+def _truth(values, files):
+    """Return what to draw beside the detections: by file its annotated objects; None without."""
     from crnas_jax.data.coco import CocoSource
+    from crnas_jax.evaluation import draw, results
 
     if not values.annotations:
         return None
     file = pathlib.Path(values.annotations)
-    return CocoSource(file.parent, file)
+    source = CocoSource(file.parent, file)
+    names = source.category_ids, source.class_names
+    entries = results.annotations_of(source, file, files)
+    return {file: draw.results_on(rows, *names, is_truth=True) for file, rows in entries.items()}
 
 
-def _draw(values, media, numbers, predictions, detector, truth):
+def _draw(values, media, numbers, predictions, truth):
     """Write the images with what was detected, frames of a video as a video."""
     import PIL.Image
 
     from crnas_jax.data import videos
-    from crnas_jax.evaluation import draw, results
+    from crnas_jax.evaluation import draw
     from crnas_jax.evaluation.predict import read_image
 
     folder, remaining = pathlib.Path(values.draw), iter(predictions)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = "name a folder that can be written"
-        raise UserError(folder, "--draw", error.strerror or "unwritable", remedy) from error
 
-    def drawn(image, prediction):
-        return draw.draw(image, draw.prediction_on(prediction, values.draw_score))
+    def drawn(image):
+        return draw.draw(image, draw.prediction_on(next(remaining), values.draw_score))
+
+    def target(number, file, suffix):
+        # Files of several folders may have one name; a number keeps them apart, and from the input.
+        return folder / f"{number:06}_{file.stem[:_LONGEST_STEM]}{suffix}"
 
     for number, file in zip(numbers, media.files, strict=True):
-        image = read_image(file, media.max_pixels)
-        panels = [drawn(image, next(remaining))]
+        image = read_image(file, values.max_pixels)
+        panels = [drawn(image)]
         if truth is not None:
-            entries = results.annotations_of(truth, file)
-            objects = draw.results_on(entries, truth.category_ids, truth.class_names, is_truth=True)
-            panels.insert(0, draw.draw(image, objects))
-        # Files of several folders may have one name.
+            panels.insert(0, draw.draw(image, truth[file]))
         picture = PIL.Image.fromarray(draw.beside(panels))
-        picture.save(folder / f"{number:06}_{file.stem}.jpg", quality=92)
-    for film in media.videos:
-        target = folder / f"{film.stem}.mp4"
-        with videos.FrameWriter(target, videos.frames_per_second(film)) as writer:
+        picture.save(target(number, file, ".jpg"), quality=92)
+    for number, film in enumerate(media.videos, len(media.files)):
+        path, rate = target(number, film, ".mp4"), videos.frames_per_second(film)
+        if path.exists() and path.samefile(film):
+            remedy = "name another folder"
+            raise UserError(path, "--draw", "it is the video that is read", remedy)
+        with videos.FrameWriter(path, rate) as writer:
             for frame in videos.frames(film):
-                writer.add(drawn(frame, next(remaining)))
+                writer.add(drawn(frame))
 
 
 COMMANDS = {

@@ -73,8 +73,12 @@ class Diagnosis:
             name: [None if np.isnan(row[0]) else np.round(row, 4).tolist() for row in curve]
             for name, curve in self.curves.items()
         }
-        arrays = ("confusion", "false", "false_by_image", "missed_by_image")
+        arrays = ("false", "false_by_image", "missed_by_image")
         lists = {name: getattr(self, name).tolist() for name in arrays}
+        rows, columns = np.nonzero(self.confusion)
+        pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+        # Most pairs of many classes are never confused.
+        lists["confusion"] = [[*pair, int(self.confusion[pair])] for pair in pairs]
         content = {"score": self.score, "curves": curves, "kinds": list(KINDS)}
         return {**content, **lists, "ci95": self.intervals()}
 

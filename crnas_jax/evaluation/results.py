@@ -139,15 +139,25 @@ def _image_ids(path, content, source, may_miss=False):
     return found
 
 
-def annotations_of(source: DetectionSource, file: str | os.PathLike) -> list[dict]:
-    """Return the annotations of the image with a file's name; none where there is no such image.
+def annotations_of(
+    source: DetectionSource, path: str | os.PathLike, files: Sequence[pathlib.Path]
+) -> dict[pathlib.Path, list[dict]]:
+    """Return by file the annotations of the image with its name; none where there is none.
+
+    Args:
+      source: the split.
+      path: its annotation file, for messages.
+      files: image files.
 
     Raises:
-      UserError: several images may be meant.
+      UserError: several images of the split may be meant.
     """
-    content = {"images": [{"id": 0, "file_name": str(file)}]}
-    image = _image_ids(file, content, source, may_miss=True)[0]
-    return [entry for entry in source.coco["annotations"] if entry["image_id"] == image]
+    content = {"images": [{"id": row, "file_name": str(file)} for row, file in enumerate(files)]}
+    image_ids = _image_ids(path, content, source, may_miss=True)
+    by_image = collections.defaultdict(list)
+    for entry in source.coco["annotations"]:
+        by_image[entry["image_id"]].append(entry)
+    return {file: by_image[image_ids[row]] for row, file in enumerate(files)}
 
 
 def _common_end(parts, others):

@@ -7,7 +7,9 @@ import platform
 import jax
 
 from crnas_jax import __version__
+from crnas_jax.analysis.record import Record
 from crnas_jax.experiments import costs
+from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime import activity, team
 from crnas_jax.runtime.files import write_json
@@ -26,7 +28,13 @@ def record(run: Run, plan: str) -> None:
     """
     is_search = "val" in run.sources and has_stages(run.config)
     parts = costs.costs(run) if is_search else []
-    content = {"format": FORMAT, "text": plan, "parts": [dataclasses.asdict(p) for p in parts]}
+    content = {
+        "format": FORMAT,
+        "begun": activity.now(),
+        "text": plan,
+        "parts": [dataclasses.asdict(part) for part in parts],
+        "current": _current(run),
+    }
     write_json(run.path / "plan.json", content)
     if run.sources:
         write_json(run.path / "data.json", {"format": FORMAT, **_data(run)})
@@ -39,6 +47,13 @@ def record(run: Run, plan: str) -> None:
         devices=f"{run.workdir.num_devices} x {devices[0].device_kind}",
         hosts=team.current().count,
     )
+
+
+def _current(run):
+    """List the steps in the folder that have this config's keys; the others are of earlier ones."""
+    names = [*Record.open(run.path).steps]
+    stored = {name: run.workdir.stored_key(name) for name in names}
+    return [name for name in names if stored[name].digest == step_key(run, name).digest]
 
 
 def _data(run):

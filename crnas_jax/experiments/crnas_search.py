@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import PyTree
 
+from crnas_jax.analysis.record import JOURNAL_KEY
 from crnas_jax.errors import UserError
 from crnas_jax.experiments.keys import key_of
 from crnas_jax.experiments.limits import baseline_excess, limits
@@ -15,7 +16,8 @@ from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.experiments.steps import load_trained
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.runtime.files import digest
+from crnas_jax.runtime import team
+from crnas_jax.runtime.files import digest, write_json
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.scores import best
 from crnas_jax.search.strategies.greedy import complete
@@ -134,6 +136,7 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
     run = supernet.run
     spaces = search_settings.limited_stages(run.config, limits(run, supernet.detector))
     scores = supernet.stage_scores()
+    _note_scores(run, "stage", scores)
     strategy = search_settings.search_strategy(run.config, "stage")
     ranked = strategy.run(list(spaces.values()), scores)
     _require_any_score(run, ranked, "stage")
@@ -161,6 +164,7 @@ def search_dilations(supernet: TrainedSupernet) -> dict:
 
     strategy = search_settings.search_strategy(run.config, "operation")
     scores = supernet.operation_scores(strategy.scores_partial_codes)
+    _note_scores(run, "operation", scores)
     within = limited(space, limits(run, supernet.detector), arch_of)
     (ranking,) = strategy.run([within], scores)
     effort = scores.effort()
@@ -176,6 +180,11 @@ def search_dilations(supernet: TrainedSupernet) -> dict:
         effort = {name: count + effort[name] for name, count in scores.effort().items()}
     _require_any_score(run, [ranking], "operation")
     return {**_describe(run, *ranking[0], arch_of), **effort, "ranking": _ranking(ranking)}
+
+
+def _note_scores(run, level, scores):
+    """Say in the search's folder which lines of the journal are its own."""
+    team.decide(write_json, run.path / f"{level}_search" / JOURNAL_KEY, {scores.name: scores.key})
 
 
 def _ranking(ranked):

@@ -192,7 +192,9 @@ def _show(folder, source, detections, metrics):
     """Write an evaluation's metrics, and what was detected in its first images, to TensorBoard."""
     categories = source.category_ids, source.class_names
     with Events(folder) as events:
-        events.scalars(0, {name: value for name, value in metrics.items() if _is_number(value)})
+        events.scalars(
+            0, {name: metrics[name] for name in metrics if isinstance(metrics[name], float)}
+        )
         for row in range(min(len(source), _SHOWN_IMAGES)):
             image_id, image = int(source.image_ids[row]), source[row]["image"]
             truth = [a for a in source.coco["annotations"] if a["image_id"] == image_id]
@@ -205,10 +207,6 @@ def _show(folder, source, detections, metrics):
             events.image(0, f"truth and detections/{image_id}", draw.beside(panels))
 
 
-def _is_number(value):
-    return isinstance(value, float)
-
-
 def diagnosis(run: Run, step: str, detector: Detector, split: str) -> dict | None:
     """Return what a trained network gets wrong on a split; it goes to `errors.json`.
 
@@ -218,20 +216,26 @@ def diagnosis(run: Run, step: str, detector: Detector, split: str) -> dict | Non
       The arrays of `errors.Diagnosis.draws`; of several hosts on the primary, None on the others.
     """
     evaluate(run, step, detector, split)
-    return _diagnosis(run, step, split) if team.is_primary() else None
+    team.decide(_diagnose, run, step, split)
+    if not team.is_primary():
+        return None
+    file = detections_file(run, step, split).with_name(DRAWS)
+    with np.load(file, allow_pickle=False) as draws:
+        return dict(draws)
 
 
-def _diagnosis(run, step, split):
+def _diagnose(run, step, split):
     folder = detections_file(run, step, split).parent
-    if not (folder / ERRORS).exists():
+    drawn = {"samples": run.options.bootstrap, "seed": run.options.seed}
+    before = read_json(folder / ERRORS) if (folder / ERRORS).exists() else {}
+    # Draws of all networks are on the same resampled images.
+    if before.get("draws") != drawn or not (folder / DRAWS).exists():
         results = read_json(folder / DETECTIONS)
-        samples, seed = run.options.bootstrap, run.options.seed
-        found = errors.diagnose(run.sources[split], results, samples, seed)
+        found = errors.diagnose(run.sources[split], results, *drawn.values())
         with replacing(folder / DRAWS) as file:
             np.savez(file, **{n: leaf.astype(np.float32) for n, leaf in found.draws.items()})
-        write_json(folder / ERRORS, {"format": FORMAT, **found.to_json()})
-    with np.load(folder / DRAWS, allow_pickle=False) as draws:
-        return dict(draws)
+        content = {"format": FORMAT, "draws": drawn, **found.to_json()}
+        write_json(folder / ERRORS, content, indent=None)
 
 
 def receptive_fields(run: Run, step: str, detector: Detector) -> None:
@@ -250,7 +254,8 @@ def _receptive_fields(run, file, detector, variables):
     source, size = run.sources.get("val", run.sources["test"]), data_settings.image_size(run.config)
     images = (source[index]["image"] for index in range(len(source)))
     plates = erf.plates(images, size, run.options.erf_images)
-    fields = erf.receptive_fields(detector, [variables], plates)
+    # One at a time: the memory of a training step is there, shared with nothing else.
+    fields = erf.receptive_fields(detector, [variables], plates, batch_size=1)
     write_json(file, {"format": FORMAT, "fields": [field.to_json() for field in fields]})
 
 

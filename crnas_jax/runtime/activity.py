@@ -1,7 +1,7 @@
 """What a process says about itself for who looks at a working folder from outside.
 
 `invocations.jsonl` has a line for each command that worked there, `progress.json` says how far the
-work in hand is. Both are for people: nothing else reads them, and a full disk stops neither.
+work in hand is. Status and report show them; the work depends on neither, and goes on without.
 """
 
 import contextlib

@@ -45,9 +45,14 @@ class Events:
         """Add histograms of choices: by name how often each, 0, 1, .., was drawn, [choices]."""
         if self._writer is not None and may_write(self._folder):
             for name, drawn in counts.items():
-                values = np.repeat(np.arange(len(drawn)), drawn)
-                bins = np.arange(len(drawn) + 1) - 0.5
-                histogram = self._summary.histogram(name, values, bins, max_bins=len(bins))
+                choices = np.arange(len(drawn))
+                sums = [int((drawn * choices**power).sum()) for power in range(3)]
+                # The first bucket ends below the first choice and is empty.
+                limits, buckets = np.append(-0.5, choices + 0.5), np.append(0, drawn)
+                ends = choices[np.flatnonzero(drawn)[[0, -1]]] if sums[0] else (0, 0)
+                histogram = self._summary.histogram_raw(
+                    name, *map(float, (*ends, *sums)), limits.tolist(), buckets.tolist()
+                )
                 self._write(step=step, summary=histogram)
             self._writer.flush()
 
@@ -61,6 +66,10 @@ class Events:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the file."""
         if self._writer is not None:
             self._writer.close()
 

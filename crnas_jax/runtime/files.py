@@ -84,13 +84,17 @@ def read_regular(path: str | os.PathLike) -> bytes:
     return as_path(path).read_bytes()
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    """Write a JSON file whole or not at all.
+def write_json(path: pathlib.Path, value, indent: int | None = 1) -> None:
+    """Write a JSON file as `write`; `indent` as in `json.dumps`."""
+    write(path, json.dumps(value, indent=indent, allow_nan=False).encode())
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Write a file whole or not at all.
 
     Raises:
       UserError: the file cannot be written.
     """
-    content = json.dumps(value, indent=1, allow_nan=False).encode()
     if not may_write(path):
         return
     if path.exists() and not path.is_file():  # replacing a device would remove it

@@ -239,7 +239,8 @@ class Workdir:
         """Write the key of a step unless it is begun; return the seconds spent on it."""
         if self.stored_key(name) is None:
             self._require_nothing_in(name)
-            write_json(self.path / name / "key.json", {"format": FORMAT, **key.to_json()})
+            content = {"format": FORMAT, "begun": activity.now(), **key.to_json()}
+            write_json(self.path / name / "key.json", content)
         return (_read_if_there(spent_file) or {"seconds": 0.0})["seconds"]
 
     def _finish(self, name, result, spent_file):

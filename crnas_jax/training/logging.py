@@ -12,6 +12,9 @@ from crnas_jax.runtime.files import replacing
 from crnas_jax.runtime.ownership import may_write
 from crnas_jax.runtime.progress import Progress
 
+# Histograms are many numbers that change slowly.
+_LOGS_PER_HISTOGRAM = 10
+
 
 class RunLog:
     """Write `metrics.jsonl` and TensorBoard events to a folder (the primary), and show progress.
@@ -32,7 +35,7 @@ class RunLog:
           batch_size: images in a global batch.
         """
         self._folder, self._name, self._batch_size = folder, name, batch_size
-        self._jsonl, self._drawn = None, {}
+        self._jsonl, self._drawn, self._num_logged = None, {}, 0
         if may_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _drop_after(folder / "metrics.jsonl", start)
@@ -51,11 +54,16 @@ class RunLog:
             self._jsonl.write(json.dumps({"run": self._name, **row}) + "\n")
             self._jsonl.flush()
         self._events.scalars(step, {name: row[name] for name in row if name != "step"})
-        self._events.counts(step, self._drawn)
+        self._num_logged += 1
+        if self._num_logged % _LOGS_PER_HISTOGRAM == 1:
+            self._events.counts(step, self._drawn)
         self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
     def path(self, choice: Mapping[str, np.ndarray] | None) -> None:
-        """Count a sampled path of a supernet; its histogram goes with the next `metrics`."""
+        """Count a sampled path of a supernet; its histogram goes with some of the next `metrics`.
+
+        The counts begin anew where a training is resumed.
+        """
         for part, drawn in (choice or {}).items():
             for place, number in enumerate(np.ravel(drawn).tolist()):
                 name = f"paths/{part}/{place}"
@@ -72,7 +80,7 @@ class RunLog:
         self._progress.close()
         if self._jsonl is not None:
             self._jsonl.close()
-        self._events.__exit__()
+        self._events.close()
 
 
 def _drop_after(path, last_step):

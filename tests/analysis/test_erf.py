@@ -84,6 +84,12 @@ def test_the_fitted_width_is_that_of_a_gaussian_on_a_ground():
         field = erf.Field(3, 8, values / values.sum(), None, 1)
         assert field.width == pytest.approx(36, rel=0.01)
     assert np.prod(field.sigma) > 2 * 9.0**2
+    # Narrow ones on a large canvas, whose cells are wider than they are.
+    y, x = np.indices((320, 1344))
+    for deviation in (4.0, 12.0, 40.0):
+        peak = np.exp(-((y - 168) ** 2 + (x - 680) ** 2) / (2 * deviation**2)) + 0.02
+        field = erf.Field(3, 8, peak / peak.sum(), None, 1)
+        assert field.width == pytest.approx(4 * deviation, rel=0.03)
     flat = erf.Field(3, 8, np.full((96, 128), 1 / 96 / 128), None, 1)
     assert flat.width <= 4 * np.sqrt(np.prod(flat.sigma))
 

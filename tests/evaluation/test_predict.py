@@ -299,11 +299,11 @@ def test_the_script_writes_detections_or_one_line_of_error(folder, tmp_path):
     ]
     assert [image.get("frame") for image in coco["images"]] == [None, None, 0, 1, 2]
     assert {path.name for path in drawn.iterdir()} == {
-        *("000000_dot.jpg", "000001_grey.jpg", "clip.mp4")
+        *("000000_dot.jpg", "000001_grey.jpg", "000002_clip.mp4")
     }
     picture = cv2.imread(str(drawn / "000001_grey.jpg"))
     assert picture.shape == (30, 40 + 6 + 40, 3)  # the truth is beside it
-    assert sum(1 for _ in videos.frames(drawn / "clip.mp4")) == 3
+    assert sum(1 for _ in videos.frames(drawn / "000002_clip.mp4")) == 3
     assert coco["categories"] == CATEGORIES
     assert {annotation["image_id"] for annotation in coco["annotations"]} <= {1, 2, 3, 4, 5}
     empty = json.loads((tmp_path / "empty.json").read_text())

@@ -1,6 +1,7 @@
 """What the detectors get wrong: curves, confusions, kinds of false detections."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -40,11 +41,18 @@ def errors(record: Record) -> Markup | None:
     class_names = record.data.get("class_names", [])
     if not found or not class_names:
         return None
+    chosen = _worst_classes(found)
+    about_curves = "" if len(chosen) == len(class_names) else "The classes with the lowest curves."
     charts = [
-        figure(plots.precision_recall(f"{CALLED[label]}, IoU {iou}", chosen))
+        figure(
+            plots.precision_recall(
+                f"{CALLED[label]}, IoU {iou}", _curves(content["curves"][iou], class_names, chosen)
+            ),
+            about=about_curves,
+        )
         for iou in ("0.5", "0.75")
         for label, content in found.items()
-        if (chosen := _curves(content["curves"][iou], class_names))
+        if chosen
     ]
     about = paragraph(
         "On test, the training with the run's seed. But for the curves, detections count from the "
@@ -59,20 +67,21 @@ def errors(record: Record) -> Markup | None:
     return section("Errors", about, _kinds(found), grid(*charts), *matrices, ident="errors")
 
 
-def _curves(curves, class_names) -> dict[str, list]:
-    named = [
-        (shorten(label, 40), curve)
-        for label, curve in zip(class_names, curves, strict=False)
-        if curve is not None
-    ]
-    if not named:
-        return {}
-    mean = [sum(points) / len(named) for points in zip(*(c for _, c in named), strict=True)]
-    if len(named) <= _MOST_CURVES:
-        chosen = dict(named)
-    else:  # the worst ones say most
-        chosen = dict(sorted(named, key=lambda pair: sum(pair[1]))[:_MOST_CURVES])
-    return {"mean over classes": mean, **chosen} if len(named) > 1 else chosen
+def _worst_classes(found) -> list[int]:
+    """Return the classes that are drawn, the same in every chart: those with the lowest curves."""
+    curves = [curve for content in found.values() for curve in content["curves"].values()]
+    known = [label for label in range(len(curves[0])) if all(curve[label] for curve in curves)]
+    known.sort(key=lambda label: sum(sum(curve[label]) for curve in curves))
+    return sorted(known[:_MOST_CURVES])
+
+
+def _curves(curves, class_names, chosen) -> Sequence[tuple[str, Sequence[float]]]:
+    known = [curve for curve in curves if curve is not None]
+    named = [(shorten(class_names[label], 40), curves[label]) for label in chosen]
+    if len(known) < 2:
+        return named
+    mean = [sum(points) / len(known) for points in zip(*known, strict=True)]
+    return [("mean over classes", mean), *named]
 
 
 def _kinds(found: Mapping[str, dict]):
@@ -106,26 +115,26 @@ def _bar(found):
 
 
 def _confusion(content, class_names):
-    counts, score = content["confusion"], [0] * len(class_names)
-    for row, line in enumerate(counts):
-        for column, count in enumerate(line):
-            if row != column:
-                for place in (row, column):
-                    if place < len(class_names):
-                        score[place] += count
+    nothing, counts = len(class_names), collections.Counter()
+    score, totals = collections.Counter(), collections.Counter()
+    for row, column, count in content["confusion"]:
+        counts[row, column] = count
+        totals[row] += count
+        for place in (row, column) if row != column else ():
+            score[place] += count
     chosen = list(range(len(class_names)))
     if len(chosen) > _MOST_CLASSES:
         chosen = sorted(sorted(chosen, key=lambda place: -score[place])[:_MOST_CLASSES])
-    nothing = len(class_names)
     rows = []
     for row in (*chosen, nothing):
-        label = name(class_names[row], 30) if row < nothing else "no object"
-        total = max(sum(counts[row]), 1)
-        cells = [_count(counts[row][column], total) for column in (*chosen, nothing)]
+        label = name(class_names[row], 30) if row < nothing else "nothing that was free"
+        total = max(totals[row], 1)
+        cells = [_count(counts[row, column], total) for column in (*chosen, nothing)]
         rows.append((label, *cells))
     rows[-1] = (*rows[-1][:-1], "")
     head = [name(class_names[column], 30) for column in chosen]
-    caption = "Rows: what is there. Columns: as what it was detected"
+    caption = "Rows: what is there, the last for detections without an object that was free. "
+    caption += "Columns: as what it was detected"
     if len(chosen) < len(class_names):
         caption += f"; the {len(chosen)} classes that are confused most"
     return table(("", *head, "missed"), rows, caption, class_="confusion")

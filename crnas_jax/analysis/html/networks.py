@@ -4,14 +4,12 @@ import json
 
 from markupsafe import Markup
 
-from crnas_jax import arch as archs
 from crnas_jax.analysis.drawing import drawing
 from crnas_jax.analysis.html.tables import paragraph, section
 from crnas_jax.analysis.html.verdict import compared_rows
 from crnas_jax.analysis.markup import element
-from crnas_jax.analysis.record import Record
+from crnas_jax.analysis.record import Record, read_arch
 from crnas_jax.arch.staged import Arch
-from crnas_jax.errors import UserError
 from crnas_jax.search.refine import CALLED
 
 # Dilations from here on share a colour; the number tells them apart.
@@ -47,11 +45,8 @@ def named_networks(record: Record) -> dict:
     found: dict = {}
 
     def add(fields, text):
-        try:
-            arch = archs.read(json.dumps(fields))
-        except UserError:  # of a later version
-            return
-        texts = found.setdefault(arch, [])
+        arch = read_arch(fields)
+        texts = found.setdefault(arch, []) if arch else [text]
         if text not in texts:
             texts.append(text)
 
@@ -63,14 +58,8 @@ def named_networks(record: Record) -> dict:
             add(row["arch"], f"first of the {level} search")
             for best in row.get("pareto", ()):
                 add(best["arch"], f"best of {best['budget']:g} blocks")
-    for choice in (record.result or {}).get("finalists", {}).values():
-        for row in choice:
-            add(row["arch"], "finalist")
-    for step in record.steps:
-        if step.startswith("finalists/") and step.endswith("/val"):
-            row = record.result_of(step)
-            if row is not None:
-                add(row["arch"], "finalist")
+    for arch, _ in record.finalists():
+        add(json.loads(arch.to_json()), "finalist")
     return found
 
 

@@ -1,6 +1,7 @@
 """Where the result comes from: data, time, versions, config, commands."""
 
 import json
+import re
 import shlex
 
 from markupsafe import Markup
@@ -82,13 +83,17 @@ def origin(record: Record) -> Markup:
     predict = ["--images=PHOTOS", "--output=detections.json"]
     detector = _detector(record)
     commands = {}
-    begun = [row["command"] for row in record.invocations if _has_config(row.get("command"))]
+    given = [_flags_joined(row.get("command", [])) for row in record.invocations]
+    begun = [row for row in given if any(flag.startswith("--config=") for flag in row)]
     if begun:
         commands["begin again in another folder"] = [
             "--workdir=ANOTHER" if argument.startswith("--workdir=") else argument
             for argument in begun[-1]
         ]
-    commands["go on here, or print the result again"] = ["crnas-jax", "run", f"--workdir={folder}"]
+    if given and len(given[-1]) > 1:
+        others = [flag for flag in given[-1][2:] if not re.match(r"--(config|workdir)\b", flag)]
+        again = [*given[-1][:2], *others, f"--workdir={folder}"]
+        commands["go on here, or print the result again"] = again
     if detector:
         commands["predict"] = ["crnas-jax", "predict", f"--detector={folder}/{detector}", *predict]
     if detector == "returned":
@@ -116,8 +121,15 @@ def origin(record: Record) -> Markup:
     )
 
 
-def _has_config(command):
-    return any(f"{argument}".startswith("--config=") for argument in command or ())
+def _flags_joined(command):
+    """Return a command with each flag and its value in one argument."""
+    joined = []
+    for argument in map(str, command):
+        if joined and re.fullmatch(r"--[\w.]+", joined[-1]) and not argument.startswith("-"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _detector(record):

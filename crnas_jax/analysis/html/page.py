@@ -24,7 +24,7 @@ from crnas_jax.analysis.html.photographs import Photograph
 from crnas_jax.analysis.markup import element, join
 from crnas_jax.analysis.record import Record
 from crnas_jax.analysis.status import status_section
-from crnas_jax.runtime.files import replacing
+from crnas_jax.runtime import files
 from crnas_jax.settings.fields import config_of
 
 NAME = "report.html"
@@ -45,10 +45,8 @@ def write(record: Record, with_photographs: bool = True) -> pathlib.Path:
     drawn, why_none = [], "They were left out."
     if with_photographs:
         drawn, why_none = photographs.photographs(record, config)
-    content = page(record, config, drawn, why_none)
     path = record.path / NAME
-    with replacing(path) as file:
-        file.write(content.encode())
+    files.write(path, page(record, config, drawn, why_none).encode())
     return path
 
 
@@ -103,7 +101,7 @@ def _head(record):
     digest = base64.b64encode(hashlib.sha256(_source().encode()).digest()).decode()
     # Whatever might slip in as an element loads and runs nothing.
     policy = f"default-src 'none'; script-src 'sha256-{digest}'; img-src data:; "
-    policy += "style-src 'unsafe-inline'"
+    policy += "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return element(
         "head",
         Markup('<meta charset="utf-8">'),

@@ -56,8 +56,8 @@ def photographs(record: Record, config) -> tuple[list[Photograph], str]:
     try:
         options = data_settings.data_options(config)
         source = detection_source(options, "test", keep_in=record.path / "records")
-        if record.data["splits"]["test"]["images"] != len(source):
-            return [], "The data folder holds other images now."
+        if record.digests.get("test", {}).get("annotations") != source.digest:
+            return [], "There are no photographs: the data folder holds other annotations now."
         return _draw_all(record, found, source), ""
     except UserError as error:
         return [], f"There are no photographs: {error}"

@@ -1,12 +1,10 @@
 """What was searched: every score over its cost, finalists, the greedy search's tree, the race."""
 
 import itertools
-import json
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from crnas_jax import arch as archs
 from crnas_jax.analysis import plots
 from crnas_jax.analysis.html.tables import (
     details,
@@ -20,13 +18,13 @@ from crnas_jax.analysis.html.tables import (
 )
 from crnas_jax.analysis.html.tree import tree
 from crnas_jax.analysis.markup import element
-from crnas_jax.analysis.record import Record, longest
+from crnas_jax.analysis.record import Record, longest, read_arch
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
-from crnas_jax.settings.supernets import operation_space, stage_cost
+from crnas_jax.settings.supernets import operation_space, stage_cost, stage_spaces
 
 # Rows of the table of the best allocations.
 _BEST = 20
@@ -39,7 +37,7 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
 
     Args:
       record: the working folder.
-      config: its config; None where it cannot be read any more.
+      config: its config.
       networks: numbers of the networks by key.
     """
     all_rows = record.scores_of("stage")
@@ -80,7 +78,10 @@ def score_charts(record: Record, config) -> dict[str, plots.Chart]:
     """
     rows = list(longest(record.scores_of("stage")).values())
     keys = ["-".join(map(str, row["code"])) for row in rows]
-    costs = _costs(record, config, [tuple(row["code"]) for row in rows])
+    try:
+        costs = _costs(record, config, [tuple(row["code"]) for row in rows])
+    except (UserError, AttributeError, TypeError):  # the scores are of another network
+        costs = None
     if costs is None:
         return {}
     marked = _marked(record, costs["baseline"])
@@ -106,12 +107,13 @@ def network_texts(record: Record) -> dict[str, str]:
         if low is not None:
             text += f" [{100 * low:.1f}, {100 * high:.1f}]"
         texts["-".join(map(str, code))] = [f"{text} in the supernet on {row['images']} images"]
-    for arch, ap in _trained_alone(record):
+    for arch, ap in record.finalists():
         texts.setdefault(arch.label, []).append(f"AP {100 * ap:.1f} trained alone, shortly, on val")
     for label in ("baseline", "stage_only", "searched"):
         row = (record.result or {}).get(label) or record.result_of(f"{label}/test")
-        if row and row.get("AP") is not None and "depths" in row["arch"]:
-            key = archs.read(json.dumps(row["arch"])).label
+        arch = read_arch(row["arch"]) if row and row.get("AP") is not None else None
+        if isinstance(arch, Arch):
+            key = arch.label
             text = f"AP {100 * row['AP']:.1f} on test"
             if text not in texts.setdefault(key, []):
                 texts[key].append(text)
@@ -124,7 +126,7 @@ def finalists(record: Record, networks: dict[str, int]) -> Markup | None:
         "-".join(map(str, code)): row["score"]
         for code, row in longest(record.scores_of("stage")).items()
     }
-    rows = [(arch.label, in_supernet.get(arch.label), ap) for arch, ap in _trained_alone(record)]
+    rows = [(arch.label, in_supernet.get(arch.label), ap) for arch, ap in record.finalists()]
     rows = [row for row in rows if row[1] is not None]
     if len(rows) < 2:
         return None
@@ -139,14 +141,6 @@ def finalists(record: Record, networks: dict[str, int]) -> Markup | None:
         keys,
     )
     return figure(chart, networks, "On val; the order of the two may differ.")
-
-
-def _trained_alone(record):
-    for step in record.steps:
-        if step.startswith("finalists/") and step.endswith("/val"):
-            row = record.result_of(step)
-            if row is not None and row.get("AP") is not None:
-                yield archs.read(json.dumps(row["arch"])), row["AP"]
 
 
 def operations(record: Record, config) -> Markup | None:
@@ -205,23 +199,20 @@ def _allocation(record, result):
 
 def _marked(record, baseline):
     marked = {"baseline": [baseline]}
-    finalist = [arch.label for arch, _ in _trained_alone(record)]
+    finalist = [arch.label for arch, _ in record.finalists()]
     if finalist:
         marked["finalists"] = finalist
     row = record.result_of("stage_search")
     if row is not None:
-        marked["first of the search"] = [archs.read(json.dumps(row["arch"])).label]
+        marked["first of the search"] = ["-".join(map(str, row["arch"]["depths"]))]
     return marked
 
 
 def _costs(record, config, codes: Sequence[tuple[int, ...]]):
     """Return multiply-adds and parameters of each allocation, and budgets; None where unknown."""
     num_classes = len(record.data.get("class_names", ()))
-    try:
-        baseline = model_settings.baseline(config)
-        canvas = data_settings.image_size(config).canvas(portrait=False)
-    except (UserError, AttributeError, TypeError):
-        return None
+    baseline = model_settings.baseline(config)
+    canvas = data_settings.image_size(config).canvas(portrait=False)
     if not num_classes or not isinstance(baseline, Arch):
         return None
 
@@ -245,14 +236,14 @@ def _costs(record, config, codes: Sequence[tuple[int, ...]]):
     ]
     flops, params = zip(*totals, strict=True)
     blocks = [stage_cost(model_settings.found_arch(config, code)) for code in codes]
-    marks = {}
+    of_budget = {budget: [] for budget in sorted(stage_spaces(config))}
     for amount, cost in zip(blocks, flops, strict=True):
-        marks.setdefault(amount, []).append(cost)
-    marks = [(amount, sum(costs) / len(costs)) for amount, costs in sorted(marks.items())]
+        of_budget.get(amount, []).append(cost)
+    marks = [(budget, sum(costs) / len(costs)) for budget, costs in of_budget.items() if costs]
     return {
         "flops": flops,
         "params": params,
-        "marks": marks[:6],
+        "marks": marks,
         "baseline": baseline.label,
     }
 

@@ -14,7 +14,11 @@ _MOST_CURVES = 12
 
 def curves(record: Record) -> Markup | None:
     """Return the loss of all trainings."""
-    runs = {name: step.metrics for name, step in record.steps.items()}
+    runs = {
+        name: step.metrics
+        for name, step in record.steps.items()
+        if step is record.in_hand or record.is_current(step)
+    }
     runs = {name: _with_loss(rows) for name, rows in runs.items() if rows}
     groups = {
         "Supernets": [name for name in runs if name.endswith("supernet")],

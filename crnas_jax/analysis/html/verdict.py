@@ -59,10 +59,10 @@ def _probability(value):
 
 def _unfinished(record):
     found = {level: record.result_of(f"{level}_search") for level in ("stage", "operation")}
-    begun = [step.name for step in record.begun]
+    step = record.in_hand
     tested = [step for step in record.steps if step.endswith("/test")]
-    if begun:
-        state = f"The run is in {', '.join(begun)}; nothing is decided yet."
+    if step is not None:
+        state = f"The run is in {step.name}; nothing is decided yet."
     elif tested and not any(found.values()):
         state = "A network alone: nothing was searched, nothing is compared."
     elif any(found.values()):
@@ -150,12 +150,13 @@ def _latency(record, row):
     file = record.path / "search" / "latency.json"
     if not file.is_file():
         return None
-    wanted = json.dumps(row["arch"], sort_keys=True)
-    for key, milliseconds in read_json(file).items():
+    wanted, found = json.dumps(row["arch"], sort_keys=True), None
+    for key, milliseconds in read_json(file).items():  # the last is of the last device
         arch = json.loads(key[key.index("{") :])
         if json.dumps(arch, sort_keys=True) == wanted:
-            return f"{milliseconds:.1f}"
-    return None
+            device = element("span", key.partition(",")[0], class_="interval")
+            found = join([f"{milliseconds:.1f} ", device])
+    return found
 
 
 def _classes(rows):

@@ -29,6 +29,11 @@ class SupernetScores:
     _asked: dict[Code, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def key(self) -> str:
+        """Digest under which the journal has this search's scores."""
+        return self.scorer.journal.key
+
+    @property
     def num_batches(self) -> int:
         """Number of mini-batches there are to score on."""
         return self.scorer.num_batches
