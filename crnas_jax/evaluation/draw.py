@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+from pycocotools import mask as coco_mask
 
 from crnas_jax.evaluation.predict import Prediction
 
@@ -71,7 +72,11 @@ def draw(image: np.ndarray, objects: Objects, side: int | None = None) -> np.nda
 
 
 def results_on(
-    results: Sequence[dict], category_ids: Sequence[int], class_names: Sequence[str], **options
+    results: Sequence[dict],
+    category_ids: Sequence[int],
+    class_names: Sequence[str],
+    is_truth: bool = False,
+    mask_size: tuple[int, int] | None = None,
 ) -> Objects:
     """Return detections of one image in COCO's result format, or annotations, as `Objects`.
 
@@ -79,7 +84,9 @@ def results_on(
       results: entries with `bbox`, `category_id` and, of detections, `score`; in any order.
       category_ids: category ids of the labels 1..C.
       class_names: names of the labels 1..C.
-      **options: further attributes of `Objects`.
+      is_truth: see `Objects`.
+      mask_size: height and width of the image, for entries with a `segmentation` that is drawn;
+        None to draw boxes alone.
     """
     label_of = {category: label for label, category in enumerate(category_ids, 1)}
     results = sorted(results, key=lambda result: -result.get("score", 0))
@@ -90,7 +97,10 @@ def results_on(
         label_text(class_names[label - 1], result.get("score"))
         for label, result in zip(labels, results, strict=True)
     ]
-    return Objects(boxes, labels, texts, **options)
+    masks = None
+    if mask_size is not None:
+        masks = [_mask(result.get("segmentation"), *mask_size) for result in results]
+    return Objects(boxes, labels, texts, masks, is_truth)
 
 
 def prediction_on(prediction: Prediction, score: float = 0.0) -> Objects:
@@ -125,6 +135,19 @@ def beside(panels: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
         room = np.full((height - panel.shape[0], panel.shape[1], 3), 255, np.uint8)
         parts += [np.concatenate([panel, room]), line]
     return np.concatenate(parts[:-1], axis=1)
+
+
+def _mask(segmentation, height, width):
+    """Return COCO's polygons or run-length code as a mask; an empty one where there are none."""
+    if not segmentation:
+        return np.zeros((height, width), bool)
+    if isinstance(segmentation, list):
+        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    return coco_mask.decode(code) > 0
 
 
 def _ordered(box):

@@ -200,9 +200,10 @@ def _show(folder, source, detections, metrics):
             truth = [a for a in source.coco["annotations"] if a["image_id"] == image_id]
             found = [d for d in detections if d["image_id"] == image_id]
             found = [d for d in found if d["score"] >= _SHOWN_SCORE]
+            size = image.shape[:2] if "segm" in metrics else None
             panels = [
-                draw.draw(image, draw.results_on(truth, *categories, is_truth=True), _SHOWN_SIDE),
-                draw.draw(image, draw.results_on(found, *categories), _SHOWN_SIDE),
+                draw.draw(image, draw.results_on(rows, *categories, is_truth, size), _SHOWN_SIDE)
+                for rows, is_truth in ((truth, True), (found, False))
             ]
             events.image(0, f"truth and detections/{image_id}", draw.beside(panels))
 

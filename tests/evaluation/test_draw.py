@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crnas_jax.data import videos
+from crnas_jax.data import masks, videos
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation import draw
 from crnas_jax.evaluation.predict import Prediction
@@ -52,6 +52,10 @@ def test_results_and_predictions_are_drawn_best_first():
         {"bbox": [0, 0, 10, 10], "category_id": 7, "score": 0.2},
         {"bbox": [5, 5, 20, 10], "category_id": 3, "score": 0.75},
     ]
+    entries[0]["segmentation"] = [[0, 0, 10, 0, 10, 10, 0, 10]]
+    entries[1]["segmentation"] = masks.encode(np.ones((20, 30), bool))
+    drawn = draw.results_on(entries, [3, 7], ["a", "b"], mask_size=(20, 30)).masks
+    assert [mask.sum() for mask in drawn] == [600, 100]
     objects = draw.results_on(entries, [3, 7], ["a", "b"])
     assert objects.texts == ["a 0.75", "b 0.20"]
     assert objects.boxes.tolist() == [[5, 5, 25, 15], [0, 0, 10, 10]]

@@ -73,7 +73,9 @@ def _draw_all(record, found, source: DetectionSource):
         for label, content in found.items()
     }
     truth = _by_image(source.coco["annotations"])
-    drawn = []
+    categories, drawn = (source.category_ids, source.class_names), []
+    detections = (entry for rows in by_network.values() for row in rows.values() for entry in row)
+    has_masks = any("segmentation" in entry for entry in detections)
     for row in _order(list(mistakes.values()))[:_NUM_PHOTOGRAPHS]:
         image_id = int(source.image_ids[row])
         image = source[row]["image"]
@@ -81,9 +83,8 @@ def _draw_all(record, found, source: DetectionSource):
         panels |= {CALLED[n]: (rows.get(image_id, []), False) for n, rows in by_network.items()}
         pictures = {}
         for caption, (entries, is_truth) in panels.items():
-            objects = results_on(
-                entries, source.category_ids, source.class_names, is_truth=is_truth
-            )
+            size = image.shape[:2] if has_masks else None
+            objects = results_on(entries, *categories, is_truth, size)
             pictures[caption] = _jpeg(draw(image, objects, _SIDE))
         counts = {CALLED[label]: int(count[row]) for label, count in mistakes.items()}
         drawn.append(Photograph(_file_name(source, image_id), pictures, counts))
