@@ -61,6 +61,7 @@ JOINT = [
     "--config.data.synthetic.val=16",
     "--config.refine.operation_finalists=0",
     "--config.search.max_latency=1e6",
+    "--config.erf_images=2",
 ]
 NUM_HOSTS, DEVICES_EACH = 2, 4
 TIMES = ("seconds", "finished")  # of a result

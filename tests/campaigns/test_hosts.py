@@ -60,6 +60,10 @@ def test_the_procedure_on_two_processes_keeps_the_contract(run):
     assert len({tuple(result[name]["arch"]["depths"]) for name in ("baseline", "searched")}) == 2
     assert [len(result[name]["seeds"]) for name in ("baseline", "searched")] == [2, 2]
     assert len(scored(run)) > 10
+    # Made while the other process waited.
+    assert all((run / name).exists() for name in ("report.html", "baseline/test/errors.json"))
+    assert json.loads((run / "baseline" / "receptive_fields.json").read_text())["fields"]
+    assert result["baseline"]["ci95"]["AP"]
     log = (run / "logs" / "host-1.txt").read_text()
     assert "stage_supernet: step 2/2" in log
     assert "Traceback" not in log

@@ -64,7 +64,7 @@ def page(
       drawn: photographs to embed.
       why_no_photographs: what is said where there are none.
     """
-    texts = search.network_texts(record)
+    texts = search.network_texts(record, config)
     places = {key: place for place, key in enumerate(texts)}
     sections = [
         verdict.verdict(record),

@@ -78,10 +78,7 @@ def score_charts(record: Record, config) -> dict[str, plots.Chart]:
     """
     rows = list(longest(record.scores_of("stage")).values())
     keys = ["-".join(map(str, row["code"])) for row in rows]
-    try:
-        costs = _costs(record, config, [tuple(row["code"]) for row in rows])
-    except (UserError, AttributeError, TypeError):  # the scores are of another network
-        costs = None
+    costs = _known_costs(record, config, [tuple(row["code"]) for row in rows])
     if costs is None:
         return {}
     marked = _marked(record, costs["baseline"])
@@ -98,15 +95,26 @@ def score_charts(record: Record, config) -> dict[str, plots.Chart]:
     }
 
 
-def network_texts(record: Record) -> dict[str, str]:
-    """Return by key what there is to say about each network that a page may follow."""
+def network_texts(record: Record, config) -> dict[str, str]:
+    """Return by key what there is to say about each network that a page may follow.
+
+    Args:
+      record: the working folder.
+      config: its config.
+    """
     texts: dict[str, list[str]] = {}
-    for code, row in longest(record.scores_of("stage")).items():
+    rows = longest(record.scores_of("stage"))
+    costs = (_known_costs(record, config, list(rows)) if rows else None) or {}
+    for place, (code, row) in enumerate(rows.items()):
         low, high = row.get("ci95", (None, None))
         text = f"AP {100 * row['score']:.1f}"
         if low is not None:
             text += f" [{100 * low:.1f}, {100 * high:.1f}]"
-        texts["-".join(map(str, code))] = [f"{text} in the supernet on {row['images']} images"]
+        parts = [f"{text} in the supernet on {row['images']} images"]
+        if costs:
+            flops, params = costs["flops"][place] / 1e9, costs["params"][place] / 1e6
+            parts.append(f"{flops:.4g} GMACs, {params:.4g} M parameters")
+        texts["-".join(map(str, code))] = parts
     for arch, ap in record.finalists():
         texts.setdefault(arch.label, []).append(f"AP {100 * ap:.1f} trained alone, shortly, on val")
     for label in ("baseline", "stage_only", "searched"):
@@ -206,6 +214,14 @@ def _marked(record, baseline):
     if row is not None:
         marked["first of the search"] = ["-".join(map(str, row["arch"]["depths"]))]
     return marked
+
+
+def _known_costs(record, config, codes):
+    """Return `_costs`; None where the scores are of another network than the config's."""
+    try:
+        return _costs(record, config, codes)
+    except (UserError, AttributeError, TypeError):
+        return None
 
 
 def _costs(record, config, codes: Sequence[tuple[int, ...]]):
