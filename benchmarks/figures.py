@@ -42,13 +42,13 @@ def _read(name):
 
 
 def bccd_scores() -> Chart:
-    """Every allocation that the search on blood cells scored, over its parameters."""
+    """Draw every allocation that the search on blood cells scored, over its parameters."""
     record = Record.open(RUN)
     return search.score_charts(record, config_of(record.config))["parameters, M"]
 
 
 def bccd_runs(result) -> Chart:
-    """Returned, and found, minus baseline in the runs on blood cells."""
+    """Draw the found network minus the baseline in the runs on blood cells."""
     rows = [run["difference"] for run in result["runs"].values()]
     seeds = [int(seed) for seed in result["runs"]]
     values = [100 * row["AP"] for row in rows]
@@ -60,15 +60,15 @@ def bccd_runs(result) -> Chart:
 
 
 def ranking(study: str, what: str) -> Chart:
-    """What the supernet says of 12 networks, and what their own trainings say."""
+    """Draw what the supernet says of 12 networks, and what their own trainings say."""
     result = _read("ranking_defaults")["studies"][study]
     chart = plots.ranking(result)
     tau = result["agreement"]["tau"]
-    return Chart(f"Blood cells, {what}: tau {tau:.2f}", chart.x_name, chart.y_name, chart.series)
+    return Chart(f"Generated images, {what}: tau {tau:.2f}", chart.x_name, chart.y_name, chart.series)
 
 
 def decision(result) -> Chart:
-    """How often a worse network is returned, over the probability that is asked for."""
+    """Draw how often a worse network is returned, over the probability that is asked for."""
     series = []
     for style, (is_null, name) in enumerate(((False, "some are better"), (True, "none is better"))):
         for seeds in (2, 3):

@@ -206,14 +206,14 @@ def _allocation(record, result):
 
 
 def _marked(record, baseline):
-    marked = {"baseline": [baseline]}
+    marked = {}
     finalist = [arch.label for arch, _ in record.finalists()]
     if finalist:
         marked["finalists"] = finalist
     row = record.result_of("stage_search")
     if row is not None:
         marked["first of the search"] = ["-".join(map(str, row["arch"]["depths"]))]
-    return marked
+    return {**marked, "baseline": [baseline]}
 
 
 def _known_costs(record, config, codes):
