@@ -64,7 +64,9 @@ def ranking(study: str, what: str) -> Chart:
     result = _read("ranking_defaults")["studies"][study]
     chart = plots.ranking(result)
     tau = result["agreement"]["tau"]
-    return Chart(f"Generated images, {what}: tau {tau:.2f}", chart.x_name, chart.y_name, chart.series)
+    return Chart(
+        f"Generated images, {what}: tau {tau:.2f}", chart.x_name, chart.y_name, chart.series
+    )
 
 
 def decision(result) -> Chart:

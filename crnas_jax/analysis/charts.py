@@ -15,7 +15,7 @@ from markupsafe import Markup
 from crnas_jax.analysis.markup import element, join, shorten
 
 WIDTH, HEIGHT = 400, 280
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 44
 _LINE = 18
 NUM_STYLES = 6
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "dot")
@@ -61,6 +61,7 @@ class Chart:
       marks: vertical lines, by their text their place on the x axis.
       x_limits: ends of the x axis; None for those of the values.
       y_limits: ends of the y axis; None for those of the values.
+      least_span: least length of the y axis: no small difference fills it.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Chart:
     marks: tuple[tuple[str, float], ...] = ()
     x_limits: tuple[float, float] | None = None
     y_limits: tuple[float, float] | None = None
+    least_span: float = 0.0
 
     @property
     def legend(self) -> tuple[Series, ...]:
@@ -94,7 +96,7 @@ class Axis:
     end: float
 
     @classmethod
-    def around(cls, values, marks, limits, start: float, end: float) -> "Axis":
+    def around(cls, values, marks, limits, start, end, least_span=0.0) -> "Axis":
         """Return the axis that holds values with some room."""
         if limits is not None:
             return cls(*limits, start, end)
@@ -102,6 +104,7 @@ class Axis:
         values = values[np.isfinite(values)]
         low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
         room = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
+        room = max(room, (least_span - (high - low)) / 2)
         return cls(float(low - room), float(high + room), start, end)
 
     def place(self, values) -> np.ndarray:
@@ -131,7 +134,8 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     ]
     marks = [place for _, place in chart.marks]
     x_axis = Axis.around(xs, marks, chart.x_limits, LEFT, WIDTH - RIGHT)
-    return x_axis, Axis.around(ys, (), chart.y_limits, HEIGHT - BOTTOM, TOP)
+    bottom = HEIGHT - BOTTOM
+    return x_axis, Axis.around(ys, (), chart.y_limits, bottom, TOP, chart.least_span)
 
 
 def svg(chart: Chart, style: str = "") -> Markup:

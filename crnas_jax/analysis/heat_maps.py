@@ -29,7 +29,8 @@ def svg(found: Mapping[str, Sequence[Mapping]], style: str = "") -> Markup:
         _CELL * field["canvas"][0] / max(field["canvas"]) for row in found.values() for field in row
     )
     width, row_height = _LEFT + columns * (_CELL + _GAP), tallest + _GAP
-    height = _TOP + len(found) * row_height
+    height = _TOP + len(found) * row_height + 18
+    legend = "box: the level's smallest anchor; broken circle: the fitted width"
     parts = [element("title", "Effective receptive fields")]
     if style:
         ground = element("rect", width="100%", height="100%", class_="ground")
@@ -43,6 +44,7 @@ def svg(found: Mapping[str, Sequence[Mapping]], style: str = "") -> Markup:
                 middle = x + _CELL / 2
                 parts.append(element("text", f"p{field['level']}", x=middle, y=16))
             parts.append(_map(field, x, y))
+    parts.append(element("text", legend, x=_LEFT, y=f"{height - 5:g}"))
     return element(
         "svg",
         *parts,
@@ -72,7 +74,7 @@ def _map(field, x, y):
         ),
         element("rect", width=width, height=height, class_="frame"),
     ]
-    if field["anchor"] is not None:
+    if field["anchor"] is not None and field["anchor"] < max(field["canvas"]):
         side = field["anchor"] * scale
         unit_y, unit_x = (place * scale for place in field["unit"])
         corner = {"x": f"{unit_x - side / 2:.1f}", "y": f"{unit_y - side / 2:.1f}"}
@@ -112,7 +114,7 @@ def _save_png(found, path):
             y, x = field["centre"]
             radius = field["width"] / 2
             axes.add_patch(Circle((x, y), radius, fill=False, linestyle="--", edgecolor="black"))
-            if field["anchor"] is not None:
+            if field["anchor"] is not None and field["anchor"] < max(field["canvas"]):
                 side = field["anchor"]
                 corner = (field["unit"][1] - side / 2, field["unit"][0] - side / 2)
                 box = Rectangle(corner, side, side, fill=False, linewidth=1.5, edgecolor="C0")
@@ -120,6 +122,7 @@ def _save_png(found, path):
             axes.set_title(f"p{field['level']}", fontsize=8)
             axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
         row[0].set_ylabel(name, fontsize=8, parse_math=False)
+    figure.supxlabel("box: smallest anchor; broken circle: fitted width", fontsize=7)
     figure.tight_layout()
     figure.savefig(path)
 

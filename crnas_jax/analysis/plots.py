@@ -27,6 +27,7 @@ def scatter(
     names: Sequence[str] = (),
     title: str = "",
     keys: Sequence[str] = (),
+    least_span: float = 0.0,
 ) -> Chart:
     """Return points of two columns.
 
@@ -38,11 +39,12 @@ def scatter(
       names: names of the rows, drawn beside their points.
       title: title of the figure.
       keys: see `Series.keys`.
+      least_span: see `Chart.least_span`.
     """
     y = np.asarray(y, float).reshape(len(x), -1)
     low, high = (y.min(1), y.max(1)) if y.shape[1] > 1 else (None, None)
     series = Series("", x, y.mean(1), low=low, high=high, labels=tuple(names), keys=tuple(keys))
-    return Chart(title, x_name, y_name, (series,))
+    return Chart(title, x_name, y_name, (series,), least_span=least_span)
 
 
 def scores_over_cost(
@@ -108,7 +110,8 @@ def training_curves(title: str, runs: Mapping[str, Sequence[Mapping]], keys=None
         x, y = (_averaged(values) for values in (steps, losses))
         key = (keys[name],) if keys and name in keys else ()
         series.append(Series(name, x, y, style, is_line=True, keys=key))
-    return Chart(title, "step", "loss", tuple(series))
+    last = max((max(one.x) for one in series if len(one.x)), default=1)
+    return Chart(title, "step", "loss", tuple(series), (), (0, last))
 
 
 def precision_recall(title: str, curves: Sequence[tuple[str, Sequence[float]]]) -> Chart:

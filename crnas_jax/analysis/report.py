@@ -38,16 +38,27 @@ def table(result: dict) -> str:
     over = "test images" if num_seeds == 1 else f"test images and the {num_seeds} seeds of each"
     lines.append(f"dilations of the found network: {result['searched']['arch']['dilations']}")
     lines.append(f"intervals are over {over}")
-    if max(row["AP"] or 0 for row in rows.values()) < 0.01:
-        lines.append("WARNING: no network has learned to detect: train longer (detector_train)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"WARNING: {text}" for text in warnings(result))])
+
+
+def warnings(result: dict) -> list[str]:
+    """Say what makes a run's `result.json` worthless."""
+    rows = [result[network] for network in CALLED if network in result]
+    if max(row["AP"] or 0 for row in rows) >= 0.01:
+        return []
+    return ["no network has learned to detect: train longer (detector_train)"]
 
 
 def _difference(row, name):
     """Return a difference in AP with its interval, and what the interval says."""
     value, (low, high) = row[name], row["ci95"]
     verdict = "not distinguishable" if low <= 0 <= high else ("better" if value > 0 else "worse")
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
+    return f"{points(value)} [{points(low)}, {points(high)}] {verdict}"
+
+
+def points(value: float) -> str:
+    """Return a difference of fractions in percent points, with its sign."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # adding 0 makes a plain 0 of -0
 
 
 def search(level: str, result: dict) -> str:

@@ -21,10 +21,11 @@ def status(record: Record) -> dict:
     """Return how far a run is.
 
     Returns:
-      `state`: "finished", "working", "silent" (it may have been broken off) or "between steps";
+      `state`: "finished", "working", "stopped", "silent" (broken off?) or "between steps";
       `step`: the step in hand; `progress`: of the work in hand; `silent_seconds`: since the last
       sign of life; `parts`: for each part of the plan its `text` and the `share` that is done;
-      `share` of all; `seconds_left` until all is done, None while unknown; `found`: lines.
+      `share` of all; `seconds_left` until all is done, None while unknown; `decision` and
+      `warnings` of a finished run; `found`: lines.
     """
     parts, share, seconds_left = _parts(record)
     silent, step = _silent_seconds(record), record.in_hand
@@ -32,6 +33,8 @@ def status(record: Record) -> dict:
         state = "finished"
     elif step is None:
         state = "between steps"
+    elif "ended" in record.progress:
+        state = "stopped"
     else:
         state = "working" if silent < _SILENT else "silent"
     return {
@@ -41,7 +44,9 @@ def status(record: Record) -> dict:
         "silent_seconds": round(silent),
         "parts": parts,
         "share": share,
-        "seconds_left": seconds_left if state != "finished" else None,
+        "seconds_left": seconds_left if state in ("working", "between steps") else None,
+        "decision": (record.result or {}).get("decision"),
+        "warnings": report.warnings(record.result) if record.result else [],
         "found": found(record),
     }
 
@@ -55,6 +60,7 @@ def text(record: Record) -> str:
         "working": f"working, {ago}",
         "silent": f"no sign of life for {duration(now['silent_seconds'])}: it may have been broken "
         "off; the same command goes on",
+        "stopped": f"stopped, {ago}; the same command goes on",
         "between steps": f"no step is in hand, {ago}",
     }
     lines = [f"{record.path}: {about[now['state']]}"]
@@ -98,7 +104,7 @@ def found(record: Record) -> list[str]:
         row = record.result_of(step)
         is_evaluation = step.endswith(("/val", "/test")) and record.is_current(record.steps[step])
         if is_evaluation and row is not None and row.get("AP") is not None:
-            lines.append(f"{step}: AP {100 * row['AP']:.1f}")
+            lines.append(f"{step}: AP {100 * row['AP']:.1f} %")
     return lines
 
 
@@ -111,8 +117,10 @@ def _progress(record, step):
 def _progress_text(progress):
     if not progress:
         return ""
-    left = progress.get("seconds_left")
-    more = f", {duration(left)} left" if left is not None else ""
+    left, note = progress.get("seconds_left"), progress.get("note")
+    more = f", {duration(left)} left" if left is not None else f", {note}" if note else ""
+    if "ended" in progress:
+        more = ", stopped"
     return f": {progress['unit']} {progress['done']}/{progress['total']}{more}"
 
 

@@ -141,7 +141,7 @@ def _write_report(path):
     from crnas_jax.analysis.record import Record
 
     try:
-        page.write(Record.open(path))
+        print(f"the page about it is {page.write(Record.open(path))}", flush=True)
     except Exception as error:  # what was asked for is done
         text = f"{type(error).__name__}: {error}"
         print(f"WARNING: no report was written ({text}); crnas-jax report says more", flush=True)

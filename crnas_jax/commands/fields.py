@@ -46,13 +46,14 @@ def _run(values):
     files = [file for path in values.images for file in list_images(path)]
     if values.images and not files:
         raise UserError(", ".join(values.images), "--images", "no images", "give some")
+    is_portrait, found = size[0] > size[1], {}
+    detectors = _detectors(values)
     try:
         output.mkdir(parents=True)
     except OSError as error:
         problem = error.strerror or "unwritable"
         raise UserError(output, "--output", problem, "name a folder that can be made") from error
-    is_portrait, found = size[0] > size[1], {}
-    for name, (detector, variables, image_size) in _detectors(values).items():
+    for name, (detector, variables, image_size) in detectors.items():
         if image_size is None or values["size"].present:
             image_size = ImageSize(min(size), max(size), detector.options.neck.coarsest_stride)
         if files:

@@ -115,7 +115,11 @@ def _predict(values):
     print(f"{len(result['annotations'])} detections in {num_images} images{note}: {output}")
     if values.draw:
         _draw(values, own, numbers, predictions, truth)
-        print(f"drawn with a score from {values.draw_score:g} on: {values.draw}")
+        scores = [score for prediction in predictions for score in prediction.scores.tolist()]
+        num_drawn = sum(score >= values.draw_score for score in scores)
+        highest = f"; the highest is {max(scores):.2f}" if scores else ""
+        text = f"{num_drawn} detections drawn, with a score from {values.draw_score:g} on"
+        print(f"{text}{highest}: {values.draw}")
 
 
 def _media(values):
@@ -129,6 +133,7 @@ def _media(values):
     if films and team.is_joint():
         remedy = "give it to one process"
         raise UserError(films[0], "--images", "a video, and several hosts share the work", remedy)
+    inside = [file.absolute().parents for file in (*files, *films)]
     for file in files:
         images.check(file, values.max_pixels)
     for film in films:
@@ -137,12 +142,9 @@ def _media(values):
         if values[name].present and not values.draw:
             problem, remedy = "given without --draw", "name the folder for the drawn images"
             raise UserError("command line", f"--{name}", problem, remedy)
-    if values.draw:
-        try:
-            pathlib.Path(values.draw).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            remedy = "name a folder that can be written"
-            raise UserError(values.draw, "--draw", error.strerror or "no folder", remedy) from error
+    if values.draw and any(pathlib.Path(values.draw).absolute() in folders for folders in inside):
+        problem = "images are read from it, and the next time drawings would be"
+        raise UserError(values.draw, "--draw", problem, "name another folder")
     return _Media(files, films)
 
 
@@ -157,6 +159,12 @@ def _truth(values, files):
     source = CocoSource(file.parent, file)
     names = source.category_ids, source.class_names
     entries = results.annotations_of(source, file, files)
+    num_known = len(entries) - list(entries.values()).count(None)
+    if files and not num_known:
+        remedy = "give those of these images"
+        raise UserError(file, "--annotations", "none of the images is in it", remedy)
+    print(f"{num_known} of {len(files)} images are in {file}")
+    entries = {file: rows or [] for file, rows in entries.items()}
     return {file: draw.results_on(rows, *names, is_truth=True) for file, rows in entries.items()}
 
 
@@ -169,6 +177,11 @@ def _draw(values, media, numbers, predictions, truth):
     from crnas_jax.evaluation.predict import read_image
 
     folder, remaining = pathlib.Path(values.draw), iter(predictions)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a folder that can be written"
+        raise UserError(folder, "--draw", error.strerror or "no folder", remedy) from error
 
     def drawn(image):
         return draw.draw(image, draw.prediction_on(next(remaining), values.draw_score))

@@ -1,6 +1,7 @@
 """Subcommands that look at a working folder without touching its run."""
 
 import json
+import pathlib
 
 from absl import flags
 
@@ -13,15 +14,18 @@ def _workdir(values):
 
 def _report_flags(values, _):
     _workdir(values)
-    text = "Show test photographs, while the data folder is there."
-    flags.DEFINE_bool("photographs", True, text, flag_values=values)
+    text = "Show test photographs, while the data folder is there; --nophotographs leaves them out."
+    flags.DEFINE_bool("photographs", None, text, flag_values=values)
+    text = "File to write; report.html in the folder when not given."
+    flags.DEFINE_string("output", None, text, flag_values=values)
 
 
 def _report(values):
     from crnas_jax.analysis.html import page
     from crnas_jax.analysis.record import Record
 
-    print(page.write(Record.open(values.workdir), values.photographs))
+    output = pathlib.Path(values.output) if values.output else None
+    print(page.write(Record.open(values.workdir), values.photographs, output))
 
 
 def _status_flags(values, _):

@@ -29,6 +29,7 @@ def run_on_split(
     batch_size: int,
     num_devices: int | None = None,
     choice_of: Callable[[int], PyTree] = lambda index: None,
+    name: str = "evaluation",
 ) -> Iterator[tuple[dict[str, np.ndarray], PyTree]]:
     """Yield the function's result for every mini-batch of a split, in order.
 
@@ -45,6 +46,7 @@ def run_on_split(
       batch_size: images in a mini-batch.
       num_devices: number of devices; all when None.
       choice_of: function from a mini-batch's index to the path to run on it.
+      name: what is shown as progress.
 
     Raises:
       Stopped: a stop was requested.
@@ -53,7 +55,7 @@ def run_on_split(
     run = compiled(function, model, mesh)
     variables = hosts.put(variables, replicated(mesh))
     plan = loader.Plan(source.sizes, batch_size, seed=None)
-    progress = Progress("evaluation", len(plan), unit="mini-batch")
+    progress = Progress(name, len(plan), unit="mini-batch")
     for index, batch in enumerate(loader.batches(source, plan, to_row)):
         result = run(variables, put_batch(mesh, batch), choice_of(index))
         yield loader.all_rows(batch), hosts.fetch(result)
@@ -82,6 +84,7 @@ def predict_split(
     size: ImageSize,
     batch_size: int,
     num_devices: int | None = None,
+    name: str = "evaluation",
 ) -> list[dict]:
     """Return a stand-alone detector's detections on every image, in COCO's result format.
 
@@ -92,9 +95,11 @@ def predict_split(
       size: resize rule.
       batch_size: images in a mini-batch.
       num_devices: number of devices; all when None.
+      name: what is shown as progress.
     """
+    rows, devices = DetectionRows(size), num_devices
     batches = run_on_split(
-        Detector.apply, detector, variables, source, DetectionRows(size), batch_size, num_devices
+        Detector.apply, detector, variables, source, rows, batch_size, devices, name=name
     )
     return [
         result

@@ -141,8 +141,8 @@ def _image_ids(path, content, source, may_miss=False):
 
 def annotations_of(
     source: DetectionSource, path: str | os.PathLike, files: Sequence[pathlib.Path]
-) -> dict[pathlib.Path, list[dict]]:
-    """Return by file the annotations of the image with its name; none where there is none.
+) -> dict[pathlib.Path, list[dict] | None]:
+    """Return by file the annotations of the image with its name; None where there is none.
 
     Args:
       source: the split.
@@ -157,7 +157,10 @@ def annotations_of(
     by_image = collections.defaultdict(list)
     for entry in source.coco["annotations"]:
         by_image[entry["image_id"]].append(entry)
-    return {file: by_image[image_ids[row]] for row, file in enumerate(files)}
+    return {
+        file: None if image_ids[row] is None else by_image[image_ids[row]]
+        for row, file in enumerate(files)
+    }
 
 
 def _common_end(parts, others):

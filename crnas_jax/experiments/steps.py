@@ -148,8 +148,8 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
       detector: its detector.
       split: `val` or `test`.
     """
-    source = run.sources[split]
-    size = data_settings.image_size(run.config)
+    source, size = run.sources[split], data_settings.image_size(run.config)
+    name = f"{step}/{split}"
 
     def work():
         detections = predict_split(
@@ -159,6 +159,7 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
             size,
             search_settings.score_options(run.config, "running").batch_size,
             run.options.num_devices,
+            name,
         )
         return team.decide(measure, detections)
 
@@ -167,6 +168,7 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
         metrics = split_metrics(source, detections, detector.options.has_masks)
+        print(f"{name}: AP {100 * (metrics['AP'] or 0):.1f} %", flush=True)
         _show(detections_file(run, step, split).parent, source, detections, metrics)
         return {
             "arch": json.loads(detector.spec.to_json()),
@@ -175,7 +177,6 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
             **metrics,
         }
 
-    name = f"{step}/{split}"
     return run.workdir.step(name, step_key(run, name), work)
 
 

@@ -11,6 +11,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
+from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import append
 from crnas_jax.runtime.ownership import may_write
 
@@ -18,6 +19,7 @@ INVOCATIONS, PROGRESS = "invocations.jsonl", "progress.json"
 # Least time between two looks at the same work, seconds.
 _SECONDS = 2.0
 _command: list[str] = []
+_latest: dict[str, object] = {}
 _folder: pathlib.Path | None = None
 _written = 0.0
 
@@ -35,15 +37,21 @@ def record(folder: pathlib.Path, **details) -> None:
       **details: what belongs to the line, such as versions and devices.
     """
     global _folder
+    _latest.clear()
     row = {"started": now(), "command": list(_command), **details}
     with contextlib.suppress(OSError):
         append(folder / INVOCATIONS, json.dumps(row) + "\n")
+        if may_write(folder / PROGRESS):  # that of the command before says "ended"
+            (folder / PROGRESS).unlink(missing_ok=True)
     _folder = folder
 
 
 def release() -> None:
-    """End what `record` began."""
+    """End what `record` began, and say so in the folder."""
     global _folder
+    if _folder is not None:
+        with contextlib.suppress(UserError):  # another run has gone on there
+            _write({**_latest, "ended": now()})
     _folder = None
 
 
@@ -57,14 +65,21 @@ def show(is_last: bool = False, **progress) -> None:
 
     Args:
       is_last: whether the work is at its end, which is shown whenever it comes.
-      **progress: `name` of the work, `unit`, `done`, `total`, `seconds_left` (None while unknown).
+      **progress: `name` of the work, `unit`, `done`, `total`, `seconds_left` (None while unknown),
+        `note`.
     """
     global _written
-    if _folder is None or not (is_last or time.monotonic() - _written > _SECONDS):
-        return
-    _written, file = time.monotonic(), _folder / PROGRESS
+    _latest.clear()
+    _latest.update(time=now(), **progress)
+    if _folder is not None and (is_last or time.monotonic() - _written > _SECONDS):
+        _written = time.monotonic()
+        _write(_latest)
+
+
+def _write(progress):
+    file = _folder / PROGRESS
     if may_write(file):
         temporary = file.with_name(file.name + ".tmp")
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps({"time": now(), **progress}))
+            temporary.write_text(json.dumps(progress))
             temporary.replace(file)

@@ -43,7 +43,7 @@ class Progress:
             self._bar.set_postfix_str(beginning)
             if self._plain:
                 print(f"{name}: {unit} {done}/{total}, {beginning}", flush=True)
-            self._show(done, None, is_new=True)
+            self._show(done, None, True, beginning)
 
     def update(self, done: int, **values: float) -> None:
         """Show that `done` units are finished, with `values` beside them."""
@@ -56,7 +56,7 @@ class Progress:
         now, seconds_left = time.monotonic(), None
         if done > self._first:
             seconds_left = (now - self._start_time) / (done - self._first) * (self._total - done)
-        self._show(done, seconds_left, is_new=done == self._total)
+        self._show(done, seconds_left, done == self._total)
         if self._plain and (now - self._last_line > self._line_seconds or done == self._total):
             self._last_line = now
             shown = "".join(f" {name} {value:.4g}" for name, value in values.items())
@@ -65,9 +65,9 @@ class Progress:
                 line += f", {seconds_left:.0f} s left"
             print(line, flush=True)
 
-    def _show(self, done, seconds_left, is_new):
+    def _show(self, done, seconds_left, is_new, note=""):
         shown = {"name": self._name, "unit": self._unit, "done": done, "total": self._total}
-        activity.show(is_new, **shown, seconds_left=seconds_left)
+        activity.show(is_new, **shown, seconds_left=seconds_left, note=note)
 
     def close(self) -> None:
         """End the bar."""

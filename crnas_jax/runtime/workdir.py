@@ -153,8 +153,8 @@ class Workdir:
 
     def release(self) -> None:
         """Let other processes work here."""
-        ownership.release(self.path)
         activity.release()
+        ownership.release(self.path)
         if self._lock:
             self._lock.close()
             self._lock = None

@@ -103,7 +103,7 @@ def difference(ap: np.ndarray, draws: np.ndarray, network: int) -> Difference:
 
 
 def intervals(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return 95 % intervals of a metric of several networks, by the rule of `difference`.
+    """Return 95 % intervals, within 0 to 1, of a metric of networks by the rule of `difference`.
 
     Args:
       values: the metric of each network with every seed, [networks, seeds].
@@ -131,7 +131,7 @@ def intervals(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
         else:
             half = quantile * np.sqrt(real[row].var(ddof=1) + seed_variance)
             ends[row] = means[row] - half, means[row] + half
-    return ends
+    return np.clip(ends, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,8 @@ def decide(names: Sequence[str], ap: np.ndarray, draws: np.ndarray, confidence: 
         )
     best = max(rows, key=lambda row: differences[row - 1].probability)
     reason = (
-        f"on val no network is better than it with a probability of {confidence:g}; the best "
-        f"chance has the {CALLED[names[best]]} network with {differences[best - 1].probability:.2f}"
+        f"on val no network is better than it with the probability that is asked for, "
+        f"{confidence:g}; the {CALLED[names[best]]} network comes nearest with "
+        f"{differences[best - 1].probability:.2f}"
     )
     return Decision(BASELINE, names[best], differences[best - 1], reason)

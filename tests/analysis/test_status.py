@@ -39,6 +39,11 @@ def test_a_run_in_its_third_step_says_what_it_does(tmp_path):
     assert ": step 77/154, 1 min 30 s left" in text
     _silent_for(path, 5000)
     assert "no sign of life for 1 h 23 min" in status.text(Record.open(path))
+    run_folders.change(path, "progress.json", lambda content: content.update(ended="2999"))
+    stopped = Record.open(path)
+    assert status.status(stopped)["seconds_left"] is None
+    assert "stopped, last sign of life" in status.text(stopped)
+    assert "step 77/154, stopped" in status.text(stopped)
 
 
 def test_a_finished_run_shows_its_table(tmp_path):

@@ -15,10 +15,10 @@ from crnas_jax.search.refine import CALLED
 _MOST_CURVES, _MOST_CLASSES = 5, 12
 _KINDS = {
     "duplicate": "its object has a better detection",
-    "class": "it covers an object of another class by half",
-    "place": "it covers an object of its class by a tenth, not by half",
-    "class and place": "it covers one of another class by a tenth, not by half",
-    "background": "it covers nothing",
+    "class": "IoU of 0.5 or more with an object of another class",
+    "place": "IoU of 0.1 to 0.5 with an object of its class",
+    "class and place": "IoU of 0.1 to 0.5 with one of another class",
+    "background": "IoU below 0.1 with all objects",
 }
 
 
@@ -55,16 +55,18 @@ def errors(record: Record) -> Markup | None:
         if chosen
     ]
     about = paragraph(
-        "On test, the training with the run's seed. But for the curves, detections count from the "
-        "score on with the best F1: "
-        + ", ".join(f"{CALLED[label]} {row['score']:.2f}" for label, row in found.items())
-        + "."
+        "On test, of the training with the run's seed. In table and matrices, detections below the "
+        "score with the best F1 are left out ("
+        + ", ".join(f"{CALLED[label]}: score {row['score']:.2f}" for label, row in found.items())
+        + "). An object that only a detection of another class covers is missed in the table, and "
+        "in its class's column of the matrix."
     )
     matrices = [
         details(f"Confusion matrix, {CALLED[label]}", _confusion(content, class_names))
         for label, content in found.items()
     ]
-    return section("Errors", about, _kinds(found), grid(*charts), *matrices, ident="errors")
+    shown = grid(*charts, class_="two")
+    return section("Errors", about, _kinds(found), shown, *matrices, ident="errors")
 
 
 def _worst_classes(found) -> list[int]:
@@ -89,11 +91,11 @@ def _kinds(found: Mapping[str, dict]):
     rows = []
     for place, kind in enumerate(kinds):
         counts = [sum(row[place] for row in content["false"]) for content in found.values()]
-        rows.append((element("span", kind, title=_KINDS.get(kind)), *map(_bar(found), counts)))
+        rows.append((f"false: {kind}", *map(_bar(found), counts)))
     missed = [sum(content["missed_by_image"]) for content in found.values()]
-    rows.append(("missed object", *map(_bar(found), missed)))
+    rows.append(("missed: an object without a detection", *map(_bar(found), missed)))
     legend = "; ".join(f"{kind}: {_KINDS[kind]}" for kind in kinds if kind in _KINDS)
-    head = ("false detection", *(CALLED[label] for label in found))
+    head = ("mistake", *(CALLED[label] for label in found))
     shown = table(head, rows, "False detections at an IoU of 0.5, by kind, and missed objects")
     return element("div", shown, paragraph(legend, class_="small"))
 

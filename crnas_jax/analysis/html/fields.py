@@ -12,6 +12,7 @@ from crnas_jax.search.refine import CALLED
 
 # File with the fields in the folder of a network.
 FIELDS = "receptive_fields.json"
+_NEAR_THE_SIDE = 0.7
 
 
 def fields(record: Record) -> Markup | None:
@@ -28,8 +29,11 @@ def fields(record: Record) -> Markup | None:
         "images: dark is strong, on a scale of square roots. The box is the level's smallest "
         "anchor, the broken circle the width: four standard deviations of a fitted Gaussian."
     )
+    reach = max(field["width"] / min(field["canvas"]) for row in found.values() for field in row)
+    bounded = paragraph("Widths near the side of the input are bounded by it: the field goes on.")
     picture = element("div", heat_maps.svg(found), class_="wide", tabindex="0")
-    return section("Receptive fields", about, picture, numbers(found), ident="fields")
+    bounded = bounded if reach > _NEAR_THE_SIDE else None
+    return section("Receptive fields", about, bounded, picture, numbers(found), ident="fields")
 
 
 def numbers(found: Mapping[str, Sequence[Mapping]]) -> Markup:

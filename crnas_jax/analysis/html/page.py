@@ -28,26 +28,37 @@ from crnas_jax.runtime import files
 from crnas_jax.settings.fields import config_of
 
 NAME = "report.html"
+_LEFT_OUT = "Photographs were left out (crnas-jax report --nophotographs)."
 _FOLDER = pathlib.Path(__file__).parent
 
 
-def write(record: Record, with_photographs: bool = True) -> pathlib.Path:
-    """Write the report of a working folder into it; return the file.
+def write(
+    record: Record, with_photographs: bool | None = None, output: pathlib.Path | None = None
+) -> pathlib.Path:
+    """Write the report of a working folder; return the file.
 
     Args:
       record: the working folder.
-      with_photographs: whether test photographs are shown, while the data folder is there.
+      with_photographs: whether test photographs are shown, while the data folder is there; None for
+        as in the report that is there: who left them out once does not find them in it again.
+      output: file to write; `report.html` in the folder when None.
 
     Raises:
       UserError: the file cannot be written.
     """
     config = config_of(record.config)
-    drawn, why_none = [], "They were left out."
+    path = record.path / NAME if output is None else output
+    if with_photographs is None:
+        with_photographs = not _leaves_out_photographs(path)
+    drawn, why_none = [], _LEFT_OUT
     if with_photographs:
         drawn, why_none = photographs.photographs(record, config)
-    path = record.path / NAME
     files.write(path, page(record, config, drawn, why_none).encode())
     return path
+
+
+def _leaves_out_photographs(path):
+    return path.is_file() and _LEFT_OUT in path.read_text(errors="replace")
 
 
 def page(

@@ -28,6 +28,8 @@ from crnas_jax.settings.supernets import operation_space, stage_cost, stage_spac
 
 # Rows of the table of the best allocations.
 _BEST = 20
+# Costs that differ by less are the same.
+_ABOUT_EQUAL = 1.001
 # Codes listed by name in a round of the race.
 _MOST_LISTED = 40
 
@@ -45,15 +47,23 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
     if not rows:
         return None
     keys = ["-".join(map(str, row["code"])) for row in rows]
-    charts = [figure(chart, networks) for chart in score_charts(record, config).values()]
+    drawn = score_charts(record, config)
+    cost = _one_cost(drawn)
+    charts = [
+        figure(chart, networks)
+        for label, chart in drawn.items()
+        if cost is None or not label.startswith("multiply-adds")
+    ]
     about = paragraph(
         f"{len(rows)} allocations were scored with the supernet's weights on val, AP in percent "
         "with 95 % intervals over images. Such scores rank networks; they are no promise of what "
-        "training alone reaches."
+        "training alone reaches.",
+        f" All of them cost {cost}." if cost else None,
     )
     best = sorted(zip(rows, keys, strict=True), key=lambda pair: -pair[0]["score"])[:_BEST]
     listed = [
-        (key, percent(row["score"]), span(row.get("ci95")), f"{row['images']}") for row, key in best
+        (key, f"{100 * row['score']:.2f}", span(row.get("ci95")), f"{row['images']}")
+        for row, key in best
     ]
     head = ("allocation", "AP", "95 %", "images")
     best_table = details(
@@ -67,6 +77,17 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
         _race(all_rows),
         ident="allocations",
     )
+
+
+def _one_cost(charts):
+    """Say what all networks cost where that is the same, which no chart needs to show."""
+    chart = next(iter(charts.values()), None)
+    if chart is None or len(chart.marks) != 1:
+        return None
+    costs = chart.series[0].x
+    if max(costs) > min(costs) * _ABOUT_EQUAL:
+        return None
+    return f"{min(costs):.4g} G multiply-adds, the budget of {chart.marks[0][0]}"
 
 
 def score_charts(record: Record, config) -> dict[str, plots.Chart]:
@@ -147,8 +168,10 @@ def finalists(record: Record, networks: dict[str, int]) -> Markup | None:
         keys,
         "Finalists",
         keys,
+        1.0,
     )
-    return figure(chart, networks, "On val; the order of the two may differ.")
+    about = "On val. Networks trained alone need not come in the supernet's order."
+    return figure(chart, networks, about)
 
 
 def operations(record: Record, config) -> Markup | None:
@@ -167,15 +190,17 @@ def operations(record: Record, config) -> Markup | None:
     about = paragraph(
         f"Greedy search: column by column a {tie} gets its dilation, the number in a box; the best "
         f"{beam} partial codes stay (full frame), the others are dropped (broken frame). Below it "
-        "the AP in the supernet, in percent, with what remains drawn at random."
+        "the AP in the supernet of dilations, in percent, with what remains drawn at random; it "
+        "cannot be compared with that in the supernet of allocations."
     )
     last = [(row["code"], row["score"]) for row in (result or {}).get("ranking", ())]
     again = table(
-        ("dilations", "AP"),
+        (f"dilation of each {tie}", "AP"),
         [(" ".join(str(dilations[op]) for op in code), percent(score)) for code, score in last],
         "The last codes, best first, scored with their own statistics",
     )
-    drawn = element("div", tree(scores, dilations, beam, key_of), class_="wide", tabindex="0")
+    picture = tree(scores, dilations, beam, key_of, tie)
+    drawn = element("div", picture, class_="wide", tabindex="0")
     return section("Dilations", about, drawn, again if last else None, ident="dilations")
 
 

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from crnas_jax.analysis.charts import Chart, axes, svg
 from crnas_jax.analysis.markup import element, join, text
+from crnas_jax.analysis.report import points
 
 MISSING = "\u2013"
 
@@ -37,20 +38,16 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str = "", **attri
         for row in rows
     ]
     head = element("tr", *(element("th", entry, scope="col") for entry in header))
-    return element(
+    attributes = {"aria_label": caption or None, **attributes}
+    scroller = element(
         "div",
-        element(
-            "table",
-            element("caption", caption) if caption else None,
-            element("thead", head),
-            element("tbody", *body),
-            **attributes,
-        ),
+        element("table", element("thead", head), element("tbody", *body), **attributes),
         class_="wide",
         tabindex="0",
         role="region",
         aria_label=caption or "table",
     )
+    return element("div", element("p", caption, class_="caption") if caption else None, scroller)
 
 
 def _cell(entry, is_first):
@@ -79,8 +76,8 @@ def difference(row: dict | None, name: str = "AP") -> str:
     """Return a difference in AP with its interval, both in percent points."""
     if not row or row.get(name) is None:
         return MISSING
-    low, high = row["ci95"]
-    return f"{100 * row[name]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    low, high = map(points, row["ci95"])
+    return f"{points(row[name])} [{low}, {high}]"
 
 
 def figure(chart: Chart, networks: dict[str, int] | None = None, about: str = "") -> Markup:
@@ -123,9 +120,9 @@ def details(summary: str, *children) -> Markup:
     return element("details", element("summary", summary), *children)
 
 
-def grid(*children) -> Markup:
+def grid(*children, class_: str = "") -> Markup:
     """Return figures beside each other where there is room."""
-    return element("div", *children, class_="grid")
+    return element("div", *children, class_=f"grid {class_}".strip())
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from crnas_jax.analysis.markup import element
 from crnas_jax.search.scores import best
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 46, 34, 38, 8
+_TOP = 26
 
 
 def tree(
@@ -15,6 +16,7 @@ def tree(
     dilations: Sequence[int],
     beam: int,
     key_of: Callable[[tuple], str | None],
+    what: str = "block",
 ) -> Markup:
     """Return the tree as SVG.
 
@@ -23,6 +25,7 @@ def tree(
       dilations: dilation of each operation.
       beam: number of partial codes that stay after each block.
       key_of: function from a full code to its network's key, None for a partial code.
+      what: what a column gives a dilation to: a block or a stage.
     """
     columns = [
         [code for code, _ in best(codes, [scores[code] for code in codes])]
@@ -31,7 +34,7 @@ def tree(
     ]
     kept = {code for codes in columns for code in codes[:beam]}
     place = {
-        code: (column * (_WIDTH + _GAP_X) + 8, row * (_HEIGHT + _GAP_Y) + 8)
+        code: (column * (_WIDTH + _GAP_X) + 8, row * (_HEIGHT + _GAP_Y) + _TOP)
         for column, codes in enumerate(columns)
         for row, code in enumerate(codes)
     }
@@ -41,6 +44,9 @@ def tree(
         for length in range(1, len(code) + 1) if key else ():
             keys.setdefault(code[:length], []).append(key)
     parts = [element("title", "Greedy search of dilations")]
+    for column in range(len(columns)):
+        x = column * (_WIDTH + _GAP_X) + 8 + _WIDTH / 2
+        parts.append(element("text", f"{what} {column + 1}", x=x, y=16, text_anchor="middle"))
     for code, (x, y) in place.items():
         if code[:-1] in place:
             start_x, start_y = place[code[:-1]]
@@ -54,7 +60,7 @@ def tree(
     for code, (x, y) in place.items():
         parts.append(_box(code, x, y, scores[code], dilations, code in kept, keys.get(code)))
     width = len(columns) * (_WIDTH + _GAP_X) - _GAP_X + 16
-    height = max(map(len, columns)) * (_HEIGHT + _GAP_Y) + 8
+    height = max(map(len, columns)) * (_HEIGHT + _GAP_Y) + _TOP
     return element(
         "svg",
         *parts,

@@ -20,6 +20,23 @@ from crnas_jax.runtime.files import read_json
 from crnas_jax.search.refine import CALLED
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_GLOSSARY = {
+    "AP": "average precision as COCO measures it, the mean over IoU thresholds 0.5 to 0.95 and "
+    "classes; AP50 and AP75 at one threshold; APs, APm, APl for objects below 32, 32 to 96 and "
+    "above 96 pixels of side",
+    "train, val, test": "images for weights, for the searches and the decision, and for the end",
+    "baseline, stage-only, found": "the network as it is, with its blocks moved, and with "
+    "dilations too; what is returned is one of them",
+    "supernet": "one network that holds all candidates; their scores in it, with shared weights, "
+    "rank them quickly and roughly",
+    "finalists": "the best of a search, trained alone for a short time",
+    "block, stage": "a block is a few convolutions with a shortcut, a stage the blocks of one "
+    "resolution; a budget is counted in blocks",
+    "dilation": "the distance of the points that a 3 x 3 convolution reads",
+    "p2 to p6": "the levels of the feature pyramid, from fine to coarse; an anchor is the size of "
+    "object that a level looks for",
+    "GMACs": "billions of multiply-adds for one image",
+}
 # More classes than this are shown on demand.
 _FEW_CLASSES = 12
 
@@ -31,7 +48,11 @@ def verdict(record: Record) -> Markup | None:
         first, *others = report.verdict(result)
         evidence = [paragraph(_sentence(line)) for line in others]
         chosen = element("p", _sentence(first), class_="verdict")
-        return section("Result", chosen, *evidence, _evidence(result), ident="result")
+        warned = [
+            element("p", f"Warning: {text}.", class_="warning") for text in report.warnings(result)
+        ]
+        shown = _evidence(record, result)
+        return section("Result", chosen, *warned, *evidence, shown, ident="result")
     return section("Result", *_unfinished(record), ident="result")
 
 
@@ -39,15 +60,18 @@ def _sentence(line):
     return f"{line[0].upper()}{line[1:]}."
 
 
-def _evidence(result):
+def _evidence(record, result):
     decision = result["decision"]
     if decision["difference"] is None:
         return None
     seeds = len(result["baseline"]["seeds"])
+    challenger, asked = decision["challenger"], record.config.get("refine", {}).get("confidence")
     rows = [
-        ("compared on val", f"{CALLED[decision['challenger']]} minus baseline"),
-        ("difference in AP, 95 % interval", difference(decision, "difference")),
-        ("probability of being better", _probability(decision["probability"])),
+        ("compared", f"{CALLED[challenger]} minus baseline"),
+        ("on val: difference in AP, 95 %", difference(decision, "difference")),
+        ("on val: probability of being better", _probability(decision["probability"])),
+        ("probability that is asked for", f"{asked:g}" if asked else MISSING),
+        ("on test: difference in AP, 95 %", difference(result[challenger].get("difference"))),
         ("trainings of each network", f"{seeds}"),
     ]
     return table(("evidence", ""), rows, "What the decision rests on", class_="plain")
@@ -72,7 +96,8 @@ def _unfinished(record):
     yield element("p", state, class_="verdict")
     for level, row in found.items():
         if row is not None:
-            yield element("p", f"The {level} search has {report.search(level, row)}")
+            lines = "; ".join(line.strip() for line in report.search(level, row).splitlines())
+            yield element("p", f"The {level} search has {lines}.")
 
 
 def networks_table(record: Record) -> Markup | None:
@@ -82,20 +107,24 @@ def networks_table(record: Record) -> Markup | None:
         return None
     result = record.result
     latencies = {label: _latency(record, row) for label, row in rows.items()}
-    columns = ["network", "blocks", "GMACs", "params M"]
-    columns += ["ms for an image"] if any(latencies.values()) else []
     with_masks = any("segm" in row for row in rows.values())
-    columns += [*_METRICS, *(["mask AP"] if with_masks else ())]
-    columns += ["AP minus baseline"] if result else []
+    columns = ["network", "AP", *(["minus baseline"] if result else ()), *_METRICS[1:]]
+    columns += ["mask AP"] if with_masks else []
+    columns += ["blocks", "GMACs", "params M"]
+    columns += ["ms for an image"] if any(latencies.values()) else []
     body = []
     for label, row in rows.items():
         intervals = row.get("ci95") or {}
-        cells = [CALLED.get(label, label), _blocks(row["arch"])]
+        is_returned = result is not None and label == result["returned"]
+        cells = [f"{CALLED[label]}, returned" if is_returned else CALLED[label]]
+        metrics = [percent(row.get(metric), intervals.get(metric)) for metric in _METRICS]
+        cells += metrics[:1]
+        cells += [difference(row.get("difference"))] if result else []
+        cells += metrics[1:]
+        cells += [percent((row.get("segm") or {}).get("AP"))] if with_masks else []
+        cells += [_blocks(row["arch"])]
         cells += [f"{row['flops'] / 1e9:.3f}", f"{row['params'] / 1e6:.3f}"]
         cells += [latencies[label] or MISSING] if any(latencies.values()) else []
-        cells += [percent(row.get(metric), intervals.get(metric)) for metric in _METRICS]
-        cells += [percent((row.get("segm") or {}).get("AP"))] if with_masks else []
-        cells += [difference(row.get("difference"))] if result else []
         body.append(cells)
     caption = f"On {split}, in percent{_over(rows, result)}"
     title = "Networks" if result else f"Networks, on {split}"
@@ -175,12 +204,36 @@ def _classes(rows):
 
 
 def summary(record: Record) -> Markup:
-    """Return the heading of the page."""
-    data = record.config.get("data", {})
+    """Return the heading of the page: what was tried, when, on what, and what the words mean."""
+    data, baseline = record.config.get("data", {}), name(record.config.get("baseline", ""))
     where = data.get("folder") if data.get("name") != "synthetic" else "generated images"
+    days = [row.get("started", "")[:10] for row in record.invocations]
+    sizes = ", ".join(
+        f"{content['images']} images in {split}"
+        for split, content in record.data.get("splits", {}).items()
+    )
+    epochs = record.config.get("detector_train", {}).get("epochs")
+    about = f", images resized to {data.get('min_size')} to {data.get('max_size')} pixels"
+    tried = (
+        ". Searched: a detector whose backbone spends the computation of ",
+        baseline,
+        " better, by moving blocks between its stages, then by dilating their convolutions.",
+    )
+    if "searched" not in compared_rows(record)[0] and not record.scores:
+        tried = (". Trained: a detector with ", baseline, " as its backbone.")
     return join(
         [
             element("h1", "Run ", name(record.path.resolve().name)),
-            element("p", name(record.config.get("baseline", "")), " on ", name(where or "data")),
+            element("p", join([" to ".join(dict.fromkeys(days[:1] + days[-1:])), *tried])),
+            element("p", name(where or "data"), f": {sizes}{about}; {epochs:g} epochs of training.")
+            if epochs
+            else None,
+            details("What the words mean", element("dl", *_words())),
         ]
     )
+
+
+def _words():
+    for word, meaning in _GLOSSARY.items():
+        yield element("dt", word)
+        yield element("dd", meaning)
