@@ -56,7 +56,7 @@ def test_the_baseline_comes_back_where_none_passes():
     assert decision.network == "baseline"
     assert decision.challenger == "searched"
     assert "the probability that is asked for, 0.99; the found network" in decision.reason
-    assert "the found network with 0." in decision.reason
+    assert "the found network comes nearest with 0." in decision.reason
     worse = decide(NAMES[:2], AP[[1, 0]], DRAWS[[1, 0]], 0.51)
     assert (worse.network, worse.challenger) == ("baseline", "searched")
     assert worse.difference.value < 0

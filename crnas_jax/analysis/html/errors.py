@@ -93,7 +93,7 @@ def _kinds(found: Mapping[str, dict]):
         counts = [sum(row[place] for row in content["false"]) for content in found.values()]
         rows.append((f"false: {kind}", *map(_bar(found), counts)))
     missed = [sum(content["missed_by_image"]) for content in found.values()]
-    rows.append(("missed: an object without a detection", *map(_bar(found), missed)))
+    rows.append(("missed objects", *map(_bar(found), missed)))
     legend = "; ".join(f"{kind}: {_KINDS[kind]}" for kind in kinds if kind in _KINDS)
     head = ("mistake", *(CALLED[label] for label in found))
     shown = table(head, rows, "False detections at an IoU of 0.5, by kind, and missed objects")
