@@ -10,18 +10,16 @@ import math
 import pathlib
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from crnas_jax.analysis import erf
-from crnas_jax.analysis.html.fields import FIELDS
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data.coco import category_entries
-from crnas_jax.evaluation import draw, errors
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
+from crnas_jax.experiments import evidence
+from crnas_jax.experiments.evidence import detections_file
 from crnas_jax.experiments.keys import FINALISTS, init_name, row_of, step_key, training_seed
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import describe, save_detector
@@ -29,10 +27,8 @@ from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
-from crnas_jax.runtime.events import Events
-from crnas_jax.runtime.files import read_json, replacing, write_json
+from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.step_key import split_seed
-from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
@@ -40,12 +36,6 @@ from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import training as training_settings
 from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.loop import train
-
-# Files in the folder of an evaluation.
-DETECTIONS, ERRORS, DRAWS = "detections.json", "errors.json", "draws.npz"
-# What TensorBoard shows of an evaluation: images, their longer side in pixels, and detections from
-# a score on.
-_SHOWN_IMAGES, _SHOWN_SIDE, _SHOWN_SCORE = 4, 480, 0.3
 
 
 def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
@@ -169,7 +159,7 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
         metrics = split_metrics(source, detections, detector.options.has_masks)
         print(f"{name}: AP {100 * (metrics['AP'] or 0):.1f} %", flush=True)
-        _show(detections_file(run, step, split).parent, source, detections, metrics)
+        evidence.show(detections_file(run, step, split).parent, source, detections, metrics)
         return {
             "arch": json.loads(detector.spec.to_json()),
             "flops": cost.flops,
@@ -189,55 +179,10 @@ def detections(run: Run, step: str, detector: Detector, split: str) -> list[dict
     return read_json(detections_file(run, step, split)) if team.is_primary() else []
 
 
-def _show(folder, source, detections, metrics):
-    """Write an evaluation's metrics, and what was detected in its first images, to TensorBoard."""
-    categories = source.category_ids, source.class_names
-    with Events(folder) as events:
-        events.scalars(
-            0, {name: metrics[name] for name in metrics if isinstance(metrics[name], float)}
-        )
-        for row in range(min(len(source), _SHOWN_IMAGES)):
-            image_id, image = int(source.image_ids[row]), source[row]["image"]
-            truth = [a for a in source.coco["annotations"] if a["image_id"] == image_id]
-            found = [d for d in detections if d["image_id"] == image_id]
-            found = [d for d in found if d["score"] >= _SHOWN_SCORE]
-            size = image.shape[:2] if "segm" in metrics else None
-            panels = [
-                draw.draw(image, draw.results_on(rows, *categories, is_truth, size), _SHOWN_SIDE)
-                for rows, is_truth in ((truth, True), (found, False))
-            ]
-            events.image(0, f"truth and detections/{image_id}", draw.beside(panels))
-
-
 def diagnosis(run: Run, step: str, detector: Detector, split: str) -> dict | None:
-    """Return what a trained network gets wrong on a split; it goes to `errors.json`.
-
-    Made from the detections, `draws.npz` (AP on resampled images) beside it.
-
-    Returns:
-      The arrays of `errors.Diagnosis.draws`; of several hosts on the primary, None on the others.
-    """
+    """Return a trained network's AP on resampled images of a split, see `evidence.diagnosis`."""
     evaluate(run, step, detector, split)
-    team.decide(_diagnose, run, step, split)
-    if not team.is_primary():
-        return None
-    file = detections_file(run, step, split).with_name(DRAWS)
-    with np.load(file, allow_pickle=False) as draws:
-        return dict(draws)
-
-
-def _diagnose(run, step, split):
-    folder = detections_file(run, step, split).parent
-    drawn = {"samples": run.options.bootstrap, "seed": run.options.seed}
-    before = read_json(folder / ERRORS) if (folder / ERRORS).exists() else {}
-    # Draws of all networks are on the same resampled images.
-    if before.get("draws") != drawn or not (folder / DRAWS).exists():
-        results = read_json(folder / DETECTIONS)
-        found = errors.diagnose(run.sources[split], results, *drawn.values())
-        with replacing(folder / DRAWS) as file:
-            np.savez(file, **{n: leaf.astype(np.float32) for n, leaf in found.draws.items()})
-        content = {"format": FORMAT, "draws": drawn, **found.to_json()}
-        write_json(folder / ERRORS, content, indent=None)
+    return evidence.diagnosis(run, step, split)
 
 
 def receptive_fields(run: Run, step: str, detector: Detector) -> None:
@@ -245,25 +190,9 @@ def receptive_fields(run: Run, step: str, detector: Detector) -> None:
 
     On the first images of `val`, or of `test` where there is no `val`.
     """
-    file = run.path / step / FIELDS
-    if not run.options.erf_images or team.decide(file.exists):
-        return
-    variables = load_trained(run, step, detector)
-    team.decide(_receptive_fields, run, file, detector, variables)
-
-
-def _receptive_fields(run, file, detector, variables):
-    source, size = run.sources.get("val", run.sources["test"]), data_settings.image_size(run.config)
-    images = (source[index]["image"] for index in range(len(source)))
-    plates = erf.plates(images, size, run.options.erf_images)
-    # One at a time: the memory of a training step is there, shared with nothing else.
-    fields = erf.receptive_fields(detector, [variables], plates, batch_size=1)
-    write_json(file, {"format": FORMAT, "fields": [field.to_json() for field in fields]})
-
-
-def detections_file(run: Run, step: str, split: str) -> pathlib.Path:
-    """Return the path of a trained network's detections on a split."""
-    return run.path / step / split / DETECTIONS
+    if evidence.lacks_fields(run, step):
+        variables = load_trained(run, step, detector)
+        team.decide(evidence.write_fields, run, step, detector, variables)
 
 
 def load_trained(run: Run, step: str, model: Model) -> PyTree:
