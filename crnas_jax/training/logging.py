@@ -3,9 +3,10 @@
 import json
 import pathlib
 import time
-from collections.abc import Mapping
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import replacing
@@ -59,14 +60,15 @@ class RunLog:
             self._events.counts(step, self._drawn)
         self._progress.update(step, loss=values["loss"], images_per_second=rate)
 
-    def path(self, choice: Mapping[str, np.ndarray] | None) -> None:
+    def path(self, choice: PyTree) -> None:
         """Count a sampled path of a supernet; its histogram goes with some of the next `metrics`.
 
         The counts begin anew where a training is resumed.
         """
-        for part, drawn in (choice or {}).items():
+        for path, drawn in jax.tree_util.tree_leaves_with_path(choice):
+            part = "".join(f"/{key.key}" for key in path if hasattr(key, "key"))
             for place, number in enumerate(np.ravel(drawn).tolist()):
-                name = f"paths/{part}/{place}"
+                name = f"paths{part}/{place}"
                 counts = self._drawn.get(name, np.zeros(0, int))
                 missing = max(number + 1 - len(counts), 0)
                 counts = np.concatenate([counts, np.zeros(missing, int)])

@@ -15,6 +15,8 @@ from crnas_jax.settings.supernets import operation_supernet
 class Scores:
     """Scores of one value for every code, but for one code."""
 
+    name, key = "stage", "digest"
+
     def __init__(self, value, other):
         self.value, self.other = value, other
 

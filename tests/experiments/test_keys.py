@@ -98,6 +98,7 @@ class Procedure:
         monkeypatch.setattr(steps, "predict_split", lambda *_: [])
         monkeypatch.setattr(steps, "split_metrics", lambda *_: {"AP": 0.0, "per_class": {}})
         monkeypatch.setattr(steps, "diagnosis", lambda *_: {"AP": np.zeros(10)})
+        monkeypatch.setattr(steps.evidence, "show", lambda *_: None)
         monkeypatch.setattr(steps, "write_json", self._write)
         monkeypatch.setattr(crnas.last_rung, "publish", lambda *_: None)
         monkeypatch.setattr(crnas.last_rung, "TrainedScores", _Scores)

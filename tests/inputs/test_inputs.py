@@ -25,7 +25,7 @@ from crnas_jax.runtime.ownership import TOKEN
 
 DOCUMENT = ROOT / "docs" / "inputs.md"
 CASES = making.CASES
-NOTES = (TOKEN, "invocations.jsonl", "plan.json", "data.json")
+NOTES = (TOKEN, "invocations.jsonl", "plan.json", "data.json", "progress.json")
 
 
 def _row(name, case):
