@@ -93,8 +93,10 @@ def console() -> None:
 def _end(arguments):
     try:
         status = main(arguments)
-    except BrokenPipeError:  # who reads has enough, such as `head`
-        os._exit(128 + 13)
+    except BrokenPipeError:
+        if arguments[0] in COMMANDS and load(arguments[0]).resumes:
+            raise
+        os._exit(128 + 13)  # who reads has enough, such as `head`
     except KeyboardInterrupt:  # commands that resume save first, and end otherwise
         status = 128 + 2
     if status == _MISTAKE:  # threads of libraries would go on about a disk that is full

@@ -140,8 +140,10 @@ def receptive_fields(
         values = sum(
             field_of(detector.pyramid, weights, images, place, batch_size) for weights in variables
         )
-        # Where no gradient arrives the field is flat.
-        values = values / values.sum() if values.sum() else np.full_like(values, 1 / values.size)
+        total = values.sum()
+        if not (np.isfinite(total) and total > 0):  # where no gradient arrives the field is flat
+            values, total = np.ones_like(values), values.size
+        values = values / total
         num_images = len(images) * len(variables)
         fields.append(Field(level, 2**level, values, anchor, num_images))
     return fields
@@ -231,6 +233,8 @@ def _fitted(values, centre, sigma):
     corner, middle, deviation = np.zeros(2, int), np.array(centre), max(spread, 0.5)
     for _ in range(_FITS):
         cells, step = _pooled(values)
+        if not cells.max() > 0:
+            break
         middle, deviation = _fit(cells, step, middle - corner, deviation)
         middle = middle + corner
         if step <= max(deviation / 3, 1):
@@ -271,7 +275,7 @@ def _moments(weights):
 
 def _pooled(values):
     """Return the means of whole squares of pixels, at most `_CELLS` on a side, and their side."""
-    step = -(-max(values.shape) // _CELLS)
+    step = min(-(-max(values.shape) // _CELLS), *values.shape)
     height, width = (side // step * step for side in values.shape)
     cells = values[:height, :width].reshape(height // step, step, width // step, step)
     return cells.mean((1, 3)), step

@@ -33,12 +33,14 @@ class Step:
       path: its folder.
       result: its result; None until it is finished.
       begun: when it was begun, ISO 8601; "" where that is not known.
+      taken_back: when it was taken back from those set aside; "" where it was not.
     """
 
     name: str
     path: pathlib.Path
     result: dict | None
     begun: str = ""
+    taken_back: str = ""
 
     @property
     def finished(self) -> str:
@@ -144,14 +146,16 @@ class Record:
     def in_hand(self) -> Step | None:
         """The step that is begun and not finished; of several the one that was worked on last."""
         steps = [step for step in self.steps.values() if step.result is None]
-        if self.result is not None or not steps:
-            return None
-        return max(steps, key=lambda step: (step.begun, step.touched))
+        if self.result is not None:  # a study may follow it
+            end = self.result.get("finished", "")
+            steps = [s for s in steps if s.name.startswith("ranking") and s.begun > end]
+        return max(steps, key=lambda step: (step.begun, step.touched), default=None)
 
     def is_current(self, step: Step) -> bool:
         """Tell whether a finished step is this config's: an earlier config may have left it."""
-        begun = self.plan.get("begun", "")
-        return step.finished >= begun or step.name in self.plan.get("current", ())
+        latest = max(step.finished, step.taken_back)
+        is_new = latest >= self.plan.get("begun", "")
+        return is_new or step.name in self.plan.get("current", ())
 
     def finalists(self) -> list[tuple[Arch, float]]:
         """Return the finalists that are trained so far, and their AP on `val`."""
@@ -206,8 +210,9 @@ def _steps(path):
         if "key.json" in files:
             place = pathlib.Path(folder)
             name, result = place.relative_to(path).as_posix(), _json(place / "result.json")
-            begun = (_json(place / "key.json") or {}).get("begun", "")
-            steps.append(Step(name, place, result if isinstance(result, dict) else None, begun))
+            key = _json(place / "key.json") or {}
+            times = (key.get(name, "") for name in ("begun", "taken_back"))
+            steps.append(Step(name, place, result if isinstance(result, dict) else None, *times))
 
     def order(step):
         return step.finished if step.result else "z", step.name  # after every time

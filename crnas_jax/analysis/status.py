@@ -21,7 +21,8 @@ def status(record: Record) -> dict:
     """Return how far a run is.
 
     Returns:
-      `state`: "finished", "working", "stopped", "silent" (broken off?) or "between steps";
+      `state`: "finished", "working", "stopped", "ended" (the last command, with no step in hand) or
+      "silent" (broken off?);
       `step`: the step in hand; `progress`: of the work in hand; `silent_seconds`: since the last
       sign of life; `parts`: for each part of the plan its `text` and the `share` that is done;
       `share` of all; `seconds_left` until all is done, None while unknown; `decision` and
@@ -29,12 +30,10 @@ def status(record: Record) -> dict:
     """
     parts, share, seconds_left = _parts(record)
     silent, step = _silent_seconds(record), record.in_hand
-    if record.result is not None:
+    if step is None and record.result is not None:
         state = "finished"
-    elif step is None:
-        state = "between steps"
     elif "ended" in record.progress:
-        state = "stopped"
+        state = "stopped" if step else "ended"
     else:
         state = "working" if silent < _SILENT else "silent"
     return {
@@ -44,7 +43,7 @@ def status(record: Record) -> dict:
         "silent_seconds": round(silent),
         "parts": parts,
         "share": share,
-        "seconds_left": seconds_left if state in ("working", "between steps") else None,
+        "seconds_left": seconds_left if state == "working" else None,
         "decision": (record.result or {}).get("decision"),
         "warnings": report.warnings(record.result) if record.result else [],
         "found": found(record),
@@ -61,7 +60,7 @@ def text(record: Record) -> str:
         "silent": f"no sign of life for {duration(now['silent_seconds'])}: it may have been broken "
         "off; the same command goes on",
         "stopped": f"stopped, {ago}; the same command goes on",
-        "between steps": f"no step is in hand, {ago}",
+        "ended": f"the last command has ended, {ago}",
     }
     lines = [f"{record.path}: {about[now['state']]}"]
     if now["step"]:
@@ -111,7 +110,8 @@ def found(record: Record) -> list[str]:
 def _progress(record, step):
     """Return the progress of the step in hand; nothing where what is there is of an earlier one."""
     progress = record.progress
-    return progress if step and progress.get("time", "") >= step.begun else {}
+    is_its_own = step and "unit" in progress and progress.get("time", "") >= step.begun
+    return progress if is_its_own else {}
 
 
 def _progress_text(progress):

@@ -116,6 +116,8 @@ def _predict(values):
     if values.draw:
         _draw(values, own, numbers, predictions, truth)
         scores = [score for prediction in predictions for score in prediction.scores.tolist()]
+        if team.is_joint():
+            scores = [score for part in team.gather(scores) for score in part]
         num_drawn = sum(score >= values.draw_score for score in scores)
         highest = f"; the highest is {max(scores):.2f}" if scores else ""
         text = f"{num_drawn} detections drawn, with a score from {values.draw_score:g} on"
@@ -133,7 +135,6 @@ def _media(values):
     if films and team.is_joint():
         remedy = "give it to one process"
         raise UserError(films[0], "--images", "a video, and several hosts share the work", remedy)
-    inside = [file.absolute().parents for file in (*files, *films)]
     for file in files:
         images.check(file, values.max_pixels)
     for film in films:
@@ -142,9 +143,13 @@ def _media(values):
         if values[name].present and not values.draw:
             problem, remedy = "given without --draw", "name the folder for the drawn images"
             raise UserError("command line", f"--{name}", problem, remedy)
-    if values.draw and any(pathlib.Path(values.draw).absolute() in folders for folders in inside):
-        problem = "images are read from it, and the next time drawings would be"
-        raise UserError(values.draw, "--draw", problem, "name another folder")
+    folder = pathlib.Path(values.draw or "").resolve()
+    for path in map(pathlib.Path, paths if values.draw else ()):
+        if path.is_dir() and folder.is_relative_to(path.resolve()):
+            problem = f"it is inside {path}, from which the next call would read the drawings"
+            raise UserError(values.draw, "--draw", problem, "name another folder")
+    if values.draw and folder.exists() and not folder.is_dir():
+        raise UserError(values.draw, "--draw", "it is no folder", "name another one")
     return _Media(files, films)
 
 

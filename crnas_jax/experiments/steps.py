@@ -158,7 +158,8 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
         canvas = size.canvas(portrait=False)
         cost = model_settings.detector_cost(run.config, detector.spec, canvas, run.num_classes)
         metrics = split_metrics(source, detections, detector.options.has_masks)
-        print(f"{name}: AP {100 * (metrics['AP'] or 0):.1f} %", flush=True)
+        ap = "none" if metrics["AP"] is None else f"{100 * metrics['AP']:.1f} %"
+        print(f"{name}: AP {ap}", flush=True)
         evidence.show(detections_file(run, step, split).parent, source, detections, metrics)
         return {
             "arch": json.loads(detector.spec.to_json()),

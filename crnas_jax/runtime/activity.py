@@ -46,13 +46,13 @@ def record(folder: pathlib.Path, **details) -> None:
     _folder = folder
 
 
-def release() -> None:
-    """End what `record` began, and say so in the folder."""
+def release(folder: pathlib.Path) -> None:
+    """End what `record` began in a folder, and say so there."""
     global _folder
-    if _folder is not None:
+    if _folder == folder:
         with contextlib.suppress(UserError):  # another run has gone on there
             _write({**_latest, "ended": now()})
-    _folder = None
+        _folder = None
 
 
 def now() -> str:

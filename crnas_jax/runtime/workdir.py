@@ -153,7 +153,7 @@ class Workdir:
 
     def release(self) -> None:
         """Let other processes work here."""
-        activity.release()
+        activity.release(self.path)
         ownership.release(self.path)
         if self._lock:
             self._lock.close()
@@ -197,6 +197,8 @@ class Workdir:
             print(f"{step}: set aside as {self._aside(step, stored)}", flush=True)
         if aside.exists():
             _move(aside, self.path / step, key_first=True)
+            file = self.path / step / "key.json"
+            write_json(file, {**read_json(file), "taken_back": activity.now()})
             print(f"{step}: taken back from {aside}", flush=True)
         result = self.finished(step, key)
         if result is not None and step not in self._told:

@@ -90,6 +90,10 @@ def test_the_fitted_width_is_that_of_a_gaussian_on_a_ground():
         peak = np.exp(-((y - 168) ** 2 + (x - 680) ** 2) / (2 * deviation**2)) + 0.02
         field = erf.Field(3, 8, peak / peak.sum(), None, 1)
         assert field.width == pytest.approx(4 * deviation, rel=0.03)
+    for shape in ((800, 1344), (16, 1333), (1, 100)):  # two peaks; canvases of any shape
+        values = np.zeros(shape)
+        values[shape[0] // 2, shape[1] // 2] = values[-1, -1] = 0.5
+        assert 0 <= erf.Field(3, 8, values, None, 1).width <= 4 * max(shape)
     flat = erf.Field(3, 8, np.full((96, 128), 1 / 96 / 128), None, 1)
     assert flat.width <= 4 * np.sqrt(np.prod(flat.sigma))
 

@@ -46,6 +46,26 @@ def test_a_run_in_its_third_step_says_what_it_does(tmp_path):
     assert "step 77/154, stopped" in status.text(stopped)
 
 
+def test_what_follows_or_comes_between_steps_is_told_apart(tmp_path):
+    path = run_folders.search_alone(tmp_path / "run")
+    assert status.status(Record.open(path))["state"] == "working"
+    _silent_for(path, 5000)
+    assert status.status(Record.open(path))["state"] == "silent"
+    (path / "progress.json").write_text('{"ended": "2999"}')
+    now = status.status(Record.open(path))
+    assert (now["state"], now["seconds_left"], now["progress"]) == ("ended", None, {})
+    # A study after a finished run is what it does now.
+    finished = run_folders.copy(tmp_path / "finished")
+    folder = finished / "ranking" / "1-2-3-2"
+    folder.mkdir(parents=True)
+    (folder / "key.json").write_text('{"begun": "2999-01-01T00:00:00+00:00"}')
+    now = status.status(Record.open(finished))
+    assert (now["state"], now["step"]) == ("working", "ranking/1-2-3-2")
+    # One that was begun before the end, and given up, is not.
+    (folder / "key.json").write_text('{"begun": "1999-01-01T00:00:00+00:00"}')
+    assert status.status(Record.open(finished))["state"] == "finished"
+
+
 def test_a_finished_run_shows_its_table(tmp_path):
     now = status.status(Record.open(run_folders.copy(tmp_path / "run")))
     assert now["state"] == "finished"

@@ -245,12 +245,12 @@ def test_seeds_of_a_run_with_more_are_not_asked_about(procedure):
 def test_a_further_seed_starts_from_the_pretraining_of_its_config(tmp_path, monkeypatch):
     procedure = Procedure(tmp_path / "run", monkeypatch)
     pretrained = {"pretrain.networks": ("baseline",), "pretrain.data.name": "synthetic"}
-    weights = procedure.folder / "baseline" / "pretrain"
     assert "baseline/pretrain" in procedure.run(pretrained)
-    before = (weights / "key.json").read_text()
+    file = procedure.folder / "baseline" / "pretrain" / "key.json"
+    before = json.loads(file.read_text())["key"]
     assert "baseline/pretrain" in procedure.run(pretrained | {"pretrain.epochs": 8.0}, redo=True)
     done = procedure.run(pretrained | {"refine.seeds": 3}, redo=True)
-    assert (weights / "key.json").read_text() == before
+    assert json.loads(file.read_text())["key"] == before
     assert done == ADDED["refine.seeds=3"]
 
 

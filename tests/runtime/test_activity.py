@@ -26,7 +26,9 @@ def test_a_command_says_what_it_is_how_far_it_is_and_that_it_ended(tmp_path):
     now = _progress(tmp_path)
     assert (now["name"], now["done"], now["total"], now["seconds_left"]) == ("baseline", 10, 10, 0)
     assert "ended" not in now
-    activity.release()
+    activity.release(tmp_path / "another")
+    assert "ended" not in _progress(tmp_path)
+    activity.release(tmp_path)
     assert _progress(tmp_path)["ended"] >= row["started"]
     progress.update(10)
     assert "ended" in _progress(tmp_path)  # nothing is written after the end

@@ -59,7 +59,7 @@ def errors(record: Record) -> Markup | None:
         "score with the best F1 are left out ("
         + ", ".join(f"{CALLED[label]}: score {row['score']:.2f}" for label, row in found.items())
         + "). An object that only a detection of another class covers is missed in the table, and "
-        "in its class's column of the matrix."
+        "in the matrix under that class."
     )
     matrices = [
         details(f"Confusion matrix, {CALLED[label]}", _confusion(content, class_names))

@@ -49,7 +49,8 @@ def write(
     config = config_of(record.config)
     path = record.path / NAME if output is None else output
     if with_photographs is None:
-        with_photographs = not _leaves_out_photographs(path)
+        pages = {path, record.path / NAME}
+        with_photographs = not any(map(_leaves_out_photographs, pages))
     drawn, why_none = [], _LEFT_OUT
     if with_photographs:
         drawn, why_none = photographs.photographs(record, config)

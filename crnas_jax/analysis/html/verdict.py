@@ -33,8 +33,8 @@ _GLOSSARY = {
     "block, stage": "a block is a few convolutions with a shortcut, a stage the blocks of one "
     "resolution; a budget is counted in blocks",
     "dilation": "the distance of the points that a 3 x 3 convolution reads",
-    "p2 to p6": "the levels of the feature pyramid, from fine to coarse; an anchor is the size of "
-    "object that a level looks for",
+    "p2, p3 and so on": "the levels of the feature pyramid, from fine to coarse; an anchor is the "
+    "size of object that a level looks for",
     "GMACs": "billions of multiply-adds for one image",
 }
 # More classes than this are shown on demand.
@@ -213,19 +213,21 @@ def summary(record: Record) -> Markup:
         for split, content in record.data.get("splits", {}).items()
     )
     epochs = record.config.get("detector_train", {}).get("epochs")
-    about = f", images resized to {data.get('min_size')} to {data.get('max_size')} pixels"
+    about = f"{sizes}, " if sizes else ""
+    about += f"images resized to {data.get('min_size')} to {data.get('max_size')} pixels"
     tried = (
-        ". Searched: a detector whose backbone spends the computation of ",
+        "Searched: a detector whose backbone spends the computation of ",
         baseline,
         " better, by moving blocks between its stages, then by dilating their convolutions.",
     )
     if "searched" not in compared_rows(record)[0] and not record.scores:
-        tried = (". Trained: a detector with ", baseline, " as its backbone.")
+        tried = ("Trained: a detector with ", baseline, " as its backbone.")
     return join(
         [
             element("h1", "Run ", name(record.path.resolve().name)),
-            element("p", join([" to ".join(dict.fromkeys(days[:1] + days[-1:])), *tried])),
-            element("p", name(where or "data"), f": {sizes}{about}; {epochs:g} epochs of training.")
+            element("p", *tried),
+            element("p", " to ".join(dict.fromkeys(days[:1] + days[-1:]))) if days else None,
+            element("p", name(where or "data"), f": {about}; {epochs:g} epochs of training.")
             if epochs
             else None,
             details("What the words mean", element("dl", *_words())),
