@@ -9,12 +9,13 @@ import jax
 from crnas_jax import __version__
 from crnas_jax.analysis.record import Record
 from crnas_jax.experiments import costs
-from crnas_jax.experiments.keys import step_key
+from crnas_jax.experiments.keys import row_of, step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime import activity, team
 from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings.run import has_stages
+from crnas_jax.settings.step_keys import READS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -51,7 +52,7 @@ def record(run: Run, plan: str) -> None:
 
 def _current(run):
     """List the steps in the folder that have this config's keys; the others are of earlier ones."""
-    names = [*Record.open(run.path).steps]
+    names = [name for name in Record.open(run.path).steps if row_of(name) in READS]
     stored = {name: run.workdir.stored_key(name) for name in names}
     return [name for name in names if stored[name].digest == step_key(run, name).digest]
 
