@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from crnas_jax.analysis.charts import MARKERS, Chart, Series, dash_of, marker_of, svg
+from crnas_jax.arch.staged import code_label
 from crnas_jax.errors import UserError
+from crnas_jax.evaluation.precision_recall import RECALLS
 
 # Points of a training curve: more are averaged.
 _CURVE_POINTS = 150
@@ -16,7 +18,6 @@ _MOST_INTERVALS = 60
 _MARKERS = dict(zip(MARKERS, "os^Dx.", strict=True))  # as matplotlib names them
 # The style sheet of figures, in pages and in files.
 STYLE = pathlib.Path(__file__).with_name("html") / "chart.css"
-RECALLS = tuple(place / 100 for place in range(101))
 
 
 def scatter(
@@ -126,7 +127,7 @@ def precision_recall(title: str, curves: Sequence[tuple[str, Sequence[float]]]) 
 def ranking(result: Mapping) -> Chart:
     """Return a ranking study (`studies.ranking_study`): AP trained alone over supernet scores."""
     rows, tau = result["rows"], result["agreement"]["tau"]
-    names = ["-".join(map(str, row["code"])) for row in rows]
+    names = [code_label(row["code"]) for row in rows]
     return scatter(
         [100 * row["score"][0] for row in rows],
         [[100 * ap for ap in row["AP"]] for row in rows],

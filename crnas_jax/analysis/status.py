@@ -22,11 +22,10 @@ def status(record: Record) -> dict:
 
     Returns:
       `state`: "finished", "working", "stopped", "ended" (the last command, with no step in hand) or
-      "silent" (broken off?);
-      `step`: the step in hand; `progress`: of the work in hand; `silent_seconds`: since the last
-      sign of life; `parts`: for each part of the plan its `text` and the `share` that is done;
-      `share` of all; `seconds_left` until all is done, None while unknown; `decision` and
-      `warnings` of a finished run; `found`: lines.
+      "silent" (broken off?); `step`: the step in hand; `progress`: how far the work in hand is;
+      `silent_seconds`: seconds since the last sign of life; `parts`: for each part of the plan its
+      `text` and the `share` that is done; `share`: the share of all; `seconds_left`: until all is
+      done, None while unknown; `decision` and `warnings`: those of a finished run; `found`: lines.
     """
     parts, share, seconds_left = _parts(record)
     silent, step = _silent_seconds(record), record.in_hand
@@ -149,13 +148,11 @@ def _parts(record: Record):
         rows.append({"text": part["text"], "share": share, "is_begun": bool(mine)})
         seconds |= {step.name: step.result.get("seconds", 0.0) for step in finished}
         spent_on += part["trainings"] * min(len(finished) / part["count"], 1.0)
-    for place, row in enumerate(rows[:-1]):
+    for place, row in enumerate(rows):
         # Networks may coincide: fewer than planned are trained. The last part goes beside others.
         is_over = any(later["is_begun"] for later in rows[place + 1 : -1])
         if record.result is not None or (is_over and row["is_begun"]):
             row["share"] = 1.0
-    if record.result is not None and rows:
-        rows[-1]["share"] = 1.0
     total = sum(part["trainings"] for part in planned)
     pairs = list(zip(planned, rows, strict=True))
     done = sum(part["trainings"] * row["share"] for part, row in pairs)

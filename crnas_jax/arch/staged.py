@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 from crnas_jax.arch.families import FAMILIES, BlockShape, Family, StemShape, TailShape
 from crnas_jax.errors import UserError
@@ -161,10 +162,8 @@ class Arch:
     @property
     def label(self) -> str:
         """Name of the network in a run: its depths, and its dilations where it has some."""
-        label = "-".join(map(str, self.depths))
-        if set(self.dilations) == {1}:
-            return label
-        return f"{label}_{'-'.join(map(str, self.dilations))}"
+        label = code_label(self.depths)
+        return label if set(self.dilations) == {1} else f"{label}_{code_label(self.dilations)}"
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -221,6 +220,11 @@ class Arch:
         if set(fields) != known:
             raise UserError("arch", "fields", f"{sorted(fields)}", f"give {sorted(known)}")
         return cls(**fields)
+
+
+def code_label(code: Sequence[int]) -> str:
+    """Return the numbers of a code as a name: of depths that of the network without dilation."""
+    return "-".join(map(str, code))
 
 
 def _positive_integers(name: str, values) -> tuple[int, ...]:

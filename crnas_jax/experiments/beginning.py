@@ -9,10 +9,11 @@ import jax
 from crnas_jax import __version__
 from crnas_jax.analysis.record import Record
 from crnas_jax.experiments import costs
-from crnas_jax.experiments.keys import row_of, step_key
+from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime import activity, team
 from crnas_jax.runtime.files import write_json
+from crnas_jax.runtime.step_key import row_of
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.settings.run import has_stages
 from crnas_jax.settings.step_keys import READS

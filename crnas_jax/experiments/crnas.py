@@ -23,7 +23,7 @@ from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import write_json
-from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.runtime.step_key import FINALISTS, seed_step
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.refine import Decision
 from crnas_jax.settings import models as model_settings
@@ -267,7 +267,7 @@ def _times(run, rung):
     ]
     for choice in CHOICES:
         for arch, _, ap in keys.finalist_scores(run, choice):
-            step = keys.network_step(keys.FINALISTS, arch)
+            step = keys.network_step(FINALISTS, arch)
             names += [step, f"{step}/val"] if ap is not None else []
     for network in rung.names:
         names.append(f"{network}/pretrain")

@@ -5,7 +5,7 @@ import dataclasses
 from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime.files import digest
-from crnas_jax.runtime.step_key import StepKey, split_seed
+from crnas_jax.runtime.step_key import FINALISTS, RANKING, StepKey, row_of, split_seed
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
@@ -15,7 +15,6 @@ from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads
 from crnas_jax.settings.supernets import operation_space
 from crnas_jax.spaces.space import Code
 
-FINALISTS, RANKING = "finalists", "ranking"
 # Longest name of a network as a folder's.
 _LONGEST = 100
 # A run with seed s trains with s, s + 1000, ..: runs with neighbouring seeds share no training.
@@ -33,14 +32,6 @@ def training_seed(run: Run, step: str) -> int:
 def network_step(row: str, arch: Arch) -> str:
     """Return the step of one network among those of a row: `finalists` or `ranking`."""
     return f"{row}/{arch.label if len(arch.label) <= _LONGEST else digest(arch.label)}"
-
-
-def row_of(step: str) -> str:
-    """Return the row of `READS` that a step belongs to."""
-    parts = split_seed(step)[0].split("/")
-    if parts[0] in (FINALISTS, RANKING):
-        del parts[1:2]
-    return "/".join(parts)
 
 
 def network_code(arch: Arch) -> Code:

@@ -18,7 +18,7 @@ from crnas_jax.arch.staged import Arch
 from crnas_jax.experiments import keys, steps
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import ownership, team
-from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.runtime.step_key import FINALISTS, seed_step
 from crnas_jax.search import refine
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScores
@@ -39,11 +39,11 @@ def choose(run: Run, choice: str) -> Arch:
 
         def detections_of(code):
             arch = by_code[code]
-            step = keys.network_step(keys.FINALISTS, arch)
+            step = keys.network_step(FINALISTS, arch)
             detector = steps.train_network(run, step, arch)
             return steps.detections(run, step, detector, "val")
 
-        _scores(run, keys.FINALISTS, keys.FINALISTS, "val", detections_of).score(list(by_code))
+        _scores(run, FINALISTS, FINALISTS, "val", detections_of).score(list(by_code))
     return keys.chosen(run, choice)
 
 

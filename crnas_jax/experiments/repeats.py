@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Iterable
 
 from crnas_jax.experiments.keys import (
-    FINALISTS,
-    RANKING,
     candidates,
     compared,
     earlier_rows,
@@ -15,7 +13,7 @@ from crnas_jax.experiments.keys import (
     step_key,
 )
 from crnas_jax.experiments.run import Run
-from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.runtime.step_key import FINALISTS, RANKING, seed_step
 from crnas_jax.runtime.workdir import repeats_error
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.step_keys import CHOICES, READS

@@ -20,7 +20,7 @@ from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
 from crnas_jax.experiments import evidence
 from crnas_jax.experiments.evidence import detections_file
-from crnas_jax.experiments.keys import FINALISTS, init_name, row_of, step_key, training_seed
+from crnas_jax.experiments.keys import init_name, step_key, training_seed
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import describe, save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
@@ -28,7 +28,7 @@ from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
-from crnas_jax.runtime.step_key import split_seed
+from crnas_jax.runtime.step_key import FINALISTS, row_of, split_seed
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings

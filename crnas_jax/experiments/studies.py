@@ -12,7 +12,7 @@ from crnas_jax.experiments import crnas, keys, steps
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
-from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.runtime.step_key import RANKING, seed_step
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.build import STRATEGIES, strategy
@@ -109,7 +109,7 @@ def trained_scores(run: Run, seed_index: int) -> TrainedScores:
 
     def detections_of(code):
         arch = model_settings.found_arch(run.config, code)
-        network = keys.network_step(keys.RANKING, arch)
+        network = keys.network_step(RANKING, arch)
         step = seed_step(network, seed_index)
         if "baseline" in run_settings.pretrained_networks(run.config):
             steps.pretrain(run, network, arch)
@@ -120,7 +120,7 @@ def trained_scores(run: Run, seed_index: int) -> TrainedScores:
         f"trained, seed {seed_index}",
         detections_of,
         run.sources["test"],
-        Journal(journal_file(run), keys.scores_key(run, keys.RANKING, "test")),
+        Journal(journal_file(run), keys.scores_key(run, RANKING, "test")),
         search_settings.score_options(run.config, "running").bootstrap_samples,
         run.options.seed,
     )

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 from crnas_jax.runtime.files import digest
 
+# Rows that stand for a folder of networks each.
+FINALISTS, RANKING = "finalists", "ranking"
+
 
 def seed_step(step: str, seed_index: int) -> str:
     """Return the step of a network's training with a further seed; the first is the step itself."""
@@ -18,6 +21,14 @@ def split_seed(step: str) -> tuple[str, int]:
     """Return a step without its seed, and the number of the seed."""
     seed = re.search(r"/seed(\d+)", step)
     return (step, 0) if seed is None else (step.replace(seed[0], ""), int(seed[1]))
+
+
+def row_of(step: str) -> str:
+    """Return the row of steps that one belongs to (`settings.step_keys.READS`): its kind."""
+    parts = split_seed(step)[0].split("/")
+    if parts[0] in (FINALISTS, RANKING):
+        del parts[1:2]
+    return "/".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)

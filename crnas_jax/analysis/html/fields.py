@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from crnas_jax.analysis import heat_maps
-from crnas_jax.analysis.html.tables import MISSING, paragraph, section, table
-from crnas_jax.analysis.markup import element
+from crnas_jax.analysis.html.tables import MISSING, paragraph, section, table, wide
 from crnas_jax.analysis.record import Record
 from crnas_jax.search.refine import CALLED
 
@@ -31,7 +30,7 @@ def fields(record: Record) -> Markup | None:
     )
     reach = max(field["width"] / min(field["canvas"]) for row in found.values() for field in row)
     bounded = paragraph("Widths near the side of the input are bounded by it: the field goes on.")
-    picture = element("div", heat_maps.svg(found), class_="wide", tabindex="0")
+    picture = wide(heat_maps.svg(found))
     bounded = bounded if reach > _NEAR_THE_SIDE else None
     return section("Receptive fields", about, bounded, picture, numbers(found), ident="fields")
 

@@ -5,7 +5,7 @@ import json
 from markupsafe import Markup
 
 from crnas_jax.analysis.drawing import drawing
-from crnas_jax.analysis.html.tables import paragraph, section
+from crnas_jax.analysis.html.tables import paragraph, section, wide
 from crnas_jax.analysis.html.verdict import compared_rows
 from crnas_jax.analysis.markup import element
 from crnas_jax.analysis.record import Record, read_arch
@@ -24,7 +24,7 @@ def networks(record: Record) -> Markup | None:
         if isinstance(arch, Arch):
             rows.append(_row(arch, text))
         else:
-            picture = element("div", Markup(drawing(arch)), class_="wide paper", tabindex="0")
+            picture = wide(Markup(drawing(arch)), "paper")
             rows.append(element("div", element("p", text), picture))
     if not rows:
         return None

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from crnas_jax.analysis.html.tables import details, duration, section, table
 from crnas_jax.analysis.markup import element, name
 from crnas_jax.analysis.record import Record
-from crnas_jax.runtime.step_key import split_seed
+from crnas_jax.runtime.step_key import row_of
 
 _MOST_NAMED, _LONGEST_NOTE = 30, 400
 
@@ -53,7 +53,7 @@ def time(record: Record) -> Markup | None:
     rows: dict[str, list[float]] = {}
     for step_name, step in record.steps.items():
         if step.result is not None and "seconds" in step.result:
-            row = rows.setdefault(_row(step_name), [0, 0.0, 0.0])
+            row = rows.setdefault(row_of(step_name), [0, 0.0, 0.0])
             seconds = step.result["seconds"]
             row[0] += 1
             row[1] += seconds
@@ -67,14 +67,6 @@ def time(record: Record) -> Markup | None:
     ]
     head = ("step", "done", "wall time", "device hours")
     return section("Time", table(head, body, "Finished steps"), ident="time")
-
-
-def _row(step_name):
-    """Return the row of a step: finalists and seeds together."""
-    parts = split_seed(step_name)[0].split("/")
-    if parts[0] in ("finalists", "ranking"):
-        del parts[1:2]
-    return "/".join(parts)
 
 
 def origin(record: Record) -> Markup:

@@ -15,12 +15,13 @@ from crnas_jax.analysis.html.tables import (
     section,
     span,
     table,
+    wide,
 )
 from crnas_jax.analysis.html.tree import tree
-from crnas_jax.analysis.markup import element
 from crnas_jax.analysis.record import Record, longest, read_arch
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch.staged import Arch, code_label
 from crnas_jax.errors import UserError
+from crnas_jax.search.refine import CALLED
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
@@ -46,7 +47,7 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
     rows = list(longest(all_rows).values())
     if not rows:
         return None
-    keys = ["-".join(map(str, row["code"])) for row in rows]
+    keys = [code_label(row["code"]) for row in rows]
     drawn = score_charts(record, config)
     cost = _one_cost(drawn)
     charts = [
@@ -98,7 +99,7 @@ def score_charts(record: Record, config) -> dict[str, plots.Chart]:
       config: its config.
     """
     rows = list(longest(record.scores_of("stage")).values())
-    keys = ["-".join(map(str, row["code"])) for row in rows]
+    keys = [code_label(row["code"]) for row in rows]
     costs = _known_costs(record, config, [tuple(row["code"]) for row in rows])
     if costs is None:
         return {}
@@ -135,10 +136,10 @@ def network_texts(record: Record, config) -> dict[str, str]:
         if costs:
             flops, params = costs["flops"][place] / 1e9, costs["params"][place] / 1e6
             parts.append(f"{flops:.4g} GMACs, {params:.4g} M parameters")
-        texts["-".join(map(str, code))] = parts
+        texts[code_label(code)] = parts
     for arch, ap in record.finalists():
         texts.setdefault(arch.label, []).append(f"AP {100 * ap:.1f} trained alone, shortly, on val")
-    for label in ("baseline", "stage_only", "searched"):
+    for label in CALLED:
         row = (record.result or {}).get(label) or record.result_of(f"{label}/test")
         arch = read_arch(row["arch"]) if row and row.get("AP") is not None else None
         if isinstance(arch, Arch):
@@ -152,8 +153,7 @@ def network_texts(record: Record, config) -> dict[str, str]:
 def finalists(record: Record, networks: dict[str, int]) -> Markup | None:
     """Return finalists' AP when trained alone over their scores in the supernet."""
     in_supernet = {
-        "-".join(map(str, code)): row["score"]
-        for code, row in longest(record.scores_of("stage")).items()
+        code_label(code): row["score"] for code, row in longest(record.scores_of("stage")).items()
     }
     rows = [(arch.label, in_supernet.get(arch.label), ap) for arch, ap in record.finalists()]
     rows = [row for row in rows if row[1] is not None]
@@ -183,7 +183,7 @@ def operations(record: Record, config) -> Markup | None:
     scores = {tuple(row["code"]): row["score"] for row in rows}
     if len({len(code) for code in scores}) == 1 and max(map(len, scores)) > 1:
         ranked = sorted(scores.items(), key=lambda item: -item[1])[:_BEST]
-        body = [("-".join(map(str, code)), percent(score)) for code, score in ranked]
+        body = [(code_label(code), percent(score)) for code, score in ranked]
         shown = table(("code", "AP"), body, "Best codes of dilations, percent")
         return section("Dilations", shown, ident="dilations")
     dilations, key_of, tie, beam = _operations(record, config, result)
@@ -199,8 +199,7 @@ def operations(record: Record, config) -> Markup | None:
         [(" ".join(str(dilations[op]) for op in code), percent(score)) for code, score in last],
         "The last codes, best first, scored with their own statistics",
     )
-    picture = tree(scores, dilations, beam, key_of, tie)
-    drawn = element("div", picture, class_="wide", tabindex="0")
+    drawn = wide(tree(scores, dilations, beam, key_of, tie))
     return section("Dilations", about, drawn, again if last else None, ident="dilations")
 
 
@@ -237,7 +236,7 @@ def _marked(record, baseline):
         marked["finalists"] = finalist
     row = record.result_of("stage_search")
     if row is not None:
-        marked["first of the search"] = ["-".join(map(str, row["arch"]["depths"]))]
+        marked["first of the search"] = [code_label(row["arch"]["depths"])]
     return {**marked, "baseline": [baseline]}
 
 
@@ -302,14 +301,14 @@ def _race(rows):
         scored = rounds[batches]
         best = max(scored.values(), key=lambda row: row["score"])
         dropped = sorted(set(scored) - set(rounds[later])) if later is not None else []
-        listed = ", ".join("-".join(map(str, code)) for code in dropped[:_MOST_LISTED])
+        listed = ", ".join(code_label(code) for code in dropped[:_MOST_LISTED])
         more = f" and {len(dropped) - _MOST_LISTED} more" if len(dropped) > _MOST_LISTED else ""
         body.append(
             (
                 f"{best['images']} images",
                 f"{len(scored)}",
                 f"{len(dropped)}",
-                f"{'-'.join(map(str, best['code']))}, {100 * best['score']:.1f}",
+                f"{code_label(best['code'])}, {100 * best['score']:.1f}",
                 details(f"{len(dropped)}", listed + more) if dropped else "",
             )
         )

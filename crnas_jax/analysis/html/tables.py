@@ -39,15 +39,15 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str = "", **attri
     ]
     head = element("tr", *(element("th", entry, scope="col") for entry in header))
     attributes = {"aria_label": caption or None, **attributes}
-    scroller = element(
-        "div",
-        element("table", element("thead", head), element("tbody", *body), **attributes),
-        class_="wide",
-        tabindex="0",
-        role="region",
-        aria_label=caption or "table",
-    )
-    return element("div", element("p", caption, class_="caption") if caption else None, scroller)
+    shown = element("table", element("thead", head), element("tbody", *body), **attributes)
+    head = element("p", caption, class_="caption") if caption else None
+    return element("div", head, wide(shown, role="region", aria_label=caption or "table"))
+
+
+def wide(content: Markup, class_: str = "", **attributes) -> Markup:
+    """Return what scrolls by itself where it is too wide, with the keyboard too."""
+    class_ = f"wide {class_}".strip()
+    return element("div", content, class_=class_, tabindex="0", **attributes)
 
 
 def _cell(entry, is_first):

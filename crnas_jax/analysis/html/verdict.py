@@ -16,6 +16,7 @@ from crnas_jax.analysis.html.tables import (
 )
 from crnas_jax.analysis.markup import element, join, name
 from crnas_jax.analysis.record import Record
+from crnas_jax.arch.staged import code_label
 from crnas_jax.runtime.files import read_json
 from crnas_jax.search.refine import CALLED
 
@@ -167,7 +168,7 @@ def _over(rows, result):
 def _blocks(arch):
     if "depths" not in arch:
         return f"{len(arch.get('blocks', ()))} permuted"
-    depths, dilations = ("-".join(map(str, arch[name])) for name in ("depths", "dilations"))
+    depths, dilations = (code_label(arch[name]) for name in ("depths", "dilations"))
     if set(arch["dilations"]) == {1}:
         return depths
     about = element("span", f"dilations {dilations}", class_="interval")
