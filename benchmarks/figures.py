@@ -44,7 +44,8 @@ def _read(name):
 def bccd_scores() -> Chart:
     """Draw every allocation that the search on blood cells scored, over its parameters."""
     record = Record.open(RUN)
-    return search.score_charts(record, config_of(record.config))["parameters, M"]
+    costs = search.known_costs(record, config_of(record.config))
+    return search.score_charts(record, costs)["parameters, M"]
 
 
 def bccd_runs(result) -> Chart:

@@ -76,14 +76,15 @@ def page(
       drawn: photographs to embed.
       why_no_photographs: what is said where there are none.
     """
-    texts = search.network_texts(record, config)
+    costs = search.known_costs(record, config)
+    texts = search.network_texts(record, costs)
     places = {key: place for place, key in enumerate(texts)}
     sections = [
         verdict.verdict(record),
         status_section(record),
         verdict.networks_table(record),
         networks.networks(record),
-        search.allocations(record, config, places),
+        search.allocations(record, costs, places),
         search.operations(record, config),
         training.curves(record),
         training.studies(record, places),

@@ -25,7 +25,8 @@ from crnas_jax.search.refine import CALLED
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import search as search_settings
-from crnas_jax.settings.supernets import operation_space, stage_cost, stage_spaces
+from crnas_jax.settings.supernets import operation_space, stage_spaces
+from crnas_jax.spaces.stages import StageSpace
 
 # Rows of the table of the best allocations.
 _BEST = 20
@@ -35,12 +36,12 @@ _ABOUT_EQUAL = 1.001
 _MOST_LISTED = 40
 
 
-def allocations(record: Record, config, networks: dict[str, int]) -> Markup | None:
+def allocations(record: Record, costs: dict, networks: dict[str, int]) -> Markup | None:
     """Return the stage search: scores over cost, the best of them, finalists, rounds of a race.
 
     Args:
       record: the working folder.
-      config: its config.
+      costs: see `known_costs`.
       networks: numbers of the networks by key.
     """
     all_rows = record.scores_of("stage")
@@ -48,7 +49,7 @@ def allocations(record: Record, config, networks: dict[str, int]) -> Markup | No
     if not rows:
         return None
     keys = [code_label(row["code"]) for row in rows]
-    drawn = score_charts(record, config)
+    drawn = score_charts(record, costs)
     cost = _one_cost(drawn)
     charts = [
         figure(chart, networks)
@@ -91,18 +92,17 @@ def _one_cost(charts):
     return f"{min(costs):.4g} G multiply-adds, the budget of {chart.marks[0][0]}"
 
 
-def score_charts(record: Record, config) -> dict[str, plots.Chart]:
+def score_charts(record: Record, costs: dict) -> dict[str, plots.Chart]:
     """Return every scored allocation over its cost, by the name of the cost; none where unknown.
 
     Args:
       record: the working folder, in which allocations are scored.
-      config: its config.
+      costs: see `known_costs`.
     """
+    if not costs:
+        return {}
     rows = list(longest(record.scores_of("stage")).values())
     keys = [code_label(row["code"]) for row in rows]
-    costs = _known_costs(record, config, [tuple(row["code"]) for row in rows])
-    if costs is None:
-        return {}
     marked = _marked(record, costs["baseline"])
     marks = [(f"{blocks:g} blocks", place / 1e9) for blocks, place in costs["marks"]]
     flops, params = (
@@ -117,16 +117,15 @@ def score_charts(record: Record, config) -> dict[str, plots.Chart]:
     }
 
 
-def network_texts(record: Record, config) -> dict[str, str]:
+def network_texts(record: Record, costs: dict) -> dict[str, str]:
     """Return by key what there is to say about each network that a page may follow.
 
     Args:
       record: the working folder.
-      config: its config.
+      costs: see `known_costs`.
     """
     texts: dict[str, list[str]] = {}
     rows = longest(record.scores_of("stage"))
-    costs = (_known_costs(record, config, list(rows)) if rows else None) or {}
     for place, (code, row) in enumerate(rows.items()):
         low, high = row.get("ci95", (None, None))
         text = f"AP {100 * row['score']:.1f}"
@@ -240,12 +239,22 @@ def _marked(record, baseline):
     return {**marked, "baseline": [baseline]}
 
 
-def _known_costs(record, config, codes):
-    """Return `_costs`; None where the scores are of another network than the config's."""
+def known_costs(record: Record, config) -> dict:
+    """Return what the scored allocations cost, in the order of `longest`.
+
+    Args:
+      record: the working folder.
+      config: its config.
+
+    Returns:
+      `flops` and `params` of each; `marks`, the budgets and their mean multiply-adds; `baseline`,
+      its key. Nothing where nothing is scored, or the scores are of another network.
+    """
+    codes = list(longest(record.scores_of("stage")))
     try:
-        return _costs(record, config, codes)
+        return (_costs(record, config, codes) if codes else None) or {}
     except (UserError, AttributeError, TypeError):
-        return None
+        return {}
 
 
 def _costs(record, config, codes: Sequence[tuple[int, ...]]):
@@ -275,7 +284,8 @@ def _costs(record, config, codes: Sequence[tuple[int, ...]]):
         for code in codes
     ]
     flops, params = zip(*totals, strict=True)
-    blocks = [stage_cost(model_settings.found_arch(config, code)) for code in codes]
+    space = StageSpace.for_family(baseline.family)
+    blocks = [space.cost(code) for code in codes]
     of_budget = {budget: [] for budget in sorted(stage_spaces(config))}
     for amount, cost in zip(blocks, flops, strict=True):
         of_budget.get(amount, []).append(cost)
