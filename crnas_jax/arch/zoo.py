@@ -100,6 +100,27 @@ _R23_STEM = (
     *(StemBlock(level, is_parent=False) for level in (2, 2, 3, 3, 4)),
     *(StemBlock(4), StemBlock(5)),
 )
+# What SpineNet's search starts from: the blocks of ResNet-50 with one of its L5 traded for an L6 and
+# an L7, in scale-decreasing order, each reading the two before it or the last two of its level.
+_SEED = _blocks(
+    (
+        *((2, "b", (0, 1)), (3, "b", (1, 2)), (3, "b", (2, 3)), (3, "b", (3, 4))),
+        *((4, "b", (4, 5)), (4, "b", (5, 6)), (4, "b", (6, 7)), (4, "b", (7, 8))),
+        *((4, "b", (8, 9)), (5, "b", (9, 10))),
+    ),
+    (
+        *((3, "b", (4, 5)), (4, "b", (9, 10)), (5, "b", (10, 11))),
+        *((6, "b", (11, 14)), (7, "b", (14, 15))),
+    ),
+)
+# The same with eight blocks and three outputs, for small images and a CPU.
+_SEED_8 = _blocks(
+    (
+        *((2, "b", (0, 1)), (3, "b", (1, 2)), (4, "b", (2, 3)), (4, "b", (3, 4))),
+        (5, "b", (4, 5)),
+    ),
+    ((3, "b", (2, 3)), (4, "b", (4, 5)), (5, "b", (5, 6))),
+)
 _MOBILE_49 = _blocks(
     (
         *((2, "m", (0, 1)), (2, "m", (1, 2)), (4, "m", (1, 2)), (3, "m", (3, 4))),
@@ -142,6 +163,8 @@ SCALE_PERMUTED = {
     "spinenet49xs_mobile": _mobile(0.6, 24),
     "spinenet49s_mobile": _mobile(0.65, 40),
     "spinenet49_mobile": _mobile(1.0, 48),
+    "spinenet_seed": ScalePermuted("spinenet", _L2_STEM, _SEED),
+    "spinenet_seed8": ScalePermuted("spinenet", _L2_STEM, _SEED_8),
     "r0_sp53": ScalePermuted("spinenet", _L2_STEM, _R0_SP53),
     "r23_sp30": ScalePermuted("spinenet", _R23_STEM, _R23_SP30),
 }
