@@ -171,6 +171,60 @@ def get_config() -> ConfigDict:
     # Score the operation search's last codes, and the code of ones, again as `bn` says.
     config.search.rescore = True
 
+    # How scale-permuted networks are proposed: "evolution", "random", "reinforce" (the paper's) or
+    # "halving"; `evaluations` counts proposals, `population` is evolution's, and `parents` are the
+    # candidates that it chooses one from.
+    config.search.architecture_strategy = "evolution"
+    config.search.in_flight = 1  # proposals at once, each drawn before the results of the others
+
+    # Scale-permuted networks (SpineNet): what is changed about the baseline's blocks.
+    config.space = ConfigDict()
+    # Parts that are searched together, one group after another: "permutations", "connections" and
+    # "adjustments" (levels and kinds).
+    config.space.phases = (("permutations", "connections", "adjustments"),)
+    config.space.window = 5  # blocks that an intermediate block may read
+    config.space.offsets = (-1, 0, 1, 2)  # candidates for what is added to a block's level
+    config.space.levels = (2, 7)  # lowest and highest level of intermediate blocks
+    # Parents while the order alone is searched: "nearest" two blocks, or "drawn" once.
+    config.space.fixed_parents = "nearest"
+    # Multiply-adds of the detector at the proxy's size over the baseline's; 0 for no limit.
+    config.space.max_flops_ratio = 1.05
+    config.space.min_flops_ratio = 0.0
+
+    # The proxy task that each candidate is trained on: a recipe, and a small form of the network.
+    config.proxy = _recipe(epochs=5.0, lr_drops=(4 / 5,))
+    config.proxy.width_scale = 0.25
+    config.proxy.alpha = 0.25  # channels of the resampling over a parent's width
+    config.proxy.endpoint_channels = 64  # channels of outputs and head
+    config.proxy.repeats = 1
+    config.proxy.min_size = 512  # shorter side after resizing, pixels
+    config.proxy.max_size = 512  # bound of the longer side, pixels
+    config.proxy.seeds = 1  # trainings of each candidate, whose scores are averaged
+    config.proxy.kept_candidates = 20  # best candidates whose checkpoints and detections stay
+    # Gigabytes that a training step may take, judged before it runs; 0 for no limit.
+    config.proxy.max_memory = 0.0
+
+    # REINFORCE's controller.
+    config.controller = ConfigDict()
+    config.controller.units = 100  # units of the LSTM
+    config.controller.embedding = 32  # length of a decision's embedding
+    config.controller.rate = 1e-3  # learning rate of Adam
+    config.controller.entropy = 1e-3  # weight of the decisions' entropy
+    config.controller.decay = 0.95  # of the moving averages of rewards
+    config.controller.batch = 8  # scored candidates of an update
+
+    # Where candidates and finalists are trained: in "local" processes of their own, or by "ray" on
+    # many machines (docs/pods.md); "auto": candidates locally, finalists of CR-NAS one by one.
+    config.executor = ConfigDict()
+    config.executor.kind = "auto"
+    config.executor.address = ""  # Ray's cluster, host:port or "auto"; "" to start one here
+    config.executor.platform = "auto"  # "cpu", "gpu" or "tpu"; "auto": what is there
+    config.executor.workers = 0  # candidates at once on this machine; 0 for what fits
+    config.executor.candidate_devices = 1  # accelerators of a candidate
+    config.executor.candidate_threads = 1  # cores of a candidate on a CPU; 0: shared evenly
+    config.executor.per_device = 1  # candidates on one accelerator
+    config.executor.cache_gigabytes = 10.0  # of compiled programs, for each kind of machine
+
     # What is trained alone before a network is returned, and when it is (docs/searching.md).
     config.refine = ConfigDict()
     # Best allocations, beside the baseline's, that are trained with a short schedule; 0 for the

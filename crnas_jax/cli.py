@@ -31,6 +31,7 @@ _MODULES = {
         *("run", "plan", "train-supernet", "search"),
         *("train-detector", "evaluate", "pretrain"),
     ),
+    "spinenet": ("run-spinenet",),
     "studies": ("ranking-study", "compare-strategies", "compare-scores"),
     "predict": ("predict",),
     "tools": ("ap", "flops", "convert"),

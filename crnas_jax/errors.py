@@ -20,3 +20,7 @@ class UserError(Exception):
         self.where, self.field, self.problem, self.remedy = str(where), field, problem, remedy
         text = f"{where}: {field}: {problem}; {remedy}"
         super().__init__(" ".join(text.split()))
+
+
+class NotFinite(UserError):
+    """A training whose loss or weights are not finite any more."""

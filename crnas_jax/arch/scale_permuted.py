@@ -11,6 +11,7 @@ import json
 from crnas_jax.arch.families import ConvShape, StemShape
 from crnas_jax.arch.scale_shapes import FAMILIES, Node, ScalePermutedFamily, list_nodes
 from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import digest
 
 FORMAT = 1
 _REMEDY = "correct the block list"
@@ -160,6 +161,11 @@ class ScalePermuted:
     def summary(self) -> str:
         """What tells it from others of its family, in a few words."""
         return f"{len(self.stem)} + {len(self.blocks)} blocks x {self.repeats}"
+
+    @property
+    def label(self) -> str:
+        """A name for its graph, for files."""
+        return f"{self.family}_{digest(*map(repr, (self.stem, self.blocks)))}"
 
     @property
     def stem_shape(self) -> StemShape:

@@ -100,8 +100,8 @@ _R23_STEM = (
     *(StemBlock(level, is_parent=False) for level in (2, 2, 3, 3, 4)),
     *(StemBlock(4), StemBlock(5)),
 )
-# What SpineNet's search starts from: the blocks of ResNet-50 with one of its L5 traded for an L6 and
-# an L7, in scale-decreasing order, each reading the two before it or the last two of its level.
+# What SpineNet's search starts from: the blocks of ResNet-50 with one of its L5 traded for an L6
+# and an L7, in scale-decreasing order, each reading the two before it or the last two of its level.
 _SEED = _blocks(
     (
         *((2, "b", (0, 1)), (3, "b", (1, 2)), (3, "b", (2, 3)), (3, "b", (3, 4))),
@@ -113,7 +113,7 @@ _SEED = _blocks(
         *((6, "b", (11, 14)), (7, "b", (14, 15))),
     ),
 )
-# The same with eight blocks and three outputs, for small images and a CPU.
+# The same with eight blocks and three outputs.
 _SEED_8 = _blocks(
     (
         *((2, "b", (0, 1)), (3, "b", (1, 2)), (4, "b", (2, 3)), (4, "b", (3, 4))),
@@ -164,7 +164,7 @@ SCALE_PERMUTED = {
     "spinenet49s_mobile": _mobile(0.65, 40),
     "spinenet49_mobile": _mobile(1.0, 48),
     "spinenet_seed": ScalePermuted("spinenet", _L2_STEM, _SEED),
-    "spinenet_seed8": ScalePermuted("spinenet", _L2_STEM, _SEED_8),
+    "spinenet_seed8": ScalePermuted("spinenet", _L2_STEM, _SEED_8, 1, 0.25, 0.25, 64),
     "r0_sp53": ScalePermuted("spinenet", _L2_STEM, _R0_SP53),
     "r23_sp30": ScalePermuted("spinenet", _R23_STEM, _R23_SP30),
 }

@@ -60,6 +60,7 @@ def experiment(
     goals: Callable[[ConfigDict, flags.FlagValues], Sequence[str]],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     is_dry: Callable[[flags.FlagValues], bool] = lambda values: False,
+    on_cpu: bool = False,
 ) -> Command:
     """Return a command that works on a config in a folder.
 
@@ -74,6 +75,7 @@ def experiment(
         wants.
       define: function that defines its own flags.
       is_dry: function of the flags that tells whether the folder is only looked at.
+      on_cpu: whether this process leaves accelerators to others, which it starts; it works alone.
     """
 
     def define_all(values, arguments):
@@ -90,7 +92,8 @@ def experiment(
             flag_values=values,
         )
         define_json(values)
-        define_hosts(values)
+        if not on_cpu:
+            define_hosts(values)
         define(values)
         define_config(values, arguments)
 
@@ -101,6 +104,10 @@ def experiment(
 
         if not values.workdir:
             raise UserError("command line", "--workdir", "missing", "name a folder")
+        if on_cpu:
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")
         output = sys.stdout
         # With --json nothing but the result goes to the standard output.
         progress = sys.stderr if values.json else sys.stdout
@@ -132,7 +139,7 @@ def experiment(
                 work.workdir.release()
 
     return Command(
-        summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=True
+        summary, example, define_all, run, (), has_config=True, resumes=True, is_joint=not on_cpu
     )
 
 

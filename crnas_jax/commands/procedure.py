@@ -22,7 +22,7 @@ _LEVELS = ("stage", "operation")
 
 
 def _whole_run(config, values):
-    if not has_stages(config):  # nothing is searched
+    if not has_stages(config):  # nothing is reallocated
         return ["baseline/test"]
     splits = ("val", "test") if refine_options(config).finalists else ("test",)
     return [f"{network}/{split}" for network in compared_networks(config) for split in splits]

@@ -8,7 +8,7 @@ import jax
 
 from crnas_jax import __version__
 from crnas_jax.analysis.record import Record
-from crnas_jax.experiments import costs
+from crnas_jax.experiments import architecture_plan, costs
 from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime import activity, team
@@ -28,8 +28,9 @@ def record(run: Run, plan: str) -> None:
       run: the run.
       plan: the plan as text.
     """
-    is_search = "val" in run.sources and has_stages(run.config)
-    parts = costs.costs(run) if is_search else []
+    parts = []
+    if "val" in run.sources:
+        parts = costs.costs(run) if has_stages(run.config) else architecture_plan.parts(run)
     content = {
         "format": FORMAT,
         "begun": activity.now(),

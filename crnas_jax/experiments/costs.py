@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data import loader
 from crnas_jax.experiments.run import Run
@@ -92,7 +94,14 @@ def scorings(run: Run, level: str, spaces: Sequence[Space]) -> list[Scoring]:
 
 def num_steps(run: Run, recipe: str, share: float = 1.0) -> int:
     """Return the steps of a training on detection; `share` is that of its epochs."""
-    options = training_settings.train_options(run.config, recipe)
+    return num_steps_of(run, run.config, recipe, share)
+
+
+def num_steps_of(
+    run: Run, config: ConfigDict, recipe: str = "detector_train", share: float = 1.0
+) -> int:
+    """Return the steps of a training as `num_steps`, of another config than the run's."""
+    options = training_settings.train_options(config, recipe)
     plan = loader.Plan(run.sources["train"].sizes, options.batch_size, options.seed)
     return plan.num_steps(options.epochs * share)
 

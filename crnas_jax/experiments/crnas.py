@@ -9,12 +9,10 @@
 7. Evaluate all three on the test split.
 """
 
-import json
-
 from crnas_jax.analysis.record import Record
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import crnas_search, keys, last_rung, steps
+from crnas_jax.experiments import comparison, crnas_search, keys, last_rung, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
 from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
@@ -23,17 +21,20 @@ from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import write_json
-from crnas_jax.runtime.step_key import FINALISTS, seed_step
 from crnas_jax.runtime.workdir import FORMAT
 from crnas_jax.search.refine import Decision
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.settings.run import COMPARED, RETURNED
-from crnas_jax.settings.step_keys import CHOICES
 
-# A step's fields that are no metrics.
-_BOOKKEEPING = ("seconds", "format", "devices", "finished")
+# What is chosen, and the steps before finalists and last rung.
+_CHOICES = ("allocation", "network")
+_STEPS = tuple(
+    name
+    for level in ("stage", "operation")
+    for name in (f"{level}_supernet/pretrain", f"{level}_supernet", f"{level}_search")
+)
 
 
 def run_crnas(run: Run) -> dict:
@@ -44,18 +45,7 @@ def run_crnas(run: Run) -> dict:
         "format": FORMAT,
         "stage_search": {name: stage[name] for name in ("arch", "score", "evaluated")},
         "operation_search": {name: operation[name] for name in ("arch", "score", "evaluated")},
-        "finalists": {choice: _finalists(run, choice) for choice in CHOICES},
-        "decision": {
-            "network": decision.network,
-            "challenger": decision.challenger,
-            **_evidence(decision.difference),
-            "reason": decision.reason,
-        },
-        "returned": decision.network,
-        **{network: _row(rung, network) for network in rung.archs},
-        "difference": _interval(rung.difference("searched", "test")),
-        "dataset": {split: len(source) for split, source in run.sources.items()},
-        **_times(run, rung),
+        **comparison.described(rung, decision, _CHOICES, _STEPS),
     }
     write_json(run.path / "result.json", result)
     for network in dict.fromkeys(map(rung.owners.get, ("baseline", "searched"))):
@@ -214,72 +204,3 @@ def _architecture(run, network) -> Arch:
     if network == "searched":
         return choose_network(run)
     raise UserError("command line", "network", f"{network!r} is unknown", f"use one of {COMPARED}")
-
-
-def _finalists(run, choice):
-    """List the candidates of a choice that were trained alone, with both of their scores."""
-    return [
-        {"arch": json.loads(arch.to_json()), "supernet_score": score, "AP": ap}
-        for arch, score, ap in keys.finalist_scores(run, choice)
-        if ap is not None
-    ]
-
-
-def _row(rung, network):
-    """Return the metrics of a network on the test split: means over seeds, and each seed's."""
-    rows = [
-        {name: value for name, value in row.items() if name not in _BOOKKEEPING}
-        for row in rung.metrics(network, "test")
-    ]
-    seeds = [
-        {"seed": keys.training_seed(rung.run, seed_step(network, index))}
-        | {name: value for name, value in row.items() if isinstance(value, float | None)}
-        for index, row in enumerate(rows)
-    ]
-    difference = {}
-    if network != "baseline":
-        difference = {"difference": _interval(rung.difference(network, "test"))}
-    ci95 = rung.intervals.get(network)
-    return {**last_rung.mean_metrics(rows), "ci95": ci95, **difference, "seeds": seeds}
-
-
-def _interval(difference):
-    return {"AP": difference.value, "ci95": list(difference.interval)}
-
-
-def _evidence(difference):
-    """Return a difference on `val` with its probability; all None where nothing was compared."""
-    if difference is None:
-        return dict.fromkeys(("probability", "difference", "ci95"))
-    return {
-        "probability": difference.probability,
-        "difference": difference.value,
-        "ci95": list(difference.interval),
-    }
-
-
-def _times(run, rung):
-    """Return the seconds of every step that the result comes from, and when the last one ended."""
-    names = [
-        name
-        for level in ("stage", "operation")
-        for name in (f"{level}_supernet/pretrain", f"{level}_supernet", f"{level}_search")
-    ]
-    for choice in CHOICES:
-        for arch, _, ap in keys.finalist_scores(run, choice):
-            step = keys.network_step(FINALISTS, arch)
-            names += [step, f"{step}/val"] if ap is not None else []
-    for network in rung.names:
-        names.append(f"{network}/pretrain")
-        for seed in range(rung.num_seeds):
-            step = seed_step(network, seed)
-            names += [step, f"{step}/val", f"{step}/test"]
-    results = {name: run.workdir.finished(name, step_key(run, name)) for name in names}
-    # A finished search needs its supernet no more: its folder may be gone.
-    seconds = {name: result["seconds"] for name, result in results.items() if result}
-    # Steps of earlier versions do not say when they ended.
-    finished = max(result.get("finished", "") for result in results.values() if result)
-    return {
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
-        "finished": finished,
-    }

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
+from crnas_jax.arch.graphs import graph_code
+from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.step_key import FINALISTS, RANKING, StepKey, row_of, split_seed
@@ -10,6 +12,7 @@ from crnas_jax.search.journal import Journal
 from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
+from crnas_jax.settings.architectures import found_network
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads
 from crnas_jax.settings.supernets import operation_space
@@ -29,13 +32,15 @@ def training_seed(run: Run, step: str) -> int:
     return run.options.seed + _SEED_STRIDE * split_seed(step)[1] + offset
 
 
-def network_step(row: str, arch: Arch) -> str:
+def network_step(row: str, arch: Architecture) -> str:
     """Return the step of one network among those of a row: `finalists` or `ranking`."""
     return f"{row}/{arch.label if len(arch.label) <= _LONGEST else digest(arch.label)}"
 
 
-def network_code(arch: Arch) -> Code:
-    """Return depths and dilations as one code: a network's in scores of trained networks."""
+def network_code(arch: Architecture) -> Code:
+    """Return a network's code in scores of trained networks: depths and dilations, or its graph."""
+    if isinstance(arch, ScalePermuted):
+        return graph_code(arch)
     return (*arch.depths, *arch.dilations)
 
 
@@ -81,6 +86,8 @@ def earlier_rows(run: Run, row: str) -> tuple[str, ...]:
         trains = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[row])
         return tuple(name for name in CHOICES[row] if trains or name != f"{FINALISTS}/val")
     earlier = READS[row].steps
+    if row == "searched" and not run_settings.has_stages(run.config):
+        earlier = ("architecture",)
     if _is_pretrained(run, row):
         earlier = (*earlier, f"{row}/pretrain")
     if row == "operation_supernet" and run_settings.starts_from_stage_supernet(run.config):
@@ -97,19 +104,21 @@ def init_name(run: Run, step: str) -> str:
     return "baseline" if name == RANKING else name
 
 
-def candidates(run: Run, choice: str) -> list[Arch] | None:
+def candidates(run: Run, choice: str) -> list[Architecture] | None:
     """Return the networks that a choice of `CHOICES` is made of; None before its search is done.
 
     These are the best of the search, and where they are trained alone the network that the search
-    would do without: the baseline's allocation, or no dilation. A baseline that breaks a limit or
-    the budget is none of them, as what is found must not; the last rung compares it.
+    would do without: the baseline or its allocation, or no dilation. A baseline that breaks a limit
+    or the budget is none of them, as what is found must not; the last rung compares it.
     """
     ranking = _ranking(run, choice)
     if ranking is None:
         return None
     count = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[choice])
     archs = list(ranking)[: max(count, 1)]
-    if count:
+    if count and choice == "architecture":
+        archs.append(model_settings.baseline(run.config))
+    elif count:
         depths = archs[0].depths
         if choice == "allocation" and not recorded_excess(run):
             depths = model_settings.baseline(run.config).depths
@@ -119,11 +128,13 @@ def candidates(run: Run, choice: str) -> list[Arch] | None:
 
 def recorded_excess(run: Run) -> str:
     """Return `limits.baseline_excess` as the finished stage search found it."""
+    if not run_settings.has_stages(run.config):
+        return ""
     result = run.workdir.finished("stage_search", step_key(run, "stage_search"))
     return result.get("baseline_excess", "")  # results of earlier versions do not have it
 
 
-def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, float | None]]:
+def finalist_scores(run: Run, choice: str) -> list[tuple[Architecture, float | None, float | None]]:
     """Return the candidates of a choice with their score in the supernet and their AP alone.
 
     Either is None where there is none; the candidates come in the order of `candidates`.
@@ -140,7 +151,7 @@ def finalist_scores(run: Run, choice: str) -> list[tuple[Arch, float | None, flo
     ]
 
 
-def chosen(run: Run, choice: str) -> Arch | None:
+def chosen(run: Run, choice: str) -> Architecture | None:
     """Return the candidate that was best when trained alone; None before all of them are scored."""
     rows = finalist_scores(run, choice)
     if len(rows) == 1:
@@ -152,13 +163,13 @@ def chosen(run: Run, choice: str) -> Arch | None:
     return archs[code]
 
 
-def compared(run: Run) -> dict[str, Arch | None]:
+def compared(run: Run) -> dict[str, Architecture | None]:
     """Return the networks of the last rung by name; None for one that is not found yet."""
-    archs = {
-        "baseline": model_settings.baseline(run.config),
-        "stage_only": chosen(run, "allocation"),
-        "searched": chosen(run, "network"),
-    }
+    archs = {"baseline": model_settings.baseline(run.config)}
+    if run_settings.has_stages(run.config):
+        archs |= {"stage_only": chosen(run, "allocation"), "searched": chosen(run, "network")}
+    else:
+        archs |= {"searched": chosen(run, "architecture")}
     return {name: archs[name] for name in run_settings.compared_networks(run.config)}
 
 
@@ -168,13 +179,13 @@ def owner(run: Run, network: str) -> str:
     return network if network == COMPARED[0] else owners(compared(run)).get(network, network)
 
 
-def owners(archs: dict[str, Arch | None]) -> dict[str, str]:
+def owners(archs: dict[str, Architecture | None]) -> dict[str, str]:
     """Return `owner` of every compared network; one that is not found yet has itself."""
     firsts = {arch: name for name, arch in reversed(archs.items())}
     return {name: name if arch is None else firsts[arch] for name, arch in archs.items()}
 
 
-def num_seeds(run: Run, archs: dict[str, Arch | None]) -> int:
+def num_seeds(run: Run, archs: dict[str, Architecture | None]) -> int:
     """Return the trainings of each compared network; one where there is nothing to compare."""
     is_alone = len(set(archs.values())) == 1
     return 1 if is_alone else run_settings.refine_options(run.config).num_seeds
@@ -189,6 +200,8 @@ def _ranking(run, choice):
     rows = [(tuple(row["code"]), row["score"]) for row in result["ranking"]]
     if choice == "allocation":
         return {model_settings.found_arch(run.config, code): score for code, score in rows}
+    if choice == "architecture":
+        return {found_network(run.config, code): score for code, score in rows}
     depths = tuple(result["arch"]["depths"])
     dilations_of = operation_space(run.config, depths).dilations_of
     return {

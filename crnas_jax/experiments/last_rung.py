@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crnas_jax.arch.staged import Arch
-from crnas_jax.experiments import keys, steps
+from crnas_jax.experiments import keys, steps, workers
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import ownership, team
 from crnas_jax.runtime.step_key import FINALISTS, seed_step
@@ -43,7 +43,12 @@ def choose(run: Run, choice: str) -> Arch:
             detector = steps.train_network(run, step, arch)
             return steps.detections(run, step, detector, "val")
 
-        _scores(run, FINALISTS, FINALISTS, "val", detections_of).score(list(by_code))
+        def prepare(codes):
+            steps_of = [(keys.network_step(FINALISTS, by_code[c]), by_code[c]) for c in codes]
+            workers.train_ahead(run, steps_of, "val")
+
+        scores = _scores(run, FINALISTS, FINALISTS, "val", detections_of, prepare)
+        scores.score(list(by_code))
     return keys.chosen(run, choice)
 
 
@@ -76,12 +81,21 @@ class LastRung:
 
     def train(self) -> None:
         """Train what is not trained yet: every network with the first seed, then with the next."""
+        split = "val" if "val" in self.run.sources else "test"
+        workers.train_ahead(self.run, self._steps, split)
         for seed in range(self.num_seeds):
             for name in self.names:
                 self._train(name, seed)
 
+    @property
+    def _steps(self):
+        """Steps of all trainings and their networks, in the order of `train`."""
+        seeds = range(self.num_seeds)
+        return [(seed_step(name, seed), self.archs[name]) for seed in seeds for name in self.names]
+
     def metrics(self, name: str, split: str) -> list[dict]:
         """Return the metrics of a network on a split, one for each seed."""
+        workers.detect_ahead(self.run, self._steps, split)
         return [self._evaluate(name, seed, split) for seed in range(self.num_seeds)]
 
     def ap(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +241,7 @@ def _ends(values, draws):
     return [pair if np.isfinite(pair).all() else None for pair in pairs]
 
 
-def _scores(run, name, row, split, detections_of):
+def _scores(run, name, row, split, detections_of, prepare=lambda codes: None):
     return TrainedScores(
         name,
         detections_of,
@@ -235,4 +249,5 @@ def _scores(run, name, row, split, detections_of):
         Journal(journal_file(run), keys.scores_key(run, row, split)),
         run.options.bootstrap,
         run.options.seed,
+        prepare,
     )

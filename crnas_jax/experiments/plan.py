@@ -6,7 +6,7 @@ import jax
 
 from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.data.checks import cap_notes
-from crnas_jax.experiments import costs
+from crnas_jax.experiments import architecture_plan, costs
 from crnas_jax.experiments.repeats import repeats
 from crnas_jax.experiments.run import Run
 from crnas_jax.export.detector import DESCRIPTION
@@ -22,6 +22,7 @@ from crnas_jax.settings import supernets as supernet_settings
 def plan(run: Run, goals: Iterable[str] = ()) -> str:
     """Return what will be done as text; `goals` are the steps of `step_keys` that are wanted."""
     config, arch = run.config, model_settings.baseline(run.config)
+    arch_has_stages = run_settings.has_stages(config)
     precision = model_settings.detector(config, arch, num_classes=1).precision
     if run.sources:
         canvas = data_settings.image_size(config).canvas(portrait=False)
@@ -43,7 +44,7 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
         lines.append(f"data        {sizes}; {run.num_classes} classes")
     lines.append(f"baseline    {config.baseline} {arch.summary}, {network}: {size}")
     if "val" in run.sources:
-        lines += _search_lines(run, arch)
+        lines += _search_lines(run, arch) if arch_has_stages else architecture_plan.lines(run)
     elif "train" in run.sources:
         epochs, images = config.detector_train.epochs, config.detector_train.batch_size
         text = f"{costs.num_steps(run, 'detector_train')} of {images} images in {epochs:g} epochs"
@@ -98,7 +99,8 @@ def _notes(run, arch):
     if budget and budget != supernet_settings.stage_cost(arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
     if "val" in run.sources:
-        yield from filter(None, (costs.block_steps(run)[1], costs.pretraining(run)))
+        if run_settings.has_stages(config):
+            yield from filter(None, (costs.block_steps(run)[1], costs.pretraining(run)))
         yield from _starts_note(config)
     yield from run.notes
     if run.sources:

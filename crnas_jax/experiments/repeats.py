@@ -16,7 +16,7 @@ from crnas_jax.experiments.run import Run
 from crnas_jax.runtime.step_key import FINALISTS, RANKING, seed_step
 from crnas_jax.runtime.workdir import repeats_error
 from crnas_jax.settings.run import COMPARED
-from crnas_jax.settings.step_keys import CHOICES, READS
+from crnas_jax.settings.step_keys import READS, choices
 
 IF_ANOTHER = "if another network is found before it"
 
@@ -62,7 +62,7 @@ def _begun_steps(run, row):
         folders = [str(path.relative_to(run.path)) for path in sorted(run.path.glob(f"{name}/*"))]
     if name == FINALISTS:
         # Those of an earlier search are not trained again.
-        archs = [candidates(run, choice) for choice in CHOICES]
+        archs = [candidates(run, choice) for choice in choices(run.config)]
         if None not in archs:
             wanted = {network_step(FINALISTS, arch) for arch in itertools.chain(*archs)}
             folders = [folder for folder in folders if folder in wanted]

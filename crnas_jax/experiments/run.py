@@ -67,10 +67,7 @@ class Run:
     @functools.cached_property
     def data_digests(self) -> dict[str, dict[str, str]]:
         """By split the digests of its `annotations` and, of a detection data set, its `images`."""
-        digests = {
-            split: {"annotations": source.digest, "images": _images_digest(source)}
-            for split, source in self.sources.items()
-        }
+        digests = {split: split_digests(source) for split, source in self.sources.items()}
         return digests | {
             f"pretrain/{split}": {"annotations": source.digest}
             for split, source in self.classification_sources.items()
@@ -192,16 +189,19 @@ def _environment(run):
     }
 
 
-def _images_digest(source):
-    """Return a digest of names and sizes of the image files: all of them are not read again."""
-    return digest(
-        *(f"{pathlib.Path(image.name).name} {image.num_bytes}" for image in source.stored_images)
-    )
+def split_digests(source: DetectionSource) -> dict[str, str]:
+    """Return the digests of a split's `annotations` and `images`.
+
+    That of the images is of their files' names and sizes: all of them are not read again.
+    """
+    images = (f"{pathlib.Path(i.name).name} {i.num_bytes}" for i in source.stored_images)
+    return {"annotations": source.digest, "images": digest(*images)}
 
 
 def _require_searchable(config, sources):
     """Raise UserError unless every budget has a network within limits, and `val` an object."""
     num_classes = len(sources["train"].class_names)
-    search_settings.limited_stages(config, search_settings.limits(config, num_classes))
+    if run_settings.has_stages(config):
+        search_settings.limited_stages(config, search_settings.limits(config, num_classes))
     options = search_settings.score_options(config, "batch")
     options.require_objects(sources["val"], GroundTruth.from_source(sources["val"]))

@@ -18,7 +18,7 @@ from crnas_jax.data.coco import category_entries
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
-from crnas_jax.experiments import evidence
+from crnas_jax.experiments import evidence, workers
 from crnas_jax.experiments.evidence import detections_file
 from crnas_jax.experiments.keys import init_name, step_key, training_seed
 from crnas_jax.experiments.run import Run
@@ -142,6 +142,9 @@ def evaluate(run: Run, step: str, detector: Detector, split: str) -> dict:
     name = f"{step}/{split}"
 
     def work():
+        detections = workers.detections_ahead(run, step, split)
+        if detections is not None:
+            return team.decide(measure, detections)
         detections = predict_split(
             detector,
             load_trained(run, step, detector),
@@ -264,7 +267,8 @@ def _train(run, job, save):
     """Train on detection unless that is finished, and save; return the detector."""
 
     def work():
-        save(_fit(run, job))
+        if not team.decide(workers.adopt, run, job.name):
+            save(_fit(run, job))
         return {}
 
     run.workdir.step(job.name, step_key(run, job.name), work)

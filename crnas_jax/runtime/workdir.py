@@ -237,6 +237,26 @@ class Workdir:
         end = {"seconds": seconds, "devices": self.num_devices, "finished": activity.now()}
         return team.decide(self._finish, name, {**result, **end}, spent_file)
 
+    def begin(self, name: str, key: StepKey) -> dict | None:
+        """Take the folder of a step for this key without doing its work yet.
+
+        Returns:
+          The result, if the step is finished.
+
+        Raises:
+          UserError: see `resume`.
+        """
+        result = self.resume(name, key)
+        if result is None:
+            team.decide(self._begin, name, key, self.path / name / "spent.json")
+        return result
+
+    def reopen(self, name: str) -> None:
+        """Make a finished step one that is begun: there is more of it to do now."""
+        spent = {"seconds": read_json(self.path / name / "result.json").get("seconds", 0.0)}
+        write_json(self.path / name / "spent.json", spent)
+        (self.path / name / "result.json").unlink()
+
     def _begin(self, name, key, spent_file):
         """Write the key of a step unless it is begun; return the seconds spent on it."""
         if self.stored_key(name) is None:

@@ -21,12 +21,14 @@ class Score:
       interval: 95 % interval over resampled images.
       num_batches: number of first mini-batches of the split that it was scored on.
       num_images: images in those mini-batches.
+      failure: why a candidate scored 0 without having been scored; "" where it was.
     """
 
     value: float
     interval: tuple[float, float]
     num_batches: int
     num_images: int
+    failure: str = ""
 
 
 class Journal:
@@ -78,6 +80,7 @@ class Journal:
                         "interval": (low, high),
                         "num_batches": row["batches"],
                         "num_images": row["images"],
+                        "failure": row.get("failure", ""),
                     }
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
@@ -91,6 +94,14 @@ class Journal:
     def get(self, search: str, code, num_batches: int) -> Score | None:
         """Return the score of a code on the first mini-batches, None where it has none."""
         return self._scores.get((search, tuple(code), num_batches))
+
+    def scores_of(self, search: str) -> dict[tuple, Score]:
+        """Return the scores of a search on whole splits, by code."""
+        return {
+            code: score
+            for (name, code, batches), score in self._scores.items()
+            if name == search and batches == 0
+        }
 
     def effort(self, search: str) -> dict[str, int]:
         """Return how much a search has scored.
@@ -120,6 +131,7 @@ class Journal:
             "ci95": list(score.interval),
             "images": score.num_images,
             "batches": score.num_batches,
+            **({"failure": score.failure} if score.failure else {}),
             **details,
         }
         append(self._path, json.dumps(row) + "\n")

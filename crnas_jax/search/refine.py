@@ -22,8 +22,9 @@ class RefineOptions:
     """How what the searches found is trained and compared before a network is returned.
 
     Attributes:
-      finalists: best allocations of the stage search that are trained alone with the short
-        schedule, beside the baseline's; 0 for the paper's procedure, which trains none.
+      finalists: best allocations of the stage search, or scale-permuted networks, that are trained
+        alone with the short schedule, beside the baseline's; 0 for the paper's procedure, which
+        trains none.
       operation_finalists: best codes of the operation search that are, beside the code of ones; 0
         takes the best code untrained.
       short: epochs of a finalist over those of the full schedule.
@@ -47,7 +48,7 @@ class RefineOptions:
         """Return how many of a search's best are trained alone; none in the paper's procedure."""
         if not self.finalists:
             return 0
-        return self.finalists if level == "stage" else self.operation_finalists
+        return self.operation_finalists if level == "operation" else self.finalists
 
     @property
     def num_seeds(self) -> int:

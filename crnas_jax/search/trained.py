@@ -17,7 +17,6 @@ from crnas_jax.evaluation.average_precision import (
 from crnas_jax.evaluation.matching import GroundTruth
 from crnas_jax.evaluation.results import detections_from_results
 from crnas_jax.runtime import team
-from crnas_jax.search.executors import Executor, InProcess
 from crnas_jax.search.journal import Journal, Score
 from crnas_jax.spaces.space import Code
 
@@ -37,7 +36,8 @@ class TrainedScores:
       journal: the record of scores.
       bootstrap_samples: resamplings of the images behind a score's interval.
       seed: seed of the bootstrap.
-      executor: where candidates are trained.
+      prepare: called with the codes whose detections will be asked for, such as to train them at
+        once on several machines.
 
     Raises:
       UserError: the split has no object to detect.
@@ -49,7 +49,7 @@ class TrainedScores:
     journal: Journal
     bootstrap_samples: int = 200
     seed: int = 0
-    executor: Executor = dataclasses.field(default_factory=InProcess)
+    prepare: Callable[[Sequence[Code]], None] = lambda codes: None
 
     def __post_init__(self):
         counted = self._ground_truth.num_counted_in(self.split.image_ids)
@@ -91,7 +91,8 @@ class TrainedScores:
 
     def _match_all(self, codes):
         """Yield codes, each as soon as its detections are matched."""
-        results = self.executor.map(self.detections_of, codes)
+        self.prepare(codes)
+        results = map(self.detections_of, codes)
         for code, detections in zip(codes, results, strict=True):
             team.decide(self._match, code, detections)
             self._tables.setdefault(code, None)  # on the other hosts
@@ -106,16 +107,34 @@ class TrainedScores:
         return bootstrap_weights(num_images, self.bootstrap_samples, self.seed)
 
     def _table(self, results) -> MatchTable:
-        image_ids = self.split.image_ids
-        detections = detections_from_results(results, self.split.category_ids, image_ids)
-        (table,) = match_tables(self._ground_truth, detections, image_ids)
-        return table
+        return _match_table(self._ground_truth, self.split, results)
 
     def _score(self, code):
         """Return the fields of a code's score."""
-        table = self._tables[code]
-        ap = table.metrics()["AP"]
-        interval = confidence_interval(table.bootstrap_ap(self._weights), ap)
-        # No mini-batches: the split as a whole.
-        score = Score(ap, interval, num_batches=0, num_images=len(self.split.image_ids))
-        return dataclasses.asdict(score)
+        return dataclasses.asdict(_score_of(self._tables[code], self._weights))
+
+
+def score_detections(split: DetectionSource, results: list[dict], samples: int, seed: int) -> Score:
+    """Return the score of detections on a split.
+
+    Args:
+      split: the split.
+      results: the detections, in COCO's result format.
+      samples: resamplings of the images behind the interval.
+      seed: seed of the resamplings.
+    """
+    weights = bootstrap_weights(len(split.image_ids), samples, seed)
+    return _score_of(_match_table(GroundTruth.from_source(split), split, results), weights)
+
+
+def _match_table(ground_truth, split, results) -> MatchTable:
+    detections = detections_from_results(results, split.category_ids, split.image_ids)
+    (table,) = match_tables(ground_truth, detections, split.image_ids)
+    return table
+
+
+def _score_of(table, weights) -> Score:
+    ap = table.metrics()["AP"]
+    interval = confidence_interval(table.bootstrap_ap(weights), ap)
+    # No mini-batches: the split as a whole.
+    return Score(ap, interval, num_batches=0, num_images=weights.shape[-1])

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from crnas_jax.errors import UserError
+from crnas_jax.settings.architectures import check_architectures
 from crnas_jax.settings.data import (
     classification_data_options,
     data_options,
@@ -52,8 +53,7 @@ def check(config: ConfigDict) -> None:
     detector(config, arch, num_classes=1)
     searches = has_stages(config)
     if options.val and not searches:
-        problem = f"{options.val!r}, and a search reallocates stages, which {config.baseline} lacks"
-        raise UserError("config", "data.val", problem, 'set it to ""')
+        check_architectures(config)
     if set(pretrained) - {"baseline"}:
         require_stages(config, "pretrain.networks")
     classifier(config, arch, num_classes=1)
@@ -73,7 +73,7 @@ def check(config: ConfigDict) -> None:
     if refine.num_finalists("operation") > beam:
         problem = f"{refine.operation_finalists}, and the search ends with {beam} codes"
         raise UserError("config", "refine.operation_finalists", problem, "raise search.beam too")
-    if options.val and options.name != "none":  # it may be searched
+    if searches and options.val and options.name != "none":  # it may be searched
         stage_spaces(config)
         stage_supernet(config)
         operation_space(config, arch.depths)

@@ -83,8 +83,11 @@ def pretrained_networks(config: ConfigDict) -> tuple[str, ...]:
 
 
 def compared_networks(config: ConfigDict) -> tuple[str, ...]:
-    """Return the networks of the last rung; the paper compares the found one with the baseline."""
-    if refine_options(config).finalists:
+    """Return the networks of the last rung; the paper compares the found one with the baseline.
+
+    A search of scale-permuted networks has no stage-only one.
+    """
+    if refine_options(config).finalists and has_stages(config):
         return COMPARED
     return tuple(network for network in COMPARED if network != "stage_only")
 

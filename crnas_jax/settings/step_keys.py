@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
 from crnas_jax.settings.models import neck_options
-from crnas_jax.settings.run import COMPARED
+from crnas_jax.settings.run import COMPARED, has_stages
 from crnas_jax.settings.search import strategy_options
 from crnas_jax.settings.supernets import stage_supernet
 from crnas_jax.settings.training import RECIPE_OF, calibration_images
@@ -16,7 +16,16 @@ from crnas_jax.settings.training import RECIPE_OF, calibration_images
 # hold is in the digests of the data.
 EXECUTION = (
     *("devices", "fsdp", "remat", "checkpoint_seconds", "log_every", "max_subnets_per_call"),
-    *("nms_candidates", "all_zero", "strict", "max_pixels", "workers", "read_ahead", "profile"),
+    *(
+        "nms_candidates",
+        "all_zero",
+        "strict",
+        "max_pixels",
+        "workers",
+        "read_ahead",
+        "profile",
+        "kept_candidates",
+    ),
 )
 _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.max_size")
 _ROWS = (*_IMAGES, "data.max_objects", "data.mask_size", "data.flip", "data.scale_jitter")
@@ -29,6 +38,17 @@ _OPERATIONS = (
 )
 # Networks that are trained alone: their recipe, and the statistics that they get after it.
 _ALONE = (*_DETECTOR, *_NETWORK, *_ROWS, "detector_train", "trained_bn_images")
+# The training of a candidate on the proxy task, and what it is scored with.
+_CANDIDATE = (
+    *(*_DETECTOR, "data.name", "data.class_names", "data.exif", "data.max_objects"),
+    *("data.mask_size", "data.flip", "data.scale_jitter", "proxy", "trained_bn_images"),
+    *("search.batch_size", "search.samples"),
+    *("executor.candidate_devices", "executor.candidate_threads"),
+)
+_SCALE_SPACE = (
+    *("space.phases", "space.window", "space.offsets", "space.levels", "space.fixed_parents"),
+    *("space.max_flops_ratio", "space.min_flops_ratio"),
+)
 _SCORES = (
     *("search.batch_size", "search.batches"),
     *("search.calibration_images", "search.samples"),
@@ -58,6 +78,8 @@ class Reads:
 # Scores of subnets, in whichever search: the journal's key, beside the digest of the weights, the
 # statistics that they are scored with, and what the entries of a code mean.
 SCORES = Reads(("seed", *_DETECTOR, *_IMAGES, *_SCORES), ("train", "val"))
+# Scores of candidates: the journal's key, beside the stem that they share.
+CANDIDATE_SCORES = Reads(("seed", *_CANDIDATE), ("train", "val"))
 _SPEC = {
     "stage_supernet": (*_NETWORK, *_STAGES),
     "operation_supernet": (*_NETWORK, *_OPERATIONS),
@@ -67,9 +89,10 @@ _SPEC = {
 CHOICES = {
     "allocation": ("stage_search", "finalists/val"),
     "network": ("allocation", "operation_search", "finalists/val"),
+    "architecture": ("architecture_search", "finalists/val"),
 }
 # The search that each choice comes after.
-LEVEL_OF = {"allocation": "stage", "network": "operation"}
+LEVEL_OF = {"allocation": "stage", "network": "operation", "architecture": "architecture"}
 _FROM = {
     "operation_supernet": ("allocation",),
     "stage_only": ("allocation",),
@@ -111,6 +134,14 @@ READS = {
         *("budget", "supernet.grids", "search.budgets"),
         *("search.stage_strategy", "search.confidence"),
     ),
+    "architecture_search": Reads(
+        (
+            *("seed", *_CANDIDATE, *_SCALE_SPACE, "baseline", "controller"),
+            *("search.architecture_strategy", "search.in_flight"),
+            *("search.population", "search.parents", "search.max_flops", "search.max_params"),
+        ),
+        ("train", "val"),
+    ),
     "finalists": _training_alone("finalists", "refine.short"),
     "finalists/val": _detection("finalists", "val"),
     "operation_supernet/pretrain": _pretraining("operation_supernet"),
@@ -144,6 +175,11 @@ _BY_CONTENT = (
     *("pretrain.networks", "pretrain.data.folder", "pretrain.data.train", "pretrain.data.val"),
     *(f"pretrain.data.synthetic.{name}" for name in ("size", "train", "val")),
 )
+
+
+def choices(config: ConfigDict) -> tuple[str, ...]:
+    """Return the choices of `CHOICES` that a run makes: those of CR-NAS, or SpineNet's."""
+    return ("allocation", "network") if has_stages(config) else ("architecture",)
 
 
 def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:

@@ -22,11 +22,18 @@ class Limit:
       bound: largest allowed value.
       unit: unit of the value, for messages.
       measure: function from an architecture to its value.
+      is_least: whether the bound is the smallest allowed value instead.
     """
 
     bound: float
     unit: str
     measure: Callable[[object], float]
+    is_least: bool = False
+
+    def allows(self, arch: object) -> bool:
+        """Return whether an architecture is within the bound."""
+        value = self.measure(arch)
+        return value >= self.bound if self.is_least else value <= self.bound
 
 
 def limited(space: Space, limits: list[Limit], arch_of: Callable[[Code], object]) -> Space:
@@ -43,7 +50,7 @@ def limited(space: Space, limits: list[Limit], arch_of: Callable[[Code], object]
     @functools.cache
     def allows(code):
         arch = arch_of(code)
-        return all(limit.measure(arch) <= limit.bound for limit in limits)
+        return all(limit.allows(arch) for limit in limits)
 
     return Constrained(space, allows, _description(limits))
 
@@ -70,7 +77,10 @@ def require_any(
 
 
 def _description(limits):
-    return " and ".join(f"at most {limit.bound:g} {limit.unit}" for limit in limits)
+    return " and ".join(
+        f"at {'least' if limit.is_least else 'most'} {limit.bound:g} {limit.unit}"
+        for limit in limits
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from crnas_jax.checkpoint import Checkpoints
 from crnas_jax.data import loader
-from crnas_jax.errors import UserError
+from crnas_jax.errors import NotFinite, UserError
 from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import make_mesh, put_parts
 from crnas_jax.runtime import interruption, team
@@ -37,6 +37,7 @@ def train(
     job: TrainingJob,
     folder: pathlib.Path,
     initialise: Callable[[PyTree], PyTree] | None = None,
+    share: float = 1.0,
 ) -> PyTree:
     """Train a network or a supernet, for detection or classification.
 
@@ -45,13 +46,14 @@ def train(
       folder: receives `checkpoints/`, `metrics.jsonl` and TensorBoard events.
       initialise: function from freshly drawn variables to those to start from
         (`export.weights.initialiser`); None to start from the fresh ones.
+      share: share of the schedule after which it ends, to be gone on with by a later call.
 
     Returns:
       {"params", "batch_stats"}, their average where the options ask for one.
 
     Raises:
-      UserError: the folder holds a training with other options; or the loss is not finite: the last
-        checkpoint stays.
+      UserError: the folder holds a training with other options.
+      NotFinite: the loss is not finite; the last checkpoint stays.
       Stopped: a stop was requested; the state is saved.
     """
     options = job.options
@@ -63,13 +65,15 @@ def train(
     trainer = Trainer(job.model, optimizer, mesh, options.seed, options.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints")
     state = _first_state(trainer, checkpoints, initialise)
-    start = int(state["step"])
-    if start < num_steps:
-        batches = loader.batches(job.source, plan, job.to_row, options.seed, start, num_steps)
+    start, end = int(state["step"]), max(round(share * num_steps), 1)
+    if start < end:
+        batches = loader.batches(job.source, plan, job.to_row, options.seed, start, end)
         with RunLog(folder, job.name, start, num_steps, options.batch_size) as log:
             trace = _Trace(folder / "profile", start, num_steps, options.profile)
             with contextlib.closing(trace):
-                state = _run(trainer, state, batches, job, num_steps, checkpoints, log, trace)
+                state = _run(
+                    trainer, state, batches, job, (num_steps, end), checkpoints, log, trace
+                )
     result = state["ema"] if options.ema_decay else state
     return {name: result[name] for name in _WEIGHTS}
 
@@ -116,9 +120,12 @@ def _first_state(trainer, checkpoints, initialise):
     return state
 
 
-def _run(trainer, state, batches, job, num_steps, checkpoints, log, trace):
-    """Take a step on every batch; return the state after them."""
-    options = job.options
+def _run(trainer, state, batches, job, steps, checkpoints, log, trace):
+    """Take a step on every batch; return the state after them.
+
+    `steps` are those of the schedule, and the last one of this call.
+    """
+    options, (num_steps, end) = job.options, steps
     schedule = make_schedule(options.optimizer, options.batch_size, num_steps)
     watch = _LossWatch(job.name, schedule)
     saved_at = time.monotonic()
@@ -133,13 +140,13 @@ def _run(trainer, state, batches, job, num_steps, checkpoints, log, trace):
         watch.add(step, batch["image_id"], metrics)
         stop = interruption.requested()
         due = team.decide(_is_due, saved_at, options.checkpoint_seconds)
-        if step % options.log_every == 0 or step == num_steps:
+        if step % options.log_every == 0 or step == end:
             log.metrics(step, watch.settle())
-        if step == num_steps or stop or due:
+        if step == end or stop or due:
             watch.require_finite(step, state, batch["image_id"])
             checkpoints.save(step, state)
             saved_at = time.monotonic()
-        if stop and step < num_steps:
+        if stop and step < end:
             raise interruption.Stopped(f"{job.name}: saved at step {step} of {num_steps}")
     return state
 
@@ -211,7 +218,7 @@ class _LossWatch:
 
     def _fail(self, step, problem, image_ids):
         image_ids = np.concatenate(team.gather(image_ids))
-        raise team.shared_error(
+        error = NotFinite(
             self._name,
             f"step {step}",
             f"{problem} at learning rate {float(self._schedule(step - 1)):.3g}, "
@@ -219,6 +226,8 @@ class _LossWatch:
             "look at these images; or in another --workdir lower lr_per_image, lengthen "
             "warmup_steps or set clip_norm",
         )
+        error.is_shared = True
+        raise error
 
 
 @hosts.jit

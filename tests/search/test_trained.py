@@ -9,7 +9,6 @@ from crnas_jax.data.synthetic import SyntheticSource
 from crnas_jax.errors import UserError
 from crnas_jax.evaluation.average_precision import bootstrap_weights
 from crnas_jax.evaluation.coco import CocoEvaluator
-from crnas_jax.search.executors import Executor, InProcess
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.trained import TrainedScores
 
@@ -103,17 +102,13 @@ def test_draws_are_scores_on_the_same_resampled_images(tmp_path):
         assert draws[0, draw] == pytest.approx(expected, abs=1e-6)
 
 
-def test_any_executor_may_run_the_trainings(tmp_path):
-    class Backwards:
-        def map(self, function, items):
-            return [function(item) for item in list(items)[::-1]][::-1]
-
-    assert isinstance(Backwards(), Executor)
-    assert isinstance(InProcess(), Executor)
-    trainings = Trainings()
-    scores = _scores(tmp_path, trainings, executor=Backwards()).score([CODE, OTHER_CODE])
-    assert trainings.codes == [OTHER_CODE, CODE]
-    assert scores == _scores(tmp_path, trainings).score([CODE, OTHER_CODE])
+def test_trainings_may_be_prepared_at_once(tmp_path):
+    """What is to be trained is told before; codes in the journal are not."""
+    prepared = []
+    _scores(tmp_path, Trainings()).score([CODE])
+    scores = _scores(tmp_path, Trainings(), prepare=prepared.append)
+    scores.score([CODE, OTHER_CODE])
+    assert prepared == [[OTHER_CODE]]
 
 
 def test_a_split_without_objects_is_refused(tmp_path):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from crnas_jax.spaces.space import Code, Space
 
@@ -127,13 +127,13 @@ class Reinforce:
         mean, square = state["mean"], state["square"]
         if count == 0:
             mean = score
-        # Averages as Adam has them: those of few results count as much as they are.
         advantage = score - mean
         square = options.decay * square + (1 - options.decay) * advantage**2
         mean = options.decay * mean + (1 - options.decay) * score
         state = {**state, "mean": mean, "square": square, "count": count + 1, "waiting": waiting}
         if len(waiting) < options.batch:
             return state
+        # The moving square begins at 0: few results count as much as they are, as in Adam.
         spread = np.sqrt(square / (1 - options.decay ** (count + 1))) + _SMALLEST
         advantages = [(score - mean) / spread for _, score in waiting]
         leaves = self._advance(state["leaves"], [code for code, _ in waiting], advantages)
@@ -197,15 +197,15 @@ def _sigmoid(xp):
 
 def log_probabilities(
     weights: PyTree,
-    values: Int[Array, "codes decisions"],
-    masks: Bool[Array, "codes decisions values"],
-) -> tuple[Float[Array, " codes"], Float[Array, " codes"]]:
-    """Return the logarithm of each code's probability, and the entropy of its decisions.
+    values: Array,
+    masks: Array,
+) -> tuple[Array, Array]:
+    """Return the logarithm of each code's probability, and the entropy of its decisions: [codes].
 
     Args:
       weights: weights of the controller.
-      values: decisions, as indices into the values of all kinds.
-      masks: the values that each may have.
+      values: decisions, as indices into the values of all kinds, int32 [codes, decisions].
+      masks: the values that each may have, bool [codes, decisions, values].
     """
     first = jnp.full((len(values), 1), masks.shape[-1], jnp.int32)
     inputs = weights["embedding"][jnp.concatenate([first, values[:, :-1]], axis=1)]

@@ -1,0 +1,112 @@
+"""What a search of scale-permuted networks will cost: counted, and from a calibration candidate."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from crnas_jax.experiments import costs
+from crnas_jax.experiments.architecture_search import CALIBRATION, STEP, CountedLimits
+from crnas_jax.experiments.costs import Cost
+from crnas_jax.experiments.run import Run
+from crnas_jax.runtime.files import read_json
+from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.settings import architectures as settings
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
+from crnas_jax.settings.training import train_options
+
+# Codes that are drawn to see how many the limits reject.
+_DRAWN = 300
+_WORKERS = (1, 8, 100)
+# Copies of the weights in a candidate's folder: two checkpoints with momentum, and the result.
+_COPIES = 5
+_BYTES = 4
+
+
+def parts(run: Run) -> list[Cost]:
+    """List what the whole procedure costs, in its order (`costs.Cost`)."""
+    config, refine = run.config, run_settings.refine_options(run.config)
+    count = _num_trainings(config)
+    full = costs.num_steps(run, "detector_train")
+    proxy = settings.proxy_config(config)
+    share = _flops(run, proxy, settings.proxy_arch(config, model_settings.baseline(config)))
+    share /= _flops(run, config, model_settings.baseline(config))
+    share *= _images(run, proxy) / _images(run, config)
+    listed = [Cost(f"{count} candidates on the proxy task", count * share, (STEP,))]
+    if refine.finalists:
+        num_networks = refine.finalists + 1
+        steps = costs.num_steps(run, "detector_train", refine.short)
+        text = f"up to {num_networks} finalists, {steps} steps each"
+        listed.append(Cost(text, num_networks * steps / full, ("finalists/*",), num_networks))
+    names = ("baseline", "searched")
+    trainings = len(names) * refine.num_seeds
+    steps_of = tuple(seed_step(name, seed) for name in names for seed in range(refine.num_seeds))
+    text = f"2 networks with {refine.num_seeds} seeds, {full} steps each"
+    return [*listed, Cost(text, trainings, steps_of, trainings)]
+
+
+def lines(run: Run) -> Iterator[str]:
+    """Yield the lines of the plan about the search."""
+    config, options = run.config, settings.proposal_options(run.config)
+    base = model_settings.baseline(config)
+    limits = settings.architecture_limits(config, run.num_classes)
+    for number, phase in enumerate(settings.space_options(config).phases):
+        space = settings.space(config, phase, base)
+        text = f"{', '.join(phase)}: {_count(space.count())} codes"
+        if number == 0:
+            counted, rng = CountedLimits(space, limits), np.random.default_rng(run.options.seed)
+            allowed = sum(counted.allows(space.sample(rng)) for _ in range(_DRAWN))
+            text += f", the limits reject about {100 - 100 * allowed / _DRAWN:.0f} % of them"
+        yield f"{'space' if number == 0 else '':12}{text}"
+    text = f"{options.evaluations} by {options.architecture_strategy}, {options.in_flight} at once"
+    yield f"candidates  {text}, {costs.num_steps_of(run, settings.proxy_config(config))} steps each"
+    for number, part in enumerate(parts(run)):
+        yield f"{'' if number else 'steps':12}{part.text:65}{part.trainings:7.2f}"
+    yield from _calibrated(run)
+
+
+def _count(count):
+    return f"{count:,}" if count < 1e9 else f"{count:.3g}"
+
+
+def _num_trainings(config):
+    options, proxy = settings.proposal_options(config), settings.proxy_options(config)
+    return options.evaluations * proxy.seeds * len(settings.space_options(config).phases)
+
+
+def _calibrated(run):
+    """Say how long the search takes, once the calibration candidate is trained."""
+    file = run.path / CALIBRATION
+    config = run.config
+    arch = settings.proxy_arch(config, model_settings.baseline(config))
+    detector = model_settings.detector(settings.proxy_config(config), arch, run.num_classes)
+    kept = min(settings.proxy_options(config).kept_candidates, _num_trainings(config))
+    size = (
+        _BYTES
+        * sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(detector.shapes["params"]))
+        * _COPIES
+    )
+    disk = f"disk        about {kept * size / 1e9:.2g} GB for the {kept} best candidates"
+    if not file.exists():
+        yield f"{disk}; times are known once the seed network is trained, the first candidate"
+        return
+    seconds = read_json(file)["seconds_of"]
+    count, total = _num_trainings(config), seconds["all"]
+    ends = ", ".join(f"{count * total / n / 3600:.1f} h with {n}" for n in _WORKERS)
+    yield (
+        f"time        a candidate takes {total:.0f} s, {seconds['compilation']:.0f} s of them "
+        f"compilation; all take {ends} workers at most"
+    )
+    yield disk
+
+
+def _images(run, config):
+    options = train_options(config, "detector_train")
+    return options.epochs * len(run.sources["train"])
+
+
+def _flops(run, config, arch):
+    canvas = data_settings.image_size(config).canvas(portrait=False)
+    return model_settings.detector_cost(config, arch, canvas, run.num_classes).flops

@@ -1,0 +1,298 @@
+"""Scores of networks that are each trained on a proxy task, as jobs: begun first, asked for later.
+
+The journal is the truth: what stands there is not trained again, whichever strategy asks. A network
+is known by its graph, so that codes of one network have one score.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crnas_jax.errors import UserError
+from crnas_jax.runtime.files import append, digest, read_json, write_json
+from crnas_jax.runtime.team import decode, encode
+from crnas_jax.search.executors.jobs import JobEnd, Jobs
+from crnas_jax.search.journal import Journal, Score
+from crnas_jax.spaces.space import Code
+
+# A search stops when so many of the last proposals scored 0 for a failure: all of the first 5, or
+# 20 of the last 50.
+FAILURES = ((5, 5), (20, 50))
+_FORMAT = 1
+# Results between two snapshots of a strategy's state.
+_SNAPSHOT = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What the jobs of candidates need; implements `proposing.PendingScores`, by graph.
+
+    Attributes:
+      name: name of the scores in the journal.
+      task_of: function from a graph's code, the number of the seed and the share of the schedule to
+        the task that trains it (`executors.Executor.start`).
+      folder: folder that receives a folder for each candidate.
+      journal: the record of scores.
+      jobs: where they run.
+      num_seeds: trainings of each candidate, whose scores are averaged.
+      keep: candidates whose checkpoints and detections stay: the best so far.
+      share: share of the schedule.
+    """
+
+    name: str
+    task_of: Callable[[Code, int, float], dict]
+    folder: pathlib.Path
+    journal: Journal
+    jobs: Jobs
+    num_seeds: int = 1
+    keep: int = 20
+    share: float = 1.0
+
+    def begin(self, graph: Code) -> None:
+        """Begin to train a candidate unless its score is known or under way."""
+        for seed in range(self.num_seeds):
+            if self._known(graph, seed) is None:
+                job = self._job(graph, seed)
+                self._asked[job] = (graph, seed)
+                self.jobs.begin(job, self.task_of(graph, seed, self.share), self.folder / job)
+
+    def finish(self, graph: Code) -> float:
+        """Return the score of a candidate that was begun, as soon as it is there."""
+        self.begin(graph)
+        while any(self._known(graph, seed) is None for seed in range(self.num_seeds)):
+            for end in self.jobs.wait():
+                self._journal(end)
+        return self.score(graph)
+
+    def finish_all(self, graphs: Sequence[Code]) -> list[float]:
+        """Return the scores of several candidates, which are trained at once."""
+        for graph in graphs:
+            self.begin(graph)
+        return [self.finish(graph) for graph in graphs]
+
+    def score(self, graph: Code) -> float | None:
+        """Return the mean score over seeds; None before all of them are journaled."""
+        scores = [self._known(graph, seed) for seed in range(self.num_seeds)]
+        if any(score is None for score in scores):
+            return None
+        return sum(score.value for score in scores) / len(scores)
+
+    def failure(self, graph: Code) -> str:
+        """Return why a candidate has failed; "" where it has not."""
+        scores = (self._known(graph, seed) for seed in range(self.num_seeds))
+        return next((score.failure for score in scores if score and score.failure), "")
+
+    def details(self, graph: Code) -> dict | None:
+        """Return AP and times of a candidate that this process has journaled; else None."""
+        return self._details.get(graph)
+
+    @functools.cached_property
+    def _details(self):
+        return {}
+
+    def is_known(self, graph: Code) -> bool:
+        """Tell whether a candidate's score is in the journal."""
+        return self.score(graph) is not None
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, tuple[Code, int]]:
+        """Graph and seed of the jobs that were begun, by name."""
+        return {}
+
+    def _search(self, seed):
+        name = self.name if self.share == 1 else f"{self.name} to {self.share:.4g}"
+        return f"{name}, seed {seed}" if seed else name
+
+    def _known(self, graph, seed):
+        return self.journal.get(self._search(seed), graph, 0)
+
+    def _job(self, graph, seed):
+        return candidate_name(self.journal.key, graph, seed)
+
+    def _journal(self, end: JobEnd):
+        graph, seed = self._asked.pop(end.name)
+        value, failure = end.value, end.failure
+        score = Score(
+            value.get("AP", 0.0),
+            tuple(value.get("ci95", (0.0, 0.0))),
+            num_batches=0,
+            num_images=value.get("images", 0),
+            failure=failure,
+        )
+        if "seconds_of" in value:
+            self._details[graph] = {"AP": score.value, "seconds_of": value["seconds_of"]}
+        details = {name: value[name] for name in ("curve", "seconds_of") if name in value}
+        self.journal.add(
+            self._search(seed),
+            graph,
+            score,
+            candidate=end.name,
+            worker=end.worker,
+            seconds=round(end.seconds, 1),
+            **details,
+        )
+        text = f"failed: {failure}" if failure else f"AP {100 * score.value:.1f} %"
+        print(f"{self.name}: {end.name} on {end.worker}, {end.seconds:.0f} s: {text}", flush=True)
+        if self.share == 1:
+            self._keep_best()
+
+    def _keep_best(self):
+        """Remove the folders of all but the best finished candidates."""
+        rows = self.journal.scores_of(self._search(0)).items()
+        ranked = sorted(rows, key=lambda row: (-row[1].value, row[0]))
+        for graph, _ in ranked[self.keep :]:
+            for seed in range(self.num_seeds):
+                if self._known(graph, seed) is not None:
+                    shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
+
+
+def candidate_name(key: str, graph: Code, seed: int) -> str:
+    """Return the name of a candidate's training, and of its folder."""
+    name = digest(key, repr(tuple(graph)))
+    return f"{name}-seed{seed}" if seed else name
+
+
+@dataclasses.dataclass(frozen=True)
+class ByGraph:
+    """Candidates by the codes of a space: codes of one network share its score."""
+
+    candidates: Candidates
+    graph_of: Callable[[Code], Code]
+
+    def begin(self, code: Code) -> None:
+        """Begin to score a code."""
+        self.candidates.begin(self.graph_of(code))
+
+    def finish(self, code: Code) -> float:
+        """Return the score of a code."""
+        return self.candidates.finish(self.graph_of(code))
+
+    def score_at(self, codes: Sequence[Code], share: float) -> list[float]:
+        """Score every code after a share of its schedule, going on from where it was."""
+        candidates = dataclasses.replace(self.candidates, share=share)
+        return candidates.finish_all([self.graph_of(code) for code in codes])
+
+
+class ProposalFile:
+    """The proposals of a search, a JSON line each, flushed before the next; `proposing.Proposals`.
+
+    A torn last line is dropped. Lines with another key, of another strategy for instance, are not
+    used. Beside it lies a snapshot of the strategy's state, which only saves time: without it the
+    proposals are taken in again one by one.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        key: str,
+        graph_of: Callable[[Code], Code],
+        rejected: Callable[[], int] = lambda: 0,
+    ):
+        """Read the proposals that are there.
+
+        Args:
+          path: the file.
+          key: digest of everything that proposals depend on besides scores.
+          graph_of: function from a code to its network's graph.
+          rejected: function that returns how many codes limits have rejected since it was called
+            last.
+        """
+        self._path, self._key, self._rejected = pathlib.Path(path), key, rejected
+        self._snapshot = self._path.with_name("snapshot.json")
+        self._codes: list[Code] = []
+        self._graphs: dict[Code, Code] = {}
+        self._graph_of = graph_of
+        self.num_rejected = 0
+        self._read()
+
+    def _read(self):
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if row["format"] == _FORMAT and row["key"] == self._key:
+                    self._take(tuple(row["code"]), tuple(row["graph"]), row["rejected"])
+            except (ValueError, TypeError, KeyError) as error:
+                problem, remedy = f"no proposal: {error}", "remove the line and those after it"
+                raise UserError(self._path, f"line {number}", problem, remedy) from error
+
+    def _take(self, code, graph, rejected):
+        self._codes.append(code)
+        self._graphs[code] = graph
+        self.num_rejected += rejected
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def code(self, index: int) -> Code:
+        """Return a recorded proposal."""
+        return self._codes[index]
+
+    def graph(self, code: Code) -> Code:
+        """Return the graph of a code."""
+        code = tuple(code)
+        return self._graphs[code] if code in self._graphs else self._graph_of(code)
+
+    def add(self, code: Code) -> None:
+        """Record the next proposal."""
+        code, rejected = tuple(map(int, code)), self._rejected()
+        graph = self.graph(code)
+        row = {"format": _FORMAT, "key": self._key, "proposal": len(self)}
+        row |= {"code": list(code), "graph": list(graph), "rejected": rejected}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        append(self._path, json.dumps(row) + "\n")
+        self._take(code, graph, rejected)
+
+    def restore(self) -> tuple[int, Any] | None:
+        """Return a number of results that were taken in, and the state after them, or None."""
+        try:
+            content = read_json(self._snapshot)
+            if content["key"] == self._covered(content["proposals"]):
+                return content["proposals"], decode(content["state"])
+        except (UserError, KeyError, TypeError, ValueError):
+            pass
+        return None
+
+    def keep(self, num_results: int, state: Any) -> None:
+        """Keep a state now and then, with the proposals that it covers."""
+        if num_results % _SNAPSHOT == 0:
+            content = {"format": _FORMAT, "proposals": num_results}
+            content |= {"key": self._covered(num_results), "state": encode(state)}
+            write_json(self._snapshot, content, indent=None)
+
+    def _covered(self, count):
+        """Return a digest of the first proposals."""
+        return digest(self._key, *(repr(code) for code in self._codes[:count]))
+
+
+class FailureLimit:
+    """Stops a search in which too many proposals have failed, whatever their scores."""
+
+    def __init__(self, failure_of: Callable[[int], str]):
+        """Take a function from a proposal's index to why it has failed."""
+        self._failure_of, self._failures = failure_of, []
+
+    def __call__(self, index: int) -> None:
+        """Look at one more result.
+
+        Raises:
+          UserError: too many have failed.
+        """
+        self._failures.append(self._failure_of(index))
+        for most, window in FAILURES:
+            first = self._failures[:window] if most == window else self._failures[-window:]
+            failed = [failure for failure in first if failure]
+            if len(failed) >= most:
+                problem = f"{len(failed)} of {len(first)} candidates failed, last: {failed[-1]}"
+                remedy = "mend the cause (proxy, executor), then give another --workdir"
+                raise UserError("search", "candidates", problem, remedy)
