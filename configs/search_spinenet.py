@@ -74,7 +74,9 @@ def _small(setting):
     }
     for section in (config.proxy, config.detector_train):
         section.update(recipe)
-        section.update({"batch_size": 16 if is_gpu else 4, "lr_per_image": 0.0025})
+        section.update(
+            {"batch_size": 16 if is_gpu else 4, "lr_per_image": 0.0025 if is_gpu else 0.005}
+        )
     config.search.update({"in_flight": 2, "population": 8, "parents": 4})
     if is_gpu:
         config.precision = "bfloat16"
