@@ -84,6 +84,7 @@ class Node:
       units: shapes of its repeats.
       is_output: whether it is an output.
       place: its index among the permuted blocks; None in the stem.
+      dilation: dilation of the 3x3 convolutions of its units.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Node:
     units: tuple[BlockShape, ...]
     is_output: bool
     place: int | None
+    dilation: int = 1
 
     @property
     def out_channels(self) -> int:
@@ -125,10 +127,10 @@ def list_nodes(arch) -> tuple[Node, ...]:
             for extra in extras:
                 del unused[extra]
         units = _units(arch, block.kind, block.level, channels, 1)
-        nodes.append(
-            Node(f"block{index}", block.level, resamples, extras, units, block.is_output, place)
-        )
-        unused[index] = nodes[-1]
+        rest = (units, block.is_output, place, arch.block_dilations[place])
+        node = Node(f"block{index}", block.level, resamples, extras, *rest)
+        nodes.append(node)
+        unused[index] = node
     return tuple(nodes)
 
 
