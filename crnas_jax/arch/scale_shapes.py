@@ -117,7 +117,9 @@ def list_nodes(arch) -> tuple[Node, ...]:
             unused[index] = nodes[-1]
     for place, block in enumerate(arch.blocks):
         index, channels = len(nodes), _in_channels(arch, block)
-        resamples = tuple(_resample(arch, parent, nodes[parent], block) for parent in block.parents)
+        resamples = tuple(
+            resample_shape(arch, parent, nodes[parent], block) for parent in block.parents
+        )
         for parent in block.parents:
             unused.pop(parent, None)
         extras = ()
@@ -153,8 +155,15 @@ def _units(arch, kind, level, in_channels, stride):
     return tuple(units)
 
 
-def _resample(arch, parent, node, block):
-    """Return the shape of the way from a parent to a block."""
+def resample_shape(arch, parent: int, node: Node, block) -> ResampleShape:
+    """Return the shape of the way from a parent to a permuted block.
+
+    Args:
+      arch: the `ScalePermuted`.
+      parent: index of the parent.
+      node: the parent.
+      block: the `PermutedBlock`.
+    """
     convolutions, levels, channels = [], [], node.out_channels
 
     def add(level, out_channels, size, stride=1, groups=1):

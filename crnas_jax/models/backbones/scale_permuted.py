@@ -147,10 +147,20 @@ class ScaleBlock(nn.Module):
                 resample = Resample(shape, self.size, name=f"resample{index}")
                 merged.append(resample(inputs[index], norm))
             x = norm.activate(sum(merged))
+        return self.repeats(Repeat, x, operation, norm)
+
+    def repeats(
+        self,
+        repeat_class: type[nn.Module],
+        x: Float[Array, "batch height width channels"],
+        operation: Int[ArrayLike, ""],
+        norm: Normalization,
+    ) -> Float[Array, "batch _ _ _"]:
+        """Apply the repeats, modules of a class with the attributes of `Repeat`, to their input."""
         norm = norm.at(int(self.node.name.removeprefix("block")))
         for number, shape in enumerate(self.node.units, 1):
             name = f"repeat{number}"
-            repeat = Repeat(shape, self.node.level, self.depth, self.dilations, name=name)
+            repeat = repeat_class(shape, self.node.level, self.depth, self.dilations, name=name)
             x = repeat(x, operation, norm.at(number))
         return x
 
@@ -193,10 +203,12 @@ class Resample(nn.Module):
     Attributes:
       shape: convolutions.
       size: (height, width) of the block.
+      in_control_flow: see `ops.convolution.ConvSpec`.
     """
 
     shape: ResampleShape
     size: tuple[int, int]
+    in_control_flow: bool = False
 
     @nn.compact
     def __call__(
@@ -204,15 +216,16 @@ class Resample(nn.Module):
     ) -> Float[Array, "batch _ _ _"]:
         parent_size, size = x.shape[1:3], self.size
         *convolutions, last = self.shape.convolutions
+        form = {"in_control_flow": self.in_control_flow, "kernel_init": fan_in_normal}
         for convolution in convolutions:
-            x = norm.activate(conv_bn(x, convolution, norm, kernel_init=fan_in_normal))
+            x = norm.activate(conv_bn(x, convolution, norm, **form))
         x = _pooled(x, parent_size, size)
         # Whole factors repeat each cell, which a 1x1 convolution and its normalisation do not see:
         # the same numbers for a quarter of the work or less.
         commutes = all(side % cells == 0 for side, cells in zip(size, x.shape[1:3], strict=True))
         if not commutes:
             x = resize_nearest(x, size)
-        x = conv_bn(x, last, norm, kernel_init=fan_in_normal)
+        x = conv_bn(x, last, norm, **form)
         return resize_nearest(x, size)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet import prefix_tree
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.supernet.connection_spec import ConnectionSupernetSpec
 from crnas_jax.models.supernet.scale_operations import ScaleSupernetSpec
 from crnas_jax.models.supernet.shared_paths import SharedPaths, Weights
 from crnas_jax.models.supernet.whole_paths import WholePaths
@@ -30,7 +31,11 @@ from crnas_jax.search.supernet.custom import CustomModel, CustomPaths
 # Most subnets in a call: more gain nothing, and a killed search would repeat more.
 MAX_SUBNETS = 16
 # What runs the subnets of a kind of supernet.
-_PATHS = {SupernetSpec: SharedPaths, ScaleSupernetSpec: WholePaths}
+_PATHS = {
+    SupernetSpec: SharedPaths,
+    ScaleSupernetSpec: WholePaths,
+    ConnectionSupernetSpec: WholePaths,
+}
 # A list is cut into calls of these sizes, so that no call is padded with unwanted subnets.
 _SIZES = (MAX_SUBNETS, 4, 1)
 
