@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 
 def switched(
-    index: Int[Array, ""], branches: Sequence[Callable], operands: PyTree, constants: PyTree
+    index: Int[ArrayLike, ""], branches: Sequence[Callable], operands: PyTree, constants: PyTree
 ) -> tuple[Array, PyTree]:
     """Apply the branch that `index` picks.
 

@@ -1,0 +1,60 @@
+"""The supernet over dilations of a scale-permuted network, and what it draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from supernet_checks import check_only_the_path_moves, check_path_equals_network, two_outputs
+
+from crnas_jax.arch import zoo
+from crnas_jax.errors import UserError
+from crnas_jax.models.supernet.scale_operations import ScaleSupernetSpec
+
+# Its first block has two dilated convolutions.
+ARCH = two_outputs((4, "residual", (0, 1)))
+
+
+@pytest.mark.parametrize("sharing", ["own", "shared"])
+def test_path_equals_stand_alone_network(sharing):
+    spec = ScaleSupernetSpec(ARCH, (1, 2, 3), sharing)
+    operations = (1, 0, 2)
+    network = spec.network(operations)
+    assert network == dataclasses.replace(ARCH, dilations=(2, 1, 3))
+    check_path_equals_network(spec, spec.choice(operations), network)
+
+
+def test_dilations_that_are_not_sampled_stay_bit_identical(caplog):
+    spec = ScaleSupernetSpec(ARCH, (1, 3))
+    num_moved, num_still = check_only_the_path_moves(spec, spec.choice((1, 0, 1)), caplog)
+    # Four searched convolutions, each with a kernel, scale and bias, their momentum, and two
+    # statistics: all but the statistics of a new dilation's row would be 4 * 8.
+    assert num_still == 4 * (3 + 3 + 2)
+    assert num_moved == num_still
+
+
+def test_choices_off_the_supernet_are_refused():
+    spec = ScaleSupernetSpec(ARCH, (1, 2))
+    for operations in ((0, 0), (0, 0, 2), (0, 0, -1)):
+        with pytest.raises(UserError, match=r"give 3 entries of 0\.\.1"):
+            spec.choice(operations)
+    for field, value in (("tie", "stage"), ("draws", "x"), ("kernel_sharing", "x")):
+        with pytest.raises(UserError, match=field):
+            dataclasses.replace(spec, **{field: value})
+    with pytest.raises(UserError, match="dilations"):
+        dataclasses.replace(spec, dilations=(1, 1))
+
+
+@pytest.mark.parametrize("draws", ["uniform", "balanced"])
+def test_dilations_are_drawn_alike_and_by_level_where_they_are_tied(draws):
+    arch = zoo.get("spinenet49")
+    spec = ScaleSupernetSpec(arch, (1, 2, 3), draws=draws)
+    paths = np.array([spec.sample(3, step)["ops"] for step in range(300)])
+    counts = np.stack([(paths == operation).sum(0) for operation in range(3)])
+    assert (abs(counts - 100) <= (0 if draws == "balanced" else 40)).all()
+    np.testing.assert_array_equal(spec.sample(3, 7)["ops"], paths[7])
+    tied = dataclasses.replace(spec, tie="level")
+    assert tied.space.num_blocks == 6
+    ops = tied.sample(3, 7)["ops"]
+    by_level = {block.level: ops[place] for place, block in enumerate(arch.blocks)}
+    assert [by_level[block.level] for block in arch.blocks] == ops.tolist()
+    assert len(set(by_level.values())) > 1
