@@ -21,42 +21,46 @@ from crnas_jax.training.step import Trainer
 RETINA = RetinaNetOptions(3, 16, RetinaHeadOptions("spinenet", 1))
 
 
-def two_outputs(*intermediates) -> ScalePermuted:
-    """Return a network of (level, kind, parents) before the outputs p3 and p4, as narrow as can be.
+def one_output(*intermediates) -> ScalePermuted:
+    """Return a network of (level, kind, parents) before p3, which reads the last two of them.
 
-    Outputs read the last two blocks before them.
+    It is as small as can be: every block and every pair of a block and its parent is compiled.
     """
     blocks = [PermutedBlock(*row) for row in intermediates]
-    for level in (3, 4):
-        last = len(blocks) + 1
-        blocks.append(PermutedBlock(level, "bottleneck", (last - 1, last), is_output=True))
+    last = len(blocks) + 1
+    blocks.append(PermutedBlock(3, "bottleneck", (last - 1, last), is_output=True))
     stem = (StemBlock(2), StemBlock(2))
     return ScalePermuted("spinenet", stem, tuple(blocks), width_scale=1 / 16, endpoint_channels=16)
 
 
 @functools.cache
 def _step(spec):
-    """Return a jitted function to (features, new statistics, gradient) in training."""
-    detector, batch = Detector(spec, RETINA), tiny_batch()
+    """Return a jitted function to (features, {new statistics, gradient}) in training.
+
+    Of a supernet they stand in its banks.
+    """
+    detector, batch = Detector(spec, RETINA), jax.tree.map(jnp.asarray, tiny_batch())
 
     def step(variables, choice):
         def loss(params):
-            norm = Normalization(BN_TRAIN, jnp.asarray(batch["weight"]))
             features, updated = detector.module.apply(
-                {"params": params, "batch_stats": variables["batch_stats"]},
-                jnp.asarray(batch["image"]) / 255,
+                {"params": params, "batch_stats": path["batch_stats"]},
+                batch["image"] / 255,
                 choice,
-                norm,
+                Normalization(BN_TRAIN, batch["weight"]),
                 method=lambda module, *arguments: module.backbone(*arguments),
                 mutable=["batch_stats"],
             )
             total = sum(jnp.sin(feature).mean() for feature in features)
             return total, (features, updated["batch_stats"])
 
-        (_, (features, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            variables["params"]
-        )
-        return features, stats, gradient
+        path = detector.path(variables, choice)
+        (_, (features, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(path["params"])
+        back = {
+            name: banks.scatter(variables[name], detector.rows(variables[name], choice), tree)
+            for name, tree in (("batch_stats", stats), ("params", gradient))
+        }
+        return features, back
 
     return jax.jit(step)
 
@@ -64,22 +68,19 @@ def _step(spec):
 def check_path_equals_network(spec, choice, network: ScalePermuted) -> None:
     """Compare features, new statistics and gradients of a path with the stand-alone network's.
 
-    The supernet is compiled once for all its paths.
+    The supernet is compiled once for all its paths, and other rows of its banks stay as they are.
     """
     detector = Detector(spec, RETINA)
-    variables = jax.device_put(randomised(fresh_variables(detector)))
-    features, stats, gradient = _step(spec)(detector.path(variables, choice), choice)
-    assert _step(spec)._cache_size() == 1
-    back = {
-        name: banks.scatter(variables[name], detector.rows(variables[name], choice), tree)
-        for name, tree in (("batch_stats", stats), ("params", gradient))
-    }
-    back = detector.extract(back, choice)
-    alone = detector.extract(variables, choice)
-    expected = _step(network)(alone, None)
-    for tree, expected_tree in zip(
-        (features, back["batch_stats"], back["params"]), expected, strict=True
-    ):
+    variables = randomised(fresh_variables(detector))
+    run = _step(spec)
+    features, back = jax.device_get(run(jax.device_put(variables), choice))
+    assert run._cache_size() == 1
+    for name, tree in back.items():
+        _rows_moved(detector.rows(tree, choice), variables[name], tree)
+    alone = jax.device_get(detector.extract(variables, choice))
+    expected = jax.device_get(_step(network)(jax.device_put(alone), None))
+    got = (features, jax.device_get(detector.extract(back, choice)))
+    for tree, expected_tree in zip(got, expected, strict=True):
         scale = max(1.0, *(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected_tree)))
         assert largest_difference(tree, expected_tree) <= 1e-5 * scale
 
@@ -96,7 +97,9 @@ def check_only_the_path_moves(spec, choice, caplog) -> tuple[int, int]:
     optimizer = make_optimizer(OptimizerOptions(weight_decay=0.1), 2, 10)
     trainer = Trainer(detector, optimizer, mesh, seed=0)
     batch = put_batch(mesh, {**tiny_batch(), "image_id": np.arange(2)})
-    state = trainer.init()
+    variables = fresh_variables(detector)
+    state = {**variables, "opt_state": optimizer.init(variables["params"]), "step": np.int32(0)}
+    state = jax.device_put(state, trainer._programs.shardings)
     for step in range(2):
         state, _ = trainer.step(state, [batch], detector.sample(0, step))
     before = jax.device_get(state)
@@ -114,12 +117,16 @@ def check_only_the_path_moves(spec, choice, caplog) -> tuple[int, int]:
         transform_non_params=lambda _: banks.WHOLE,
     )
     where["step"] = banks.WHOLE
+    return _rows_moved(where, before, jax.device_get(state))
+
+
+def _rows_moved(where, before, after):
+    """Check that rows of no path are the same; count banks in which others moved, and with such."""
     num_moved = num_still = 0
-    for index, old, new in zip(*map(jax.tree.leaves, (where, before, state)), strict=True):
+    for index, old, new in zip(*map(jax.tree.leaves, (where, before, after)), strict=True):
         if np.ndim(index) == 0:
             continue
-        index, new = np.asarray(index), np.asarray(new)
-        sampled = np.isin(np.arange(len(old)), index)
+        sampled = np.isin(np.arange(len(old)), np.asarray(index))
         np.testing.assert_array_equal(new[~sampled], old[~sampled])
         num_moved += int((new[sampled] != old[sampled]).any())
         num_still += int((~sampled).any())

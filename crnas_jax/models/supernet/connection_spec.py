@@ -115,8 +115,6 @@ class ConnectionSupernetSpec:
         for place, read in enumerate(self.candidates):
             pairs = [(a, b) for index, b in enumerate(read) for a in read[:index]]
             uniform = self.draws == "uniform"
-            index = (
-                rng.integers(len(pairs)) if uniform else balanced(len(pairs), seed, place, step)
-            )
+            index = rng.integers(len(pairs)) if uniform else balanced(len(pairs), seed, place, step)
             parents.append(pairs[index])
         return self.choice(parents)

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from crnas_jax.arch import connections
@@ -194,13 +195,13 @@ class ConnectionBlock(ScaleBlock):
         merged = [jnp.where(extras[i], other, 0) for i, other in enumerate(others)]
         params, variables = zip(*map(self._way, self.ways), strict=True)
         stats = tuple(variable.value for variable in variables)
-        branches = [self._branch(index, norm) for index in range(len(self.ways))]
+        way_of = switched([self._branch(index) for index in range(len(self.ways))])
         for slot in range(2):
-            x, stats = switched(parents[slot], branches, (features, params), (stats, norm))
+            x, stats = way_of(parents[slot], (features, params), (stats, norm))
             merged.append(x)
         if norm.mode.momentum is not None and not self.is_initializing():
             for variable, new in zip(variables, stats, strict=True):
-                variable.value = new
+                variable.value = lax.stop_gradient(new)
         repeat_class = nn.remat(Repeat) if self.remat else Repeat
         repeat_class = in_row(repeat_class, lambda path: True, self.is_initializing())
         return self.repeats(repeat_class, norm.activate(sum(merged)), jnp.int32(0), norm)
@@ -213,7 +214,7 @@ class ConnectionBlock(ScaleBlock):
             "batch_stats", name, lambda: _init_way(shape, jax.random.key(0))["batch_stats"]
         )
 
-    def _branch(self, index, norm):
+    def _branch(self, index):
         way = Resample(self.ways[index], self.size, in_control_flow=True, parent=None)
 
         def run(operands, constants):

@@ -256,7 +256,12 @@ class _StageWeights:
 
 
 def run_heads(
-    detector: Detector, weights: "Weights", pyramids, image_size, canvas: tuple[int, int], mesh: Mesh
+    detector: Detector,
+    weights: "Weights",
+    pyramids,
+    image_size,
+    canvas: tuple[int, int],
+    mesh: Mesh,
 ) -> dict[str, Array]:
     """Run the heads of a detector for all visits at once, see `SharedPaths.detections`."""
     num_visits = pyramids[0].shape[1]
@@ -267,9 +272,7 @@ def run_heads(
         detections = detector.module.apply(
             {"params": params}, flat, sizes, canvas, method="detections"
         )
-        return jax.tree.map(
-            lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections
-        )
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections)
 
     split, whole = batch_spec(mesh), PartitionSpec()
     run = jax.shard_map(

@@ -150,8 +150,9 @@ class SubnetEvaluator:
         """Return mean and variance of this mini-batch at every batch normalisation.
 
         Returns:
-          Those of the parts that all subnets share; and all others' in the order of `schedule`, a list of trees with
-          `MAX_SUBNETS` subnets each (the last one padded), 0 where a subnet runs no block itself.
+          Those of the parts that all subnets share; and all others' in the order of `schedule`, a
+          list of trees with `MAX_SUBNETS` subnets each (the last one padded), 0 where a subnet runs
+          no block itself.
         """
         schedule = self.schedule(choices)
         state, shared = self._begin(variables, batch, None, "collect")
