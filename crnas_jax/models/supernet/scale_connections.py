@@ -5,8 +5,9 @@ data: a `lax.switch` for each of the two. The way from a parent to a block (`Res
 of its own for every pair of the two. All leaves of permuted blocks are banks of one row: what a
 path does not use has no row in it, so that a step does not move it.
 
-A block that reaches no output is computed all the same: the other form, a conditional around every
-block, costs more than the few dead ones do.
+A block that reaches no output is computed all the same, and moves nothing: blocks outside of
+control flow have faster gradients (`ops.convolution`), and few of a drawn path's blocks are dead
+(2 % of SpineNet-49's, 8 % in `benchmarks/connections_supernet.py`).
 """
 
 import dataclasses
@@ -105,9 +106,13 @@ class ConnectionSupernet:
         return jax.tree_util.tree_map_with_path(leaf_rows, tree)
 
     def bank_keys(self, path: tuple[str, ...]) -> list[tuple] | None:
-        """List what the rows of the bank at `path` are: (permuted block,); None for no bank."""
+        """List what the row of the bank at `path` is: (None, permuted block, None).
+
+        Returns:
+          None for a leaf that is no bank.
+        """
         place = self._place(path[0])
-        return None if place is None else [(place,)]
+        return None if place is None else [(None, place, None)]
 
     def extract(self, tree: PyTree, choice: dict[str, np.ndarray], depths=None) -> PyTree:
         """Cut the stand-alone network of one path out of a backbone's params or statistics.

@@ -163,13 +163,13 @@ class ScaleSupernet:
         return jax.tree_util.tree_map_with_path(leaf_rows, tree)
 
     def bank_keys(self, path: tuple[str, ...]) -> list[tuple] | None:
-        """List what the rows of the bank at `path` are: (permuted block, dilation).
+        """List what the rows of the bank at `path` are: (None, permuted block, dilation).
 
         Returns:
           None for a leaf that is no bank.
         """
-        place = self._bank_place(path)
-        return None if place is None else [(place, dilation) for dilation in self.spec.dilations]
+        place, dilations = self._bank_place(path), self.spec.dilations
+        return None if place is None else [(None, place, dilation) for dilation in dilations]
 
     def extract(self, tree: PyTree, choice: dict[str, ArrayLike], depths=None) -> PyTree:
         """Cut the stand-alone network of one path out of a backbone's params or statistics."""

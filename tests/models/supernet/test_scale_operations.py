@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from supernet_checks import check_only_the_path_moves, check_path_equals_network, one_output
+from helpers import fresh_variables, largest_difference
+from supernet_checks import RETINA, check_only_the_path_moves, check_path_equals_network, one_output
 
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
+from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet.scale_operations import ScaleSupernetSpec
+from crnas_jax.models.transfer import fill
 
 # Its first block has two dilated convolutions.
 ARCH = one_output((4, "residual", (0, 1)))
@@ -31,6 +34,16 @@ def test_dilations_that_are_not_sampled_stay_bit_identical(caplog):
     # Of three searched convolutions a kernel, scale and bias, their momentum, and two statistics.
     assert num_still == 3 * (3 + 3 + 2)
     assert num_moved == num_still
+
+
+def test_a_network_starts_every_dilation():
+    spec, network = ScaleSupernetSpec(ARCH, (1, 2)), Detector(ARCH, RETINA)
+    supernet, source = Detector(spec, RETINA), fresh_variables(network, seed=1)
+    filled, unfilled = fill(supernet, fresh_variables(supernet), source)
+    assert unfilled == []
+    for operations in ((0, 1), (1, 0)):
+        path = supernet.extract(filled, spec.choice(operations))
+        assert largest_difference(path, source) == 0
 
 
 def test_choices_off_the_supernet_are_refused():
