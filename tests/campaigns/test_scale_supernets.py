@@ -54,23 +54,16 @@ def test_what_is_left_out_and_what_is_frozen(name):
     trainer = _trainer(SPECS[name], freeze=FreezeOptions(freeze_at=2, freeze_norm=True))
     start = jax.device_get(trainer.init())
     _, state = _losses(trainer)
+    num_moved = 0
     for collection in ("params", "batch_stats"):
-        old, new = start[collection]["backbone"], jax.device_get(state[collection]["backbone"])
-        for path, leaf in jax.tree_util.tree_leaves_with_path(old):
+        before = jax.tree_util.tree_leaves_with_path(start[collection]["backbone"])
+        after = jax.tree.leaves(jax.device_get(state[collection]["backbone"]))
+        for (path, old), new in zip(before, after, strict=True):
             names = [key.key for key in path]
-            is_frozen = names[0] in ("stem", "block0", "block1") or "bn" in names[-2]
-            same = jax.tree_util.tree_reduce(lambda tree, key: tree[key], names, new)
-            if is_frozen:
-                np.testing.assert_array_equal(same, leaf)
-    kernels = [
-        (a != b).any()
-        for a, b in zip(
-            jax.tree.leaves(start["params"]["backbone"]["block4"]),
-            jax.tree.leaves(jax.device_get(state["params"]["backbone"]["block4"])),
-            strict=True,
-        )
-    ]
-    assert any(kernels)
+            if names[0] in ("stem", "block0", "block1") or names[-2].startswith(("bn", "down")):
+                np.testing.assert_array_equal(new, old)
+            num_moved += int((new != old).any())
+    assert num_moved > 0
 
 
 @pytest.mark.parametrize("name", SPECS)
