@@ -270,11 +270,12 @@ def features(
     activation="relu",
     epsilon=1e-5,
     dtype=torch.float64,
+    dilations=(),
 ) -> dict[int, np.ndarray]:
     """{3: P3, ..., 7: P7} of images [batch, height, width, 3]; everything in `dtype`, NHWC.
 
     `activation` ("relu" or "swish") is used as given, by all three networks: pass "swish" for
-    the mobile one as published.
+    the mobile one as published.  `dilations`: of the 3x3 convolutions of each permuted block.
     """
     mobile = network == "spinenet49_mobile"
     stem, blocks = _plan(network, width_scale, alpha, repeats, endpoint_channels)
@@ -293,13 +294,16 @@ def features(
     )
     act = ACTIVATIONS[activation]
 
-    def run(x, conv):
+    def run(x, conv, dilation=1):
         """Convolution (symmetric padding), batch normalisation, perhaps the activation."""
+        if conv.size == 1:
+            dilation = 1
         x = F.conv2d(
             x,
             params[conv.kernel].permute(3, 2, 0, 1),
             stride=conv.stride,
-            padding=(conv.size - 1) // 2,
+            padding=dilation * (conv.size - 1) // 2,
+            dilation=dilation,
             groups=conv.inputs if conv.depthwise else 1,
         )
         mean, var = (stats[(*conv.bn, name)][:, None, None] for name in ("mean", "var"))
@@ -310,11 +314,11 @@ def features(
     def dense(x, path):
         return x @ params[(*path, "kernel")] + params[(*path, "bias")]
 
-    def run_copy(x, copy):
+    def run_copy(x, copy, dilation):
         """One copy of a block."""
         y = x
         for conv in copy.main:
-            y = run(y, conv)
+            y = run(y, conv, dilation)
             if conv.depthwise:  # squeeze-excitation follows the depthwise one
                 gate = act(dense(y.mean((2, 3)), (*copy.path, "squeeze")))
                 y = y * torch.sigmoid(dense(gate, (*copy.path, "excite")))[:, :, None, None]
@@ -346,7 +350,7 @@ def features(
             ]
             x = act(sum(parts + [built[extra] for extra in block.extras]))
         for copy in block.repeats:
-            x = run_copy(x, copy)
+            x = run_copy(x, copy, dilations[index - 2] if dilations and index > 1 else 1)
         assert tuple(x.shape[2:]) == cells, (index, x.shape, cells)
         built.append(x)
         if block.endpoint:

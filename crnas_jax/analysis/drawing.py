@@ -112,7 +112,8 @@ def _scale_permuted_shapes(arch):
         parents = tuple(resample.parent for resample in node.resamples)
         if node.place is None:
             parents = (index - 1,) if index else ()
-        shapes.append(_Shape(node.level, kind, f"{index}", parents, node.is_output, node.extras))
+        text = f"{index}" + (f" d{node.dilation}" if node.dilation > 1 else "")
+        shapes.append(_Shape(node.level, kind, text, parents, node.is_output, node.extras))
     return shapes
 
 

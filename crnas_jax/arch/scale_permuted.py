@@ -59,6 +59,8 @@ class ScalePermuted:
       width_scale: factor of the widths, which are rounded down.
       alpha: channels of the resampling over a parent's width (spinenet only).
       endpoint_channels: channels of every output.
+      dilations: dilation of each permuted block's 3x3 convolutions, the resampling's left out; ()
+        where all are 1. They cost no multiply-adds.
 
     Raises:
       UserError: the fields describe no network; the message names the block.
@@ -71,6 +73,7 @@ class ScalePermuted:
     width_scale: float = 1.0
     alpha: float = 0.5
     endpoint_channels: int = 256
+    dilations: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.family, str) or self.family not in FAMILIES:
@@ -88,6 +91,7 @@ class ScalePermuted:
         self._check_stem()
         for index, block in enumerate(self.blocks, len(self.stem)):
             self._check_block(index, block)
+        self._check_dilations()
         outputs = [block.level for block in self.blocks if block.is_output]
         if not outputs or sorted(outputs) != list(range(3, 3 + len(outputs))):
             problem = f"outputs at levels {outputs}"
@@ -131,6 +135,23 @@ class ScalePermuted:
                 raise _fault(where, f"parent {parent} is a stem block that is not read", _REMEDY)
         if parents[0] == parents[1]:
             raise _fault(where, f"parents {parents} are the same block", "give two blocks")
+
+    def _check_dilations(self):
+        dilations = self.dilations
+        is_list = isinstance(dilations, tuple | list)
+        if not is_list or not all(_is_integer(entry, 1, 100) for entry in dilations):
+            raise _fault("dilations", f"{dilations!r}", "give whole numbers from 1 to 100")
+        if len(dilations) not in (0, len(self.blocks)):
+            problem = f"{len(dilations)} entries for {len(self.blocks)} permuted blocks"
+            raise _fault("dilations", problem, "give one dilation for each permuted block")
+        # One form of each network: equal ones compare equal.
+        is_dilated = any(dilation > 1 for dilation in dilations)
+        object.__setattr__(self, "dilations", tuple(dilations) if is_dilated else ())
+
+    @property
+    def block_dilations(self) -> tuple[int, ...]:
+        """Dilation of every permuted block."""
+        return self.dilations or (1,) * len(self.blocks)
 
     @property
     def traits(self) -> ScalePermutedFamily:
@@ -207,8 +228,11 @@ class ScalePermuted:
         return names[: ends[freeze_at]]
 
     def to_json(self) -> str:
-        """Return a JSON object with the fields and the format version."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)})
+        """Return a JSON object with the fields and the format version; `dilations` where given."""
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        if not self.dilations:  # as before there were any
+            del fields["dilations"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "ScalePermuted":
@@ -225,8 +249,8 @@ class ScalePermuted:
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise _fault("format", f"not {FORMAT}", remedy)
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
-            unlike = sorted(set(fields) ^ known)
+        if set(fields) | {"dilations"} != known:
+            unlike = sorted((set(fields) | {"dilations"}) ^ known)
             raise _fault("fields", f"{unlike} unknown or missing", f"give {sorted(known)}")
         for name, kind in (("stem", StemBlock), ("blocks", PermutedBlock)):
             fields[name] = _read_blocks(name, kind, fields[name])

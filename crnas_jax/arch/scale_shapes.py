@@ -84,6 +84,7 @@ class Node:
       units: shapes of its repeats.
       is_output: whether it is an output.
       place: its index among the permuted blocks; None in the stem.
+      dilation: dilation of the 3x3 convolutions of its units.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Node:
     units: tuple[BlockShape, ...]
     is_output: bool
     place: int | None
+    dilation: int = 1
 
     @property
     def out_channels(self) -> int:
@@ -115,7 +117,9 @@ def list_nodes(arch) -> tuple[Node, ...]:
             unused[index] = nodes[-1]
     for place, block in enumerate(arch.blocks):
         index, channels = len(nodes), _in_channels(arch, block)
-        resamples = tuple(_resample(arch, parent, nodes[parent], block) for parent in block.parents)
+        resamples = tuple(
+            resample_shape(arch, parent, nodes[parent], block) for parent in block.parents
+        )
         for parent in block.parents:
             unused.pop(parent, None)
         extras = ()
@@ -125,10 +129,10 @@ def list_nodes(arch) -> tuple[Node, ...]:
             for extra in extras:
                 del unused[extra]
         units = _units(arch, block.kind, block.level, channels, 1)
-        nodes.append(
-            Node(f"block{index}", block.level, resamples, extras, units, block.is_output, place)
-        )
-        unused[index] = nodes[-1]
+        rest = (units, block.is_output, place, arch.block_dilations[place])
+        node = Node(f"block{index}", block.level, resamples, extras, *rest)
+        nodes.append(node)
+        unused[index] = node
     return tuple(nodes)
 
 
@@ -151,8 +155,15 @@ def _units(arch, kind, level, in_channels, stride):
     return tuple(units)
 
 
-def _resample(arch, parent, node, block):
-    """Return the shape of the way from a parent to a block."""
+def resample_shape(arch, parent: int, node: Node, block) -> ResampleShape:
+    """Return the shape of the way from a parent to a permuted block.
+
+    Args:
+      arch: the `ScalePermuted`.
+      parent: index of the parent.
+      node: the parent.
+      block: the `PermutedBlock`.
+    """
     convolutions, levels, channels = [], [], node.out_channels
 
     def add(level, out_channels, size, stride=1, groups=1):

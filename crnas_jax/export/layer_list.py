@@ -61,6 +61,9 @@ def _node(node, inner):
         layers = [_layer(conv, inner, 1) for conv in first] + [_layer(last, "none", 1)]
         parents.append({"name": f"resample{number}", "block": resample.parent, "layers": layers})
     units = [_unit(unit, 1, inner, is_block=True) for unit in node.units]
+    for unit in units:  # of a residual block both convolutions are dilated
+        for layer in unit["convolutions"]:
+            layer["dilation"] = node.dilation if layer["size"] > 1 else 1
     return {
         "name": node.name,
         "level": node.level,

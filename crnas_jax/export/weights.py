@@ -87,6 +87,9 @@ def load_weights(start: str | pathlib.Path) -> tuple[PyTree, SupernetSpec | None
     spec = None
     if file.exists():
         fields = read_json(file, "train the supernet again")
+        if isinstance(fields, dict) and "kind" in fields:  # a supernet of stages has none
+            problem = f"{fields['kind']!r}: only a supernet of stages starts other trainings"
+            raise UserError(file, "kind", problem, "start from a network's weights")
         try:
             fields.pop("detector", None)
             if fields.pop("format", None) not in READABLE_FORMATS:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.arch import Architecture
 from crnas_jax.errors import UserError
-from crnas_jax.models.backbones.build import Network, build
+from crnas_jax.models.backbones.build import AnyBackbone, AnySupernet, build
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.classifier import ClassifierOptions, ImageClassifier
 from crnas_jax.models.layers import (
@@ -28,8 +28,6 @@ from crnas_jax.models.layers import (
 from crnas_jax.models.rcnn import RCNN, DetectorOptions
 from crnas_jax.models.retinanet import RetinaNet, RetinaNetOptions
 from crnas_jax.models.supernet import banks
-from crnas_jax.models.supernet.banks import SupernetSpec
-from crnas_jax.models.supernet.module import Supernet
 from crnas_jax.runtime.options import check_choice
 
 # Statistics that a model may be run with: the stored ones, or those of the mini-batch.
@@ -46,7 +44,7 @@ class Model:
     one path, which `path` takes out of the banks.
 
     Attributes:
-      spec: the architecture of a stand-alone network or the `SupernetSpec` of a supernet.
+      spec: the architecture of a stand-alone network or what describes a supernet.
       options: what stands on the backbone.
       remat: recompute backbone blocks in the backward pass instead of storing what is inside them.
       precision: dtype of the activations, one of `PRECISIONS`.
@@ -57,7 +55,7 @@ class Model:
       UserError: the options do not fit the backbone.
     """
 
-    spec: Architecture | SupernetSpec
+    spec: Architecture | AnySupernet
     options: DetectorOptions | RetinaNetOptions | ClassifierOptions
     remat: bool = False
     precision: str = "float32"
@@ -80,7 +78,7 @@ class Model:
         object.__setattr__(self, "layers", dataclasses.replace(layers, activation=activation))
 
     @functools.cached_property
-    def backbone(self) -> Network | Supernet:
+    def backbone(self) -> AnyBackbone:
         """The backbone as functions."""
         return build(self.spec, self.remat, self.freeze)
 
@@ -183,11 +181,17 @@ class Model:
             variables, {name: self.rows(tree, choice) for name, tree in variables.items()}
         )
 
-    def extract(self, variables: PyTree, choice, depths) -> PyTree:
-        """Return the stand-alone network's variables for one path of this supernet."""
+    def extract(self, variables: PyTree, choice, depths=None) -> PyTree:
+        """Return the stand-alone network's variables for one path of this supernet.
+
+        Args:
+          variables: the supernet's.
+          choice: the path.
+          depths: number of blocks in each searched stage of the path, of a supernet of stages.
+        """
         network = {name: dict(tree) for name, tree in variables.items()}
         for tree in network.values():
-            tree["backbone"] = banks.extract(self.spec, tree["backbone"], choice, depths)
+            tree["backbone"] = self.backbone.extract(tree["backbone"], choice, depths)
         return network
 
 

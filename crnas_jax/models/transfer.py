@@ -19,7 +19,8 @@ def fill(
     network's blocks: block 3 of stage 2 goes into every row of that
     stage's banks that stands at place 3, for every dilation. It takes another supernet's rows with
     the same branch, place and dilation; rows that the source shares between branches or dilations
-    go into all of them.
+    go into all of them. A scale-permuted supernet takes a stand-alone network's blocks by name,
+    for every dilation; of a supernet over connections the ways between blocks start afresh.
 
     A block of which nothing was filled starts as its shortcut: the scale of its last batch
     normalisation becomes 0, where it has a shortcut and that scale is trained.
@@ -137,6 +138,8 @@ def _fill_rows(keys, parts, bank, given, source_spec):
         for key in ((branch, place, dilation), (branch, place, None)):
             for exact_or_shared in (key, (None, *key[1:])):
                 block = source_rows.get(exact_or_shared) if block is None else block
+        if block is None:  # blocks of scale-permuted networks have one name in both
+            block = given.get(parts)
         fits = block is not None and block.shape == bank.shape[1:]
         missing[branch, place, dilation] = not fits
         if fits:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from crnas_jax.runtime.options import check_choice
 # What has one entry of a code: each block (the paper's), or all blocks of a stage together.
 TIES = ("block", "stage")
 PAPER_DILATIONS = (1, 2, 3)
+# The same of a scale-permuted network: each permuted block, or all of a level together.
+PERMUTED_TIES = ("block", "level")
 # Chance that a mutation draws a block's operation anew.
 _MUTATION_RATE = 0.1
 
@@ -39,9 +42,10 @@ class OperationSpace:
 
     enumerable = False
     noun = "operation code"
+    ties: ClassVar[tuple[str, ...]] = TIES
 
     def __post_init__(self):
-        check_choice(self, "tie", TIES)
+        check_choice(self, "tie", self.ties)
         if (
             not self.dilations
             or min(self.dilations) < 1
@@ -57,7 +61,7 @@ class OperationSpace:
     @property
     def num_blocks(self) -> int:
         """Length of a code: number of searched blocks, or of stages where their blocks are tied."""
-        return len(self.depths) if self.tie == "stage" else sum(self.depths)
+        return sum(self.depths) if self.tie == "block" else len(self.depths)
 
     @property
     def num_operations(self) -> int:
@@ -131,3 +135,33 @@ class OperationSpace:
                 f"give {self.num_blocks} entries of 0..{self.num_operations - 1}",
             )
         return np.array(code, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutedOperationSpace(OperationSpace):
+    """Candidate dilations for each permuted block of a scale-permuted network.
+
+    Attributes:
+      depths: number of permuted blocks at each level that has some, finest first.
+      tie: one of `PERMUTED_TIES`.
+      levels: level of each permuted block, in network order.
+    """
+
+    levels: tuple[int, ...] = ()
+
+    ties = PERMUTED_TIES
+
+    @classmethod
+    def of_levels(
+        cls, levels: tuple[int, ...], dilations: tuple[int, ...], tie: str
+    ) -> "PermutedOperationSpace":
+        """Return the space of permuted blocks with these levels."""
+        depths = tuple(levels.count(level) for level in sorted(set(levels)))
+        return cls(depths, tuple(dilations), tie, tuple(levels))
+
+    def operations_of(self, code) -> tuple[int, ...]:
+        """Return the index into `dilations` of every permuted block for a code."""
+        if self.tie == "block":
+            return tuple(code)
+        by_level = dict(zip(sorted(set(self.levels)), code, strict=True))
+        return tuple(by_level[level] for level in self.levels)

@@ -10,6 +10,7 @@ from helpers import run_commands, tiny_spinenet
 from crnas_jax import arch as architectures
 from crnas_jax.analysis.drawing import drawing
 from crnas_jax.arch import zoo
+from crnas_jax.arch.cost.backbones import backbone_cost
 from crnas_jax.arch.scale_permuted import PermutedBlock, ScalePermuted, StemBlock
 from crnas_jax.errors import UserError
 
@@ -21,6 +22,16 @@ def test_json_round_trip(name):
     arch = zoo.get(name)
     assert architectures.read(arch.to_json()) == arch == zoo.find(name)
     assert arch.levels == (3, 4, 5, 6, 7)
+
+
+def test_dilations_stand_in_json_where_there_are_some():
+    assert "dilations" not in TINY.to_json()
+    assert dataclasses.replace(TINY, dilations=(1,) * 5) == TINY
+    arch = dataclasses.replace(TINY, dilations=(1, 3, 1, 2, 1))
+    assert architectures.read(arch.to_json()) == arch
+    assert [node.dilation for node in arch.nodes()] == [1, 1, 1, 3, 1, 2, 1]
+    assert backbone_cost(arch, (128, 128)) == backbone_cost(TINY, (128, 128))
+    assert "3 d3" in drawing(arch)
 
 
 def test_blocks_without_children_join_the_output_of_their_level_and_channels():
@@ -70,6 +81,10 @@ def _changed(place, **changes):
         ({"width_scale": 0}, "width_scale: 0"),
         ({"alpha": "x"}, "alpha: 'x'"),
         ({"family": "resnet"}, "family: 'resnet'; use one of"),
+        ({"dilations": (1, 2)}, "dilations: 2 entries for 5 permuted blocks; give one dilation"),
+        ({"dilations": (1, 2, 0, 1, 1)}, r"dilations: \(1, 2, 0, 1, 1\); give whole numbers"),
+        ({"dilations": (1, 2, True, 1, 1)}, "dilations: .* give whole numbers"),
+        ({"dilations": 2}, "dilations: 2; give whole numbers"),
     ],
 )
 def test_tables_that_are_no_network_are_refused_by_the_blocks_name(changes, message):
@@ -103,6 +118,8 @@ def test_a_block_without_children_counts_if_an_output_adds_it():
         lambda fields: fields["blocks"][0].update(level="3"),
         lambda fields: fields["blocks"][0].update(parents=[0, [1]]),
         lambda fields: fields.update(blocks=[1]),
+        lambda fields: fields.update(dilations=[1, 2]),
+        lambda fields: fields.update(dilations="12345"),
         lambda fields: fields.update(stem=[None]),
     ],
 )

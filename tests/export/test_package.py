@@ -53,7 +53,7 @@ FAMILIES = {
     "resnet_bottleneck": Arch("resnet_bottleneck", (1, 1, 2, 1), (1, 2, 1, 3, 1), (2, 4, 4, 8)),
     "resnext_32x4d": Arch("resnext_32x4d", (1, 1, 1, 1), (1, 2, 1, 1), (16, 16, 16, 16)),
     "mobilenet_v2": Arch("mobilenet_v2", (1, 1, 1, 1, 1), (1, 1, 2, 1, 1, 3, 1), (4,) * 7),
-    "spinenet": tiny_spinenet(num_levels=3),
+    "spinenet": dataclasses.replace(tiny_spinenet(num_levels=3), dilations=(2, 3, 1)),
     "spinenet_mobile": tiny_spinenet("spinenet_mobile", num_levels=3),
 }
 RNG = np.random.default_rng(0)

@@ -32,21 +32,22 @@ def _reference(name, arch, variables, images, dtype, activation):
         endpoint_channels=arch.endpoint_channels,
         activation=activation,
         dtype=dtype,
+        dilations=arch.dilations,
     )
     return [features[level] for level in arch.levels]
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "repeats", "activation"),
+    ("name", "size", "repeats", "activation", "dilations"),
     [
-        ("spinenet49", (96, 160), 2, "relu"),
-        ("spinenet49", (224, 224), 1, "swish"),
-        ("spinenet49_mobile", (224, 224), 1, "swish"),
-        ("r0_sp53", (200, 250), 1, "relu"),
+        ("spinenet49", (96, 160), 2, "relu", (1, 2, 3) * 5),
+        ("spinenet49", (224, 224), 1, "swish", ()),
+        ("spinenet49_mobile", (224, 224), 1, "swish", (3, 2, 1, 2) * 4),
+        ("r0_sp53", (200, 250), 1, "relu", ()),
     ],
 )
-def test_features_equal_an_independent_restatement(name, size, repeats, activation):
-    arch = _narrow(name, repeats=repeats)
+def test_features_equal_an_independent_restatement(name, size, repeats, activation, dilations):
+    arch = _narrow(name, repeats=repeats, dilations=dilations)
     rng = np.random.default_rng(0)
     shapes = spinenet_reference.shapes(name, 0.25, arch.alpha, repeats, 8)
     variables = spinenet_reference.draw(shapes, rng)

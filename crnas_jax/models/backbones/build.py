@@ -12,7 +12,10 @@ from crnas_jax.arch.staged import Arch
 from crnas_jax.models.backbones.scale_permuted import ScalePermutedBackbone
 from crnas_jax.models.backbones.staged import FreezeOptions, StagedBackbone
 from crnas_jax.models.supernet.banks import WHOLE, SupernetSpec
+from crnas_jax.models.supernet.connection_spec import ConnectionSupernetSpec
 from crnas_jax.models.supernet.module import Supernet
+from crnas_jax.models.supernet.scale_connections import ConnectionSupernet
+from crnas_jax.models.supernet.scale_operations import ScaleSupernet, ScaleSupernetSpec
 
 # The Flax module of each kind of architecture.
 MODULES = {Arch: StagedBackbone, ScalePermuted: ScalePermutedBackbone}
@@ -59,8 +62,16 @@ class Network:
         del path
 
 
-def build(
-    spec: Architecture | SupernetSpec, remat: bool, freeze: FreezeOptions
-) -> Network | Supernet:
+# The description of a supernet, and the functions of any backbone.
+AnySupernet = SupernetSpec | ScaleSupernetSpec | ConnectionSupernetSpec
+AnyBackbone = Network | Supernet | ScaleSupernet | ConnectionSupernet
+_SUPERNETS = {
+    SupernetSpec: Supernet,
+    ScaleSupernetSpec: ScaleSupernet,
+    ConnectionSupernetSpec: ConnectionSupernet,
+}
+
+
+def build(spec: Architecture | AnySupernet, remat: bool, freeze: FreezeOptions) -> AnyBackbone:
     """Return the backbone of an architecture or of a supernet's description."""
-    return (Supernet if isinstance(spec, SupernetSpec) else Network)(spec, remat, freeze)
+    return _SUPERNETS.get(type(spec), Network)(spec, remat, freeze)

@@ -9,8 +9,9 @@ output of each level). A block holds `resample0` and `resample1`, the way from i
 import math
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from crnas_jax.arch.families import BlockShape, ConvShape
 from crnas_jax.arch.scale_permuted import ScalePermuted
@@ -52,10 +53,9 @@ class ScalePermutedBackbone(nn.Module):
 
         Args:
           x: normalised images.
-          choice: None: there is one path.
+          choice: path of a supernet; None for a stand-alone network.
           norm: what normalisation layers need.
         """
-        del choice
         norm = norm.for_family(self.arch.activation)
         canvas = x.shape[1:3]
 
@@ -65,22 +65,37 @@ class ScalePermutedBackbone(nn.Module):
 
         x = run(Stem(self.arch.stem_shape, fan_in_normal, name="stem"), x)
         outputs, endpoints = [], {}
-        num_permuted = len(self.arch.blocks)
-        block_class = nn.remat(ScaleBlock) if self.remat else ScaleBlock
         for node in self.arch.nodes():
-            is_stem = node.place is None
-            depth = 0.0 if is_stem else (node.place + 1) / num_permuted
             size = tuple(-(-side // 2**node.level) for side in canvas)
+            block, read, operands = self.block(node, size, choice)
             # A block of the stem reads the one before it.
-            inputs = (x,) if is_stem else tuple(outputs[r.parent] for r in node.resamples)
-            inputs += tuple(outputs[extra] for extra in node.extras)
-            block = block_class(node, size, depth, name=node.name)
-            x = run(block, inputs)
+            inputs = (x,) if node.place is None else tuple(outputs[index] for index in read)
+            x = run(block, inputs, *operands)
             outputs.append(x)
             if node.is_output:
                 endpoint = Endpoint(self.arch.endpoint(node), name=f"endpoint{node.level}")
                 endpoints[node.level] = run(endpoint, x)
         return tuple(endpoints[level] for level in self.arch.levels)
+
+    def block(
+        self, node: Node, size: tuple[int, int], choice
+    ) -> tuple[nn.Module, tuple[int, ...], tuple]:
+        """Return the module of a block, the blocks that it reads, and what else it is called with.
+
+        Args:
+          node: the block.
+          size: (height, width) of its output.
+          choice: path of a supernet, in which these blocks may be others; None for a network.
+        """
+        del choice  # a stand-alone network has one path
+        block_class = nn.remat(ScaleBlock) if self.remat else ScaleBlock
+        block = block_class(node, size, self.depth(node), (node.dilation,), name=node.name)
+        read = tuple(resample.parent for resample in node.resamples) + node.extras
+        return block, read, (jnp.int32(0),)
+
+    def depth(self, node: Node) -> float:
+        """Return the place of a block among the permuted ones, 0..1; 0 in the stem."""
+        return 0.0 if node.place is None else (node.place + 1) / len(self.arch.blocks)
 
 
 class Endpoint(nn.Module):
@@ -102,21 +117,27 @@ class ScaleBlock(nn.Module):
       node: the block.
       size: (height, width) of its output.
       depth: its place among the permuted blocks, 0..1, for stochastic depth.
+      dilations: candidates for its 3x3 convolutions; those of the resampling have no dilation.
     """
 
     node: Node
     size: tuple[int, int]
     depth: float = 0.0
+    dilations: tuple[int, ...] = (1,)
 
     @nn.compact
     def __call__(
-        self, inputs: tuple[Float[Array, "batch _ _ _"], ...], norm: Normalization
+        self,
+        inputs: tuple[Float[Array, "batch _ _ _"], ...],
+        operation: Int[ArrayLike, ""],
+        norm: Normalization,
     ) -> Float[Array, "batch _ _ _"]:
         """Return the block's output.
 
         Args:
           inputs: the outputs of its parents, then of the blocks that are added as they are; of a
             stem block the one before.
+          operation: index into `dilations`.
           norm: what normalisation layers need.
         """
         x, *others = inputs
@@ -126,10 +147,21 @@ class ScaleBlock(nn.Module):
                 resample = Resample(shape, self.size, name=f"resample{index}")
                 merged.append(resample(inputs[index], norm))
             x = norm.activate(sum(merged))
+        return self.repeats(Repeat, x, operation, norm)
+
+    def repeats(
+        self,
+        repeat_class: type[nn.Module],
+        x: Float[Array, "batch height width channels"],
+        operation: Int[ArrayLike, ""],
+        norm: Normalization,
+    ) -> Float[Array, "batch _ _ _"]:
+        """Apply the repeats, modules of a class with the attributes of `Repeat`, to their input."""
         norm = norm.at(int(self.node.name.removeprefix("block")))
         for number, shape in enumerate(self.node.units, 1):
-            repeat = Repeat(shape, self.node.level, self.depth, name=f"repeat{number}")
-            x = repeat(x, norm.at(number))
+            name = f"repeat{number}"
+            repeat = repeat_class(shape, self.node.level, self.depth, self.dilations, name=name)
+            x = repeat(x, operation, norm.at(number))
         return x
 
 
@@ -140,18 +172,24 @@ class Repeat(nn.Module):
       shape: its shape.
       level: its level.
       depth: see `ScaleBlock`; 0 in the stem, where nothing is left out.
+      dilations: see `ScaleBlock`.
     """
 
     shape: BlockShape
     level: int
     depth: float
+    dilations: tuple[int, ...] = (1,)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], norm: Normalization
+        self,
+        x: Float[Array, "batch height width channels"],
+        operation: Int[ArrayLike, ""],
+        norm: Normalization,
     ) -> Float[Array, "batch _ _ _"]:
         def layer(x, shape):
-            x = conv_bn(x, shape, norm, kernel_init=fan_in_normal)
+            searched = (self.dilations, operation) if shape.size > 1 else ()
+            x = conv_bn(x, shape, norm, *searched, kernel_init=fan_in_normal)
             is_permuted = self.depth > 0
             place = int(shape.name or 0)
             return norm.at(place).drop_block(x, self.level) if is_permuted else x
@@ -165,10 +203,12 @@ class Resample(nn.Module):
     Attributes:
       shape: convolutions.
       size: (height, width) of the block.
+      in_control_flow: see `ops.convolution.ConvSpec`.
     """
 
     shape: ResampleShape
     size: tuple[int, int]
+    in_control_flow: bool = False
 
     @nn.compact
     def __call__(
@@ -176,15 +216,16 @@ class Resample(nn.Module):
     ) -> Float[Array, "batch _ _ _"]:
         parent_size, size = x.shape[1:3], self.size
         *convolutions, last = self.shape.convolutions
+        form = {"in_control_flow": self.in_control_flow, "kernel_init": fan_in_normal}
         for convolution in convolutions:
-            x = norm.activate(conv_bn(x, convolution, norm, kernel_init=fan_in_normal))
+            x = norm.activate(conv_bn(x, convolution, norm, **form))
         x = _pooled(x, parent_size, size)
         # Whole factors repeat each cell, which a 1x1 convolution and its normalisation do not see:
         # the same numbers for a quarter of the work or less.
         commutes = all(side % cells == 0 for side, cells in zip(size, x.shape[1:3], strict=True))
         if not commutes:
             x = resize_nearest(x, size)
-        x = conv_bn(x, last, norm, kernel_init=fan_in_normal)
+        x = conv_bn(x, last, norm, **form)
         return resize_nearest(x, size)
 
 

@@ -74,6 +74,10 @@ class Supernet:
         """Find the rows of each bank in `tree` that a path uses (`banks.rows`)."""
         return banks.rows(self.spec, tree, choice)
 
+    def extract(self, tree: PyTree, choice: dict[str, ArrayLike], depths) -> PyTree:
+        """Cut the stand-alone network of one path out of a backbone (`banks.extract`)."""
+        return banks.extract(self.spec, tree, choice, depths)
+
     def bank_keys(self, path: tuple[str, ...]) -> list[tuple] | None:
         """List what the rows of the bank at `path` are; None for a leaf that is no bank."""
         place = banks.bank_place(path)

@@ -61,7 +61,7 @@ class SharedPaths:
         return paths, spec.places
 
     def begin(self, weights: "Weights", batch: dict[str, Array]):
-        """Return the state before the first visit, and the stem's moments.
+        """Return the state before the first visit, and the moments of the parts that all share.
 
         Args:
           weights: with given statistics, those of any of the paths: they share the stem's.
@@ -80,7 +80,7 @@ class SharedPaths:
             output = (len(x), height, width, shape.out_channels)
             stages.append(jnp.zeros(output, x.dtype))
             slots.append(jnp.zeros((self.num_slots, *output), x.dtype))
-        return {"stem": x, "stages": stages, "slots": slots}, moments
+        return {"stem": x, "stages": stages, "slots": slots}, {"stem": moments}
 
     def visit(self, weights: "Weights", batch: dict[str, Array], state, choice, visit: Visits):
         """Run one path as far as it is new.
@@ -133,23 +133,7 @@ class SharedPaths:
           canvas: (height, width).
           mesh: images are split over its axis `data`; no device needs another's.
         """
-        num_visits = pyramids[0].shape[1]
-
-        def heads(params, pyramids, image_size):
-            flat = tuple(level.reshape(-1, *level.shape[2:]) for level in pyramids)
-            sizes = jnp.repeat(image_size, num_visits, axis=0)
-            detections = self.detector.module.apply(
-                {"params": params}, flat, sizes, canvas, method="detections"
-            )
-            return jax.tree.map(
-                lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections
-            )
-
-        split, whole = batch_spec(mesh), PartitionSpec()
-        run = jax.shard_map(
-            heads, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
-        )
-        return run(weights.without_backbone()["params"], pyramids, image_size)
+        return run_heads(self.detector, weights, pyramids, image_size, canvas, mesh)
 
     def _norm(self, weights, part, batch):
         """Return the normalisation of a part; frozen layers use their stored statistics."""
@@ -269,6 +253,32 @@ class _StageWeights:
         """Return zeros in place of the moments of every place."""
         stats = banks.gather(self.banks["batch_stats"], self.rows["batch_stats"])
         return jax.tree.map(jnp.zeros_like, stats)
+
+
+def run_heads(
+    detector: Detector,
+    weights: "Weights",
+    pyramids,
+    image_size,
+    canvas: tuple[int, int],
+    mesh: Mesh,
+) -> dict[str, Array]:
+    """Run the heads of a detector for all visits at once, see `SharedPaths.detections`."""
+    num_visits = pyramids[0].shape[1]
+
+    def heads(params, pyramids, image_size):
+        flat = tuple(level.reshape(-1, *level.shape[2:]) for level in pyramids)
+        sizes = jnp.repeat(image_size, num_visits, axis=0)
+        detections = detector.module.apply(
+            {"params": params}, flat, sizes, canvas, method="detections"
+        )
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, num_visits, *leaf.shape[1:]), detections)
+
+    split, whole = batch_spec(mesh), PartitionSpec()
+    run = jax.shard_map(
+        heads, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+    )
+    return run(weights.without_backbone()["params"], pyramids, image_size)
 
 
 def _run(module, variables, *operands):

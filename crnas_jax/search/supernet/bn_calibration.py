@@ -36,21 +36,21 @@ def calibrate(
         moments = evaluator.moments(variables, batch, choices)
         pooled = moments if pooled is None else merge(pooled, num_images, moments, batch_images)
         num_images += batch_images
-    stem, chunks = hosts.fetch(pooled)
+    shared, chunks = hosts.fetch(pooled)
     visits = [
         jax.tree.map(lambda leaf, i=index: leaf[i], chunk)
         for chunk in chunks
         for index in range(len(jax.tree.leaves(chunk)[0]))
     ]
-    return _complete(evaluator.schedule(choices), visits, stem)
+    return _complete(evaluator.schedule(choices), visits, shared)
 
 
-def _complete(schedule: Schedule, visits: list[PyTree], stem: PyTree) -> list[PyTree]:
+def _complete(schedule: Schedule, visits: list[PyTree], shared: PyTree) -> list[PyTree]:
     """Return all statistics of each subnet; blocks it did not run come from the visit before."""
     complete, previous = [None] * len(schedule.order), None
     for visit, position in enumerate(schedule.order):
         tree = visits[visit]
-        backbone = {**tree["backbone"], "stem": stem}
+        backbone = {**tree["backbone"], **shared}
         for stage, start in enumerate(schedule.visits.start[visit]):
             if not start:
                 continue

@@ -18,7 +18,11 @@ from jaxtyping import Array, PyTree
 
 from crnas_jax.models.build import Detector
 from crnas_jax.models.supernet import prefix_tree
+from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.supernet.connection_spec import ConnectionSupernetSpec
+from crnas_jax.models.supernet.scale_operations import ScaleSupernetSpec
 from crnas_jax.models.supernet.shared_paths import SharedPaths, Weights
+from crnas_jax.models.supernet.whole_paths import WholePaths
 from crnas_jax.parallel import hosts
 from crnas_jax.parallel.mesh import batch_spec
 from crnas_jax.search.supernet import memory
@@ -26,6 +30,12 @@ from crnas_jax.search.supernet.custom import CustomModel, CustomPaths
 
 # Most subnets in a call: more gain nothing, and a killed search would repeat more.
 MAX_SUBNETS = 16
+# What runs the subnets of a kind of supernet.
+_PATHS = {
+    SupernetSpec: SharedPaths,
+    ScaleSupernetSpec: WholePaths,
+    ConnectionSupernetSpec: WholePaths,
+}
 # A list is cut into calls of these sizes, so that no call is padded with unwanted subnets.
 _SIZES = (MAX_SUBNETS, 4, 1)
 
@@ -140,11 +150,12 @@ class SubnetEvaluator:
         """Return mean and variance of this mini-batch at every batch normalisation.
 
         Returns:
-          The stem's; and all others' in the order of `schedule`, a list of trees with
-          `MAX_SUBNETS` subnets each (the last one padded), 0 where a subnet runs no block itself.
+          Those of the parts that all subnets share; and all others' in the order of `schedule`, a
+          list of trees with `MAX_SUBNETS` subnets each (the last one padded), 0 where a subnet runs
+          no block itself.
         """
         schedule = self.schedule(choices)
-        state, stem = self._begin(variables, batch, None, "collect")
+        state, shared = self._begin(variables, batch, None, "collect")
         moments = []
         for start in range(0, len(choices), MAX_SUBNETS):
             positions = schedule.order[start : start + MAX_SUBNETS].tolist()
@@ -156,7 +167,7 @@ class SubnetEvaluator:
                 variables, batch, state, (stacked, visits), num_visits
             )
             moments.append(visit_moments)
-        return stem, moments
+        return shared, moments
 
     @property
     def compilations(self) -> int:
@@ -170,8 +181,9 @@ class SubnetEvaluator:
 
     @functools.cached_property
     def _paths(self):
-        custom = isinstance(self.model, CustomModel)
-        return CustomPaths(self.model) if custom else SharedPaths(self.model, self.num_slots)
+        if isinstance(self.model, CustomModel):
+            return CustomPaths(self.model)
+        return _PATHS[type(self.model.spec)](self.model, self.num_slots)
 
     def _fitting(self, variables, batch, state, rows, bn, masks):
         """Return how many subnets fit the memory at once; `rows` are those of one subnet."""

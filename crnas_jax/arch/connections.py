@@ -1,0 +1,85 @@
+"""Other connections of a scale-permuted network: same order, levels and kinds, other parents."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from crnas_jax.arch.scale_permuted import ScalePermuted
+
+# The two parents of a permuted block, ascending.
+Pair = tuple[int, int]
+
+
+def candidates(arch: ScalePermuted, window: int) -> tuple[tuple[int, ...], ...]:
+    """List the blocks that each permuted block may read, ascending.
+
+    They are the stem blocks that may be parents and the permuted blocks before it: of an output all
+    of them, else the last `window` (the paper's practical limit is 5).
+    """
+    readable = [index for index, block in enumerate(arch.stem) if block.is_parent]
+    found = []
+    for index, block in enumerate(arch.blocks, len(arch.stem)):
+        found.append(tuple(readable if block.is_output else readable[-window:]))
+        readable.append(index)
+    return tuple(found)
+
+
+def extra_candidates(arch: ScalePermuted) -> tuple[tuple[int, ...], ...]:
+    """List the blocks that each permuted block might add by the zero-out-degree rule, ascending.
+
+    They are the blocks before an output with its level and channels; of other blocks none.
+    """
+    nodes, readable, found = arch.nodes(), [], []
+    for index, node in enumerate(nodes):
+        if node.place is not None:
+            same = [
+                i
+                for i in readable
+                if (nodes[i].level, nodes[i].out_channels) == (node.level, node.out_channels)
+            ]
+            found.append(tuple(same) if node.is_output else ())
+        if node.place is not None or arch.stem[index].is_parent:
+            readable.append(index)
+    return tuple(found)
+
+
+def alive_blocks(arch: ScalePermuted, parents: Sequence[Pair]) -> tuple[bool, ...]:
+    """Return whether each permuted block reaches an output.
+
+    A block that no living block reads is added to the output of its level where their channels
+    agree (the zero-out-degree rule); else it is dead, and nothing depends on it.
+    """
+    num_stem = len(arch.stem)
+    alive = {extra for extras in extra_candidates(arch) for extra in extras}
+    # Children come after their parents.
+    for index in reversed(range(num_stem, num_stem + len(arch.blocks))):
+        place = index - num_stem
+        if arch.blocks[place].is_output or index in alive:
+            alive |= {index, *parents[place]}
+    return tuple(num_stem + place in alive for place in range(len(arch.blocks)))
+
+
+def connected(
+    arch: ScalePermuted, parents: Sequence[Pair]
+) -> tuple[ScalePermuted, tuple[int, ...]]:
+    """Return the network with other parents, without its dead blocks.
+
+    Args:
+      arch: order, levels and kinds of the blocks.
+      parents: two earlier blocks for every permuted block.
+
+    Returns:
+      The network, and for each of its blocks the index in `arch`.
+    """
+    num_stem = len(arch.stem)
+    alive = alive_blocks(arch, parents)
+    kept = [*range(num_stem), *(num_stem + place for place, lives in enumerate(alive) if lives)]
+    new_index = {old: new for new, old in enumerate(kept)}
+    places = [old - num_stem for old in kept[num_stem:]]
+    blocks = tuple(
+        dataclasses.replace(
+            arch.blocks[place], parents=tuple(new_index[parent] for parent in parents[place])
+        )
+        for place in places
+    )
+    dilations = tuple(arch.block_dilations[place] for place in places)
+    return dataclasses.replace(arch, blocks=blocks, dilations=dilations), tuple(kept)
