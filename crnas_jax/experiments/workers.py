@@ -21,6 +21,7 @@ from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.step_key import FINALISTS, row_of
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.executors.local import LocalExecutor, make_slots
+from crnas_jax.search.executors.ray import open_ray
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.architectures import executor_options, worker_options
 
@@ -34,9 +35,7 @@ def jobs(run: Run) -> Iterator[Jobs]:
     """Open the executor that the config names, until the block ends."""
     options, logs = executor_options(run.config), run.path / "logs" / "attempts"
     if options.kind == "ray":
-        from crnas_jax.search.executors.ray import RayExecutor  # an optional package
-
-        executor = RayExecutor(options.address, worker_options(run.config), logs)
+        executor = open_ray(options.address, worker_options(run.config), logs)
     else:
         executor = LocalExecutor(make_slots(worker_options(run.config)), logs)
     opened = Jobs(executor)

@@ -47,16 +47,19 @@ class Executor(Protocol):
 
     num_workers: int
 
-    def num_free(self) -> int:
-        """Return how many attempts can be started now."""
+    def num_free(self, avoid: str = "") -> int:
+        """Return how many attempts can be started now, on other workers than `avoid`."""
 
-    def start(self, ticket: str, task: dict, avoid: str = "") -> None:
-        """Start an attempt.
+    def start(self, ticket: str, task: dict, avoid: str = "") -> str:
+        """Start an attempt, where there is room for it.
 
         Args:
           ticket: its name, none of an attempt before.
           task: what it runs: `function`, "module:name", called with `arguments`, values of JSON.
-          avoid: worker on which it should not run.
+          avoid: worker on which it must not run.
+
+        Returns:
+          The worker that it runs on.
         """
 
     def wait(self, seconds: float) -> list[Outcome]:

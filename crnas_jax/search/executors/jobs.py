@@ -36,8 +36,7 @@ class Job:
       task: see `Executor.start`; its arguments get `folder`, that of the attempt, and `earlier`,
         those of earlier ones, newest first.
       folder: its folder.
-      running: start of each running attempt, seconds, by ticket.
-      workers: where attempts ran before.
+      running: start of each running attempt, seconds, and its worker, by ticket.
       newest: step of the newest checkpoint when an attempt was last lost or failed.
       errors: exceptions since then.
       losses: lost attempts since then.
@@ -46,7 +45,7 @@ class Job:
     name: str
     task: dict
     folder: pathlib.Path
-    running: dict[str, float] = dataclasses.field(default_factory=dict)
+    running: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     newest: int = -1
     errors: int = 0
     losses: int = 0
@@ -137,24 +136,23 @@ class Jobs:
     def _start_waiting(self):
         while self._waiting and self._executor.num_free() > 0:
             self._start(self._waiting.pop(0))
-        if not self._waiting and self._executor.num_free() > 0:
+        if not self._waiting:
             self._start_second()
 
     def _start_second(self):
         """Attempt the oldest job a second time if it takes unusually long."""
-        oldest = min(
-            (job for job in self._jobs.values() if len(job.running) == 1),
-            key=lambda job: min(job.running.values()),
-            default=None,
-        )
-        if oldest is None or len(self._durations) < _FEW_FINISHED:
+        alone = [job for job in self._jobs.values() if len(job.running) == 1]
+        if not alone or len(self._durations) < _FEW_FINISHED:
             return
-        age = time.monotonic() - min(oldest.running.values())
-        if age > _SLOW * statistics.median(self._durations):
+        oldest = min(alone, key=lambda job: min(job.running.values()))
+        ((started, worker),) = oldest.running.values()
+        age = time.monotonic() - started
+        is_slow = age > _SLOW * statistics.median(self._durations)
+        if is_slow and self._executor.num_free(avoid=worker) > 0:
             self._say(f"{oldest.name}: takes {age:.0f} s so far; a second attempt is made")
-            self._start(oldest)
+            self._start(oldest, avoid=worker)
 
-    def _start(self, job):
+    def _start(self, job, avoid=""):
         attempts = job.folder / "attempts"
         numbers = sorted(int(path.name) for path in attempts.glob("*") if path.name.isdigit())
         folder = attempts / str(numbers[-1] + 1 if numbers else 1)
@@ -162,8 +160,8 @@ class Jobs:
         earlier = [str(attempts / str(number)) for number in reversed(numbers)]
         arguments = {**job.task["arguments"], "folder": str(folder), "earlier": earlier}
         ticket = f"{job.name}.{folder.name}"
-        job.running[ticket] = time.monotonic()
-        self._executor.start(ticket, {**job.task, "arguments": arguments})
+        worker = self._executor.start(ticket, {**job.task, "arguments": arguments}, avoid)
+        job.running[ticket] = (time.monotonic(), worker)
 
     def _take(self, job, outcome):
         """Return the end of a job with this outcome of an attempt; None where it goes on."""

@@ -153,13 +153,14 @@ class LocalExecutor:
         self._slots, self._logs, self._running = list(slots), logs, {}
         self._folder = tempfile.TemporaryDirectory(prefix="crnas_jax-")
 
-    def num_free(self) -> int:
-        """Return the number of idle workers."""
-        return len(self._slots)
+    def num_free(self, avoid: str = "") -> int:
+        """Return the number of idle workers; see `Executor`."""
+        return sum(slot.name != avoid for slot in self._slots)
 
-    def start(self, ticket: str, task: dict, avoid: str = "") -> None:
-        """Start an attempt; see `Executor`. All workers are on one machine, so any will do."""
-        slot = self._slots.pop(0)
+    def start(self, ticket: str, task: dict, avoid: str = "") -> str:
+        """Start an attempt; see `Executor`."""
+        slot = next(slot for slot in self._slots if slot.name != avoid)
+        self._slots.remove(slot)
         name = re.sub(r"[^\w.-]", "_", ticket)
         folder = pathlib.Path(self._folder.name) / name
         folder.mkdir()
@@ -173,12 +174,13 @@ class LocalExecutor:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.environment, "PYTHONPATH": _python_path()},
+            env={**os.environ, **slot.environment, "PYTHONPATH": package_path()},
             # Signals of the terminal go to the controller, which passes them on.
             start_new_session=True,
         )
         log.close()
         self._running[ticket] = (process, slot, folder, time.monotonic())
+        return slot.name
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Return the attempts that have ended; see `Executor`."""
@@ -225,7 +227,7 @@ class LocalExecutor:
         self._folder.cleanup()
 
 
-def _python_path():
+def package_path() -> str:
     """Return where the package is found, for processes that start in any folder."""
     root = str(pathlib.Path(__file__).resolve().parents[3])
     return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
