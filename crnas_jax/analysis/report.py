@@ -20,15 +20,16 @@ def table(result: dict) -> str:
     """Return a run's `result.json` as text: the verdict, then the networks on the test split."""
     lines = verdict(result)
     header = (
-        f"{'on test':12}{'depths':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"
+        f"{'on test':12}{'network':>16}{'GMACs':>8}{'params M':>10}{'AP':>8}{'AP50':>8}{'AP75':>8}"
     )
     lines.append(f"{header}  AP minus baseline, 95 %")
     rows = {network: result[network] for network in CALLED if network in result}
     for network, row in rows.items():
         metrics = "".join(f"{100 * (row[name] or 0):8.1f}" for name in ("AP", "AP50", "AP75"))
-        depths = str(row["arch"]["depths"])
+        arch = row["arch"]
+        network = str(arch["depths"]) if "depths" in arch else f"{len(arch['blocks'])} blocks"
         line = (
-            f"{CALLED[network]:12}{depths:>16}{row['flops'] / 1e9:8.3f}"
+            f"{CALLED[network]:12}{network:>16}{row['flops'] / 1e9:8.3f}"
             f"{row['params'] / 1e6:10.3f}{metrics}"
         )
         if "difference" in row:
@@ -36,7 +37,8 @@ def table(result: dict) -> str:
         lines.append(line)
     num_seeds = len(result["baseline"]["seeds"])
     over = "test images" if num_seeds == 1 else f"test images and the {num_seeds} seeds of each"
-    lines.append(f"dilations of the found network: {result['searched']['arch']['dilations']}")
+    if "depths" in result["searched"]["arch"]:
+        lines.append(f"dilations of the found network: {result['searched']['arch']['dilations']}")
     lines.append(f"intervals are over {over}")
     return "\n".join([*lines, *(f"WARNING: {text}" for text in warnings(result))])
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from crnas_jax.spaces.space import Code, Space
 
@@ -179,12 +179,12 @@ def controller_step(xp, weights, carry, x):
     Args:
       xp: `numpy` or `jax.numpy`.
       weights: what `init_controller` draws.
-      carry: cell and output before, each [..., units].
-      x: embedding of the last decision, [..., embedding].
+      carry: cell and output before, each [units].
+      x: embedding of the last decision, [embedding].
     """
     cell, output = carry
     gates = x @ weights["input"] + output @ weights["recurrent"] + weights["bias"]
-    enter, forget, candidate, leave = xp.split(gates, 4, axis=-1)
+    enter, forget, candidate, leave = xp.split(gates, 4)
     sigmoid = _sigmoid(xp)
     cell = sigmoid(forget + 1.0) * cell + sigmoid(enter) * xp.tanh(candidate)
     output = sigmoid(leave) * xp.tanh(cell)
@@ -197,8 +197,8 @@ def _sigmoid(xp):
 
 def log_probabilities(
     weights: PyTree,
-    values: Array,
-    masks: Array,
+    values: ArrayLike,
+    masks: ArrayLike,
 ) -> tuple[Array, Array]:
     """Return the logarithm of each code's probability, and the entropy of its decisions: [codes].
 
@@ -207,24 +207,27 @@ def log_probabilities(
       values: decisions, as indices into the values of all kinds, int32 [codes, decisions].
       masks: the values that each may have, bool [codes, decisions, values].
     """
-    first = jnp.full((len(values), 1), masks.shape[-1], jnp.int32)
-    inputs = weights["embedding"][jnp.concatenate([first, values[:, :-1]], axis=1)]
-    zeros = jnp.zeros((len(values), weights["recurrent"].shape[0]))
+    zeros = jnp.zeros(weights["recurrent"].shape[0])
 
-    def step(carry, column):
-        x, value, mask = column
-        carry, logits = controller_step(jnp, weights, carry, x)
-        logs = jax.nn.log_softmax(jnp.where(mask, logits, _NEVER))
-        entropy = -jnp.where(mask, jnp.exp(logs) * logs, 0.0).sum(-1)
-        return carry, (jnp.take_along_axis(logs, value[:, None], 1)[:, 0], entropy)
+    def of_code(values, masks):
+        before = jnp.concatenate([jnp.array([masks.shape[-1]], jnp.int32), values[:-1]])
 
-    columns = (inputs.swapaxes(0, 1), values.T, masks.swapaxes(0, 1))
-    _, (logs, entropies) = lax.scan(step, (zeros, zeros), columns)
-    return logs.sum(0), entropies.sum(0)
+        def step(carry, row):
+            x, value, mask = row
+            carry, logits = controller_step(jnp, weights, carry, x)
+            logs = jax.nn.log_softmax(jnp.where(mask, logits, _NEVER))
+            entropy = -jnp.where(mask, jnp.exp(logs) * logs, 0.0).sum()
+            return carry, (logs[value], entropy)
+
+        rows = weights["embedding"][before], values, masks
+        _, (logs, entropies) = lax.scan(step, (zeros, zeros), rows)
+        return logs.sum(), entropies.sum()
+
+    return jax.vmap(of_code)(values, masks)
 
 
 def policy_objective(
-    weights: PyTree, values: Array, masks: Array, shares: Array, entropy: float
+    weights: PyTree, values: ArrayLike, masks: ArrayLike, shares: ArrayLike, entropy: ArrayLike
 ) -> Array:
     """Return what the controller ascends: its gradient estimates that of the mean reward.
 

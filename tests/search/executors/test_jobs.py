@@ -1,0 +1,212 @@
+"""Jobs on real processes: failures, lost attempts, stragglers; no training is behind them."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from crnas_jax.errors import UserError
+from crnas_jax.runtime import interruption
+from crnas_jax.search.executors import executor as ends
+from crnas_jax.search.executors.executor import Executor, Outcome
+from crnas_jax.search.executors.jobs import Jobs
+from crnas_jax.search.executors.local import LocalExecutor, Slot, WorkerOptions, make_slots
+from crnas_jax.search.executors.ray import open_ray
+
+
+class Told:
+    """An executor whose attempts end as the test says."""
+
+    num_workers = 2
+
+    def __init__(self):
+        self.running, self.started, self.cancelled, self.ended = {}, [], [], []
+
+    def num_free(self, avoid=""):
+        places = {"a", "b"} - set(self.running.values()) - {avoid}
+        return len(places)
+
+    def start(self, ticket, task, avoid=""):
+        worker = min({"a", "b"} - set(self.running.values()) - {avoid})
+        self.running[ticket] = worker
+        self.started.append((ticket, task["arguments"]))
+        return worker
+
+    def end(self, ticket, kind, seconds=1.0, **value):
+        self.ended.append(Outcome(ticket, kind, value, self.running.pop(ticket), seconds))
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended
+
+    def cancel(self, ticket):
+        self.cancelled.append(ticket)
+        self.running.pop(ticket, None)
+
+    def close(self, patience=0.0):
+        self.running.clear()
+
+
+def _jobs(tmp_path, *names):
+    executor, said = Told(), []
+    assert isinstance(executor, Executor)
+    jobs = Jobs(executor, said.append)
+    for name in names:
+        jobs.begin(name, {"function": "f", "arguments": {"x": 1}}, tmp_path / name)
+    return jobs, executor, said
+
+
+def _checkpoint(tmp_path, name, attempt, step):
+    (tmp_path / name / "attempts" / str(attempt) / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+def test_an_exception_counts_after_two_attempts_without_a_newer_checkpoint(tmp_path):
+    jobs, executor, said = _jobs(tmp_path, "one")
+    for attempt, step in enumerate((5, 9), 1):
+        _checkpoint(tmp_path, "one", attempt, step)
+        executor.end(f"one.{attempt}", ends.ERROR, text="broken")
+        assert jobs.wait(0) == []
+    executor.end("one.3", ends.ERROR, text="broken")
+    (end,) = jobs.wait(0)
+    assert end.failure == "broken"
+    assert len(said) == 3
+    folders = [arguments["folder"] for _, arguments in executor.started]
+    assert len(set(folders)) == len(folders)
+    last = executor.started[-1][1]
+    assert last["x"] == 1
+    assert last["earlier"] == folders[-2::-1]
+
+
+def test_a_lost_attempt_is_no_failure_but_five_without_progress_stop(tmp_path):
+    jobs, executor, _ = _jobs(tmp_path, "one")
+    for attempt in range(1, 5):
+        executor.end(f"one.{attempt}", ends.LOST, text="killed")
+        assert jobs.wait(0) == []
+    _checkpoint(tmp_path, "one", 5, 3)
+    for attempt in range(5, 9):
+        executor.end(f"one.{attempt}", ends.LOST, text="killed")
+        assert jobs.wait(0) == []
+    executor.end("one.9", ends.LOST, text="killed")
+    with pytest.raises(UserError, match="lost 5 times"):
+        jobs.wait(0)
+
+
+def test_memory_and_reported_failures_count_at_once(tmp_path):
+    jobs, executor, _ = _jobs(tmp_path, "one", "two")
+    executor.end("one.1", ends.MEMORY)
+    executor.end("two.1", ends.RESULT, failure="not finite")
+    assert {end.name: end.failure for end in jobs.wait(0)} == {"one": "memory", "two": "not finite"}
+    assert not jobs.names
+
+
+def test_a_mistake_stops_and_scores_nothing(tmp_path):
+    jobs, executor, _ = _jobs(tmp_path, "one")
+    fields = {"where": "disk", "field": "file", "problem": "full", "remedy": "make room"}
+    executor.end("one.1", ends.MISTAKE, **fields)
+    with pytest.raises(UserError, match="full"):
+        jobs.wait(0)
+
+
+def test_a_straggler_is_attempted_elsewhere_and_the_first_result_counts(tmp_path, monkeypatch):
+    jobs, executor, said = _jobs(tmp_path, *"abcd")
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for name in "abc":
+        executor.end(f"{name}.1", ends.RESULT, seconds=10.0, AP=0.1)
+        now[0] += 10
+        jobs.wait(0)
+    assert list(executor.running) == ["d.1"]
+    now[0] += 31
+    jobs.wait(0)
+    assert set(executor.running) == {"d.1", "d.2"}
+    assert len(set(executor.running.values())) == 2
+    assert "second attempt" in said[-1]
+    executor.end("d.2", ends.RESULT, AP=0.7)
+    (end,) = jobs.wait(0)
+    assert end.value == {"AP": 0.7}
+    assert executor.cancelled == ["d.1"]
+    late = Outcome("d.1", ends.RESULT, {"AP": 0.9}, "a", 99.0)
+    executor.ended.append(late)
+    assert jobs.wait(0) == []
+
+
+def test_a_stop_saves_and_leaves_the_jobs_for_later(tmp_path, monkeypatch):
+    jobs, executor, _ = _jobs(tmp_path, "one")
+    monkeypatch.setattr(interruption, "requested", lambda: True)
+    with pytest.raises(interruption.Stopped):
+        jobs.wait(0)
+    assert not executor.running
+
+
+def answer(kind, folder, earlier):
+    """What the processes below do."""
+    if kind == "raise":
+        raise ValueError("no")
+    if kind == "mistake":
+        raise UserError("here", "field", "problem", "remedy")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "sleep":
+        time.sleep(60)
+    return {"cores": sorted(os.sched_getaffinity(0)), "device": os.environ["MY_DEVICE"]}
+
+
+def test_local_attempts_run_in_processes_with_their_own_devices(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    slots = [Slot("first", {"MY_DEVICE": "7"}, (cores[-1],)), Slot("second", {"MY_DEVICE": "8"})]
+    root = str(pathlib.Path(__file__).parents[3])
+    for slot in slots:
+        slot.environment["JAX_PLATFORMS"] = "cpu"
+    executor = LocalExecutor(slots, tmp_path / "logs")
+    assert isinstance(executor, Executor)
+    function = "tests.search.executors.test_jobs:answer"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    kinds = {"raise": ends.ERROR, "mistake": ends.MISTAKE, "die": ends.LOST, "work": ends.RESULT}
+    waiting, outcomes = list(kinds), {}
+    while len(outcomes) < len(kinds):
+        while waiting and executor.num_free():
+            kind = waiting.pop(0)
+            arguments = {"kind": kind, "folder": "", "earlier": []}
+            executor.start(kind, {"function": function, "arguments": arguments})
+        outcomes |= {outcome.ticket: outcome for outcome in executor.wait(60)}
+    assert {name: outcome.kind for name, outcome in outcomes.items()} == kinds
+    assert outcomes["work"].value["device"] in "78"
+    assert outcomes["mistake"].value["problem"] == "problem"
+    assert "ValueError: no" in outcomes["raise"].value["text"]
+    assert "ValueError: no" in (tmp_path / "logs" / "raise.txt").read_text()
+    arguments = {"kind": "sleep", "folder": "", "earlier": []}
+    executor.start("sleep", {"function": function, "arguments": arguments})
+    executor.close()
+    assert executor.num_free() == 2
+
+
+def test_workers_share_the_devices_of_a_machine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
+    slots = make_slots(WorkerOptions("gpu"))
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "5", "6"]
+    slots = make_slots(WorkerOptions("gpu", devices=2, per_device=2))
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2,5", "2,5"]
+    assert {slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.450"}
+    with pytest.raises(UserError, match="has 3"):
+        make_slots(WorkerOptions("gpu", devices=4))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
+    assert [slot.cores for slot in make_slots(WorkerOptions("cpu", threads=2))] == [(0, 1), (2, 3)]
+    assert [slot.cores for slot in make_slots(WorkerOptions("cpu", workers=1, threads=0))] == [
+        (0, 1, 2, 3, 4)
+    ]
+    monkeypatch.setenv("TPU_VISIBLE_CHIPS", "0,1")
+    (slot,) = make_slots(WorkerOptions("tpu", devices=2))
+    assert json.dumps(slot.environment["TPU_VISIBLE_CHIPS"]) == '"0,1"'
+
+
+def test_an_unreachable_cluster_is_one_line(tmp_path, monkeypatch):
+    options = WorkerOptions("cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed"):
+        open_ray("", options, tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match="cluster"):
+        open_ray("127.0.0.1:1", options, tmp_path)
