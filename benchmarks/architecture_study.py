@@ -59,7 +59,7 @@ def open_study(strategy: str):
 
 
 def search(strategy: str) -> dict:
-    """Return what a strategy found, the seconds of the candidates that it trained, and its curve."""
+    """Return what a strategy found, its scores in order, and what its candidates took."""
     run = open_study(strategy)
     result = search_architecture(run)
     lines = (run.path / "journal.jsonl").read_text().splitlines()

@@ -223,7 +223,6 @@ def get_config() -> ConfigDict:
     config.executor.candidate_devices = 1  # accelerators of a candidate
     config.executor.candidate_threads = 1  # cores of a candidate on a CPU; 0: shared evenly
     config.executor.per_device = 1  # candidates on one accelerator
-    config.executor.cache_gigabytes = 10.0  # of compiled programs, for each kind of machine
 
     # What is trained alone before a network is returned, and when it is (docs/searching.md).
     config.refine = ConfigDict()

@@ -3,9 +3,7 @@
 import difflib
 import errno
 import functools
-import gc
 import importlib
-import logging
 import os
 import pathlib
 import re
@@ -20,6 +18,7 @@ from crnas_jax import __version__
 from crnas_jax.commands.command import Command, config_root, find_config
 from crnas_jax.errors import UserError
 from crnas_jax.parallel.cluster import find_cluster
+from crnas_jax.parallel.process import prepare
 from crnas_jax.parallel.supervisor import BUG, LOST, STOPPED, SupervisorOptions, supervise
 from crnas_jax.runtime import activity, interruption
 
@@ -108,36 +107,12 @@ def _end(arguments):
 
 
 def prepare_process(name: str = "") -> None:
-    """Set what concerns a whole process: signals, logs of libraries, the compilation cache.
+    """Set what concerns a whole process, see `process.prepare`.
 
     Args:
       name: the subcommand; those that cannot go on later end at once when asked to stop.
     """
-    if name in COMMANDS and load(name).resumes:
-        interruption.listen()
-    # Orbax has its say about every save and load; what matters is in our errors.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    # JAX goes on without its cache where the disk is full.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
-    speed_up_compilation()
-
-
-def speed_up_compilation() -> None:
-    """Store compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
-
-    Tracing fills the heap with objects that live long: looking at them all as often as Python does
-    by default takes a tenth of the time before the first step.
-    """
-    gc.set_threshold(50_000, 10, 10)
-    folder = (
-        os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or pathlib.Path.home() / ".cache" / "crnas_jax" / "xla"
-    )
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    if "jax" in sys.modules:  # it has read its environment
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    prepare(name in COMMANDS and load(name).resumes)
 
 
 def _run(name, command, arguments):

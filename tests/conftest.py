@@ -39,7 +39,7 @@ CHECKED = ("ops", "models", "training", "search")
 jaxtyping.install_import_hook([f"crnas_jax.{name}" for name in CHECKED], "checker.check_types")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from crnas_jax.cli import speed_up_compilation  # noqa: E402
+from crnas_jax.parallel.process import speed_up_compilation  # noqa: E402
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 speed_up_compilation()

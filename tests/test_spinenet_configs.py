@@ -145,8 +145,7 @@ def test_nothing_is_searched_in_a_network_without_stages():
     with pytest.raises(UserError, match="'spinenet49_quarter' has no stages"):
         run_settings.require_search(config)
     config.data.val = "val.json"
-    with pytest.raises(UserError, match=r"data\.val: 'val\.json', and a search reallocates stages"):
-        check(config)
+    check(config)  # scale-permuted networks may be searched around it
     config.data.val = ""
     config.detector.freeze_at = 3
     with pytest.raises(UserError, match=r"config: detector\.freeze_at: 3, and a scale-permuted"):

@@ -27,9 +27,9 @@ def table(result: dict) -> str:
     for network, row in rows.items():
         metrics = "".join(f"{100 * (row[name] or 0):8.1f}" for name in ("AP", "AP50", "AP75"))
         arch = row["arch"]
-        network = str(arch["depths"]) if "depths" in arch else f"{len(arch['blocks'])} blocks"
+        what = str(arch["depths"]) if "depths" in arch else f"{len(arch['blocks'])} blocks"
         line = (
-            f"{CALLED[network]:12}{network:>16}{row['flops'] / 1e9:8.3f}"
+            f"{CALLED[network]:12}{what:>16}{row['flops'] / 1e9:8.3f}"
             f"{row['params'] / 1e6:10.3f}{metrics}"
         )
         if "difference" in row:

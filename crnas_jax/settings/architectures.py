@@ -103,17 +103,13 @@ class ExecutorOptions:
       kind: one of `EXECUTORS`; "auto": candidates in local processes, the networks of CR-NAS in the
         process of the run.
       address: cluster to join ("ray"), host:port or "auto"; "" to start one on this machine.
-      cache_gigabytes: size of the cache of compiled programs of each kind of machine; 0 for no
-        limit.
     """
 
     kind: str = "auto"
     address: str = ""
-    cache_gigabytes: float = 10.0
 
     def __post_init__(self):
         check_choice(self, "kind", EXECUTORS)
-        check_not_negative(self, "cache_gigabytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,4 +233,4 @@ def check_architectures(config: ConfigDict) -> None:
     for parts in space_options(config).phases:
         space(config, parts, arch)
     detector(proxy, proxy_arch(config, arch), num_classes=1)
-    train_options(proxy, "detector_train")
+    train_options(config, "proxy")

@@ -21,7 +21,7 @@ TINY = tiny_spinenet()
 def test_json_round_trip(name):
     arch = zoo.get(name)
     assert architectures.read(arch.to_json()) == arch == zoo.find(name)
-    assert arch.levels == (3, 4, 5, 6, 7)
+    assert arch.levels == ((3, 4, 5) if name == "spinenet_seed8" else (3, 4, 5, 6, 7))
 
 
 def test_dilations_stand_in_json_where_there_are_some():

@@ -15,7 +15,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from helpers import fixed_proposals, tiny_options  # noqa: E402
 
-from crnas_jax.cli import speed_up_compilation  # noqa: E402
 from crnas_jax.data import loader  # noqa: E402
 from crnas_jax.data.coco import CocoSource  # noqa: E402
 from crnas_jax.data.tfds import TfdsSource  # noqa: E402
@@ -29,6 +28,7 @@ from crnas_jax.models.supernet.banks import SupernetSpec  # noqa: E402
 from crnas_jax.parallel import hosts  # noqa: E402
 from crnas_jax.parallel.cluster import Cluster  # noqa: E402
 from crnas_jax.parallel.mesh import make_mesh, put_parts  # noqa: E402
+from crnas_jax.parallel.process import speed_up_compilation  # noqa: E402
 from crnas_jax.runtime import team  # noqa: E402
 from crnas_jax.search.journal import Journal  # noqa: E402
 from crnas_jax.search.supernet.scorer import ScoreOptions, SubnetScorer  # noqa: E402

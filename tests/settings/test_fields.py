@@ -7,9 +7,19 @@ from helpers import run_commands
 
 from configs import base
 from crnas_jax.arch import zoo
+from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
-from crnas_jax.settings import data, fields, models, run, search, supernets, training
+from crnas_jax.settings import (
+    architectures,
+    data,
+    fields,
+    models,
+    run,
+    search,
+    supernets,
+    training,
+)
 from crnas_jax.settings.check import check
 from crnas_jax.settings.fields import RENAMED
 from crnas_jax.training.optimizer import OptimizerOptions
@@ -52,9 +62,22 @@ OTHER_VALUES = {
     "search.budgets": (15.0,),
     "search.all_zero": "continue",
     "data.exif": "stored",
+    "search.architecture_strategy": "random",
+    "space.phases": (("connections",),),
+    "space.fixed_parents": "drawn",
+    "space.offsets": (0, 1),
+    "space.levels": (2, 6),
+    "proxy.min_size": 256,
+    "proxy.schedule": "cosine",
+    "proxy.lr_drops": (0.5,),
+    "executor.kind": "local",
+    "executor.platform": "cpu",
     **{f"{recipe}.schedule": "cosine" for recipe in training.RECIPES},
     "pretrain.schedule": "step",
 }
+# Sections and fields of searches of scale-permuted networks.
+SCALE_PERMUTED = ("space", "proxy", "controller", "executor")
+SCALE_PERMUTED_SEARCH = ("architecture_strategy", "in_flight")
 # Fields that count beside another one alone.
 TOGETHER_WITH = {
     "detector.stacks": ("detector.neck", "nas_fpn"),
@@ -64,6 +87,7 @@ TOGETHER_WITH = {
         f"detector.{name}": ("detector.kind", "retinanet")
         for name in ("head", "head_convolutions", "p6_from")
     },
+    **{f"search.{name}": ("baseline", "spinenet_seed") for name in SCALE_PERMUTED_SEARCH},
     **{
         f"{section}.stochastic_depth": ("baseline", "spinenet49")
         for section in ("detector", "pretrain")
@@ -76,7 +100,8 @@ CHOICES = (
     *("supernet.stage_sharing", "supernet.kernel_sharing"),
     *("supernet.depths", "supernet.tie", "supernet.draws", "trained_bn"),
     *("search.bn", "search.stage_strategy", "search.operation_strategy", "search.all_zero"),
-    "data.exif",
+    *("data.exif", "search.architecture_strategy", "space.fixed_parents", "proxy.schedule"),
+    *("executor.kind", "executor.platform"),
     *(f"{recipe}.schedule" for recipe in training.RECIPES),
 )
 
@@ -103,6 +128,8 @@ def _config(name, value):
     """Return the config with another value of a field."""
     config = base.get_config()
     with config.unlocked():
+        if name.partition(".")[0] in SCALE_PERMUTED:
+            config.baseline = "spinenet_seed"
         if name in TOGETHER_WITH:
             config.update_from_flattened_dict(dict([TOGETHER_WITH[name]]))
             if config.baseline == "spinenet49":  # nothing is searched
@@ -144,6 +171,16 @@ def _readings(config):
         run.starts_from_stage_supernet(config),
         training.statistics_options(config),
     ]
+    if isinstance(arch, ScalePermuted) and config.data.val:
+        readings += [
+            architectures.space_options(config),
+            architectures.proxy_options(config),
+            architectures.proposal_options(config),
+            architectures.controller_options(config),
+            architectures.executor_options(config),
+            architectures.worker_options(config),
+            training.train_options(config, "proxy"),
+        ]
     if isinstance(arch, Arch):
         readings += [
             models.found_arch(config, (1, 1, 1, 1)),

@@ -7,7 +7,15 @@ from helpers import ROOT
 
 from configs import quickstart
 from crnas_jax.arch.staged import Arch
-from crnas_jax.settings import data, models, search, step_keys, supernets, training
+from crnas_jax.settings import (
+    architectures,
+    data,
+    models,
+    search,
+    step_keys,
+    supernets,
+    training,
+)
 from crnas_jax.settings.run import COMPARED
 
 
@@ -95,6 +103,19 @@ def _test(config):
     _batch_size(config)
 
 
+def _search_architecture(config):
+    architectures.space_options(config)
+    architectures.proxy_options(config)
+    architectures.proposal_options(config)
+    architectures.controller_options(config)
+    architectures.worker_options(config)
+    search.limits(config, 3)
+    data.detection_rows(config)
+    training.train_options(config, "proxy")
+    training.calibration_images(config)
+    _batch_size(config)
+
+
 SUPERNETS = ("stage_supernet", "operation_supernet")
 READERS = {
     **{network: _train(network) for network in SUPERNETS},
@@ -102,9 +123,15 @@ READERS = {
     **{f"{network}/pretrain": _pretrain(network) for network in (*SUPERNETS, *COMPARED, "ranking")},
     "stage_search": _search_stage,
     "operation_search": _search_operations,
+    "architecture_search": _search_architecture,
     **{f"{network}/test": _test for network in (*COMPARED, "ranking")},
     **{f"{network}/val": _test for network in (*COMPARED, "finalists")},
 }
+# Fields of CR-NAS's searches.
+SEARCH_FIELDS = (
+    *("stage_strategy", "operation_strategy", "bn", "max_latency", "rescore", "all_zero"),
+    "confidence",
+)
 # Options classes are read whole; these fields of them are not used by the step. Those of data say
 # where it lies: the files are in the digest.
 UNUSED = {
@@ -124,6 +151,13 @@ UNUSED = {
     *(f"refine.{name}" for name in ("finalists", "operation_finalists", "seeds", "confidence")),
 }
 UNUSED_BY = {
+    "architecture_search": {
+        "search.evaluations",  # raising it goes on
+        *(f"executor.{name}" for name in ("platform", "per_device")),
+        *("data.min_size", "data.max_size", "widths", "budget"),  # the proxy's are others
+        *(f"search.{name}" for name in SEARCH_FIELDS),
+        *(f"detector_train.{name}" for name in quickstart.get_config().detector_train),
+    },
     "stage_supernet": {
         *("supernet.dilations", "supernet.kernel_sharing", "supernet.tie"),
         *("budget", "search.budgets"),  # as `supernet.depths`

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from crnas_jax.parallel.process import prepare
+from crnas_jax.search.executors import worker
 from crnas_jax.search.executors.executor import ERROR, LOST, MEMORY
 
 # Seconds between two looks at the nodes; until Ray's news of one tell that an attempt has ended.
@@ -32,10 +34,7 @@ def attempt(task: dict, log: str) -> tuple[str, str]:
         cores = sorted(os.sched_getaffinity(0))
         first = os.getpid() % len(cores)
         os.sched_setaffinity(0, [cores[(first + i) % len(cores)] for i in range(int(threads))])
-    from crnas_jax.cli import prepare_process
-    from crnas_jax.search.executors import worker
-
-    prepare_process("run")  # SIGTERM and SIGINT: save, then stop
+    prepare(saves_on_stop=True)
     kind, value = worker.attempt(task)
     return kind, json.dumps(value)
 

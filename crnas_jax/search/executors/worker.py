@@ -14,6 +14,7 @@ import threading
 import traceback
 
 from crnas_jax.errors import UserError
+from crnas_jax.parallel.process import prepare
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.files import write_json
 from crnas_jax.search.executors.executor import ERROR, MEMORY, MISTAKE, RESULT, STOPPED
@@ -46,9 +47,7 @@ def main(task_file: str, outcome_file: str, cores: str = "") -> None:
     """Run the task in a file and write its outcome to another, on some cores of the machine."""
     if cores:  # before JAX starts as many threads as there are cores
         os.sched_setaffinity(0, map(int, cores.split(",")))
-    from crnas_jax.cli import prepare_process
-
-    prepare_process("run")
+    prepare(saves_on_stop=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     kind, value = attempt(json.loads(pathlib.Path(task_file).read_text()))
     write_json(pathlib.Path(outcome_file), {"kind": kind, "value": value})

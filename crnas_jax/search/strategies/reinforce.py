@@ -15,6 +15,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
+from crnas_jax.runtime.options import (
+    check_below_one,
+    check_counts,
+    check_not_negative,
+    check_positive,
+)
 from crnas_jax.spaces.space import Code, Space
 
 # Logits of values that a decision cannot have.
@@ -56,6 +62,12 @@ class ControllerOptions:
     entropy: float = 1e-3
     decay: float = 0.95
     batch: int = 8
+
+    def __post_init__(self):
+        check_counts(self, "units", "embedding", "batch")
+        check_positive(self, "rate", "decay")
+        check_below_one(self, "decay")
+        check_not_negative(self, "entropy")
 
 
 class Reinforce:
@@ -219,7 +231,7 @@ def log_probabilities(
             entropy = -jnp.where(mask, jnp.exp(logs) * logs, 0.0).sum()
             return carry, (logs[value], entropy)
 
-        rows = weights["embedding"][before], values, masks
+        rows = jnp.asarray(weights["embedding"])[before], values, masks
         _, (logs, entropies) = lax.scan(step, (zeros, zeros), rows)
         return logs.sum(), entropies.sum()
 
