@@ -7,10 +7,13 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 # Without bytecode files each process compiles three thousand modules again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-full campaigns lint setup clean
+.PHONY: quickstart quickstart-spinenet test test-full campaigns lint setup clean
 
 quickstart: setup
 	$(BIN)/python scripts/run_crnas.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+quickstart-spinenet: setup
+	$(BIN)/python scripts/run_spinenet.py --config=configs/search_spinenet.py:quick --workdir=runs/quickstart_spinenet
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -111,6 +111,8 @@ def train_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: s
     for step, end, folder in _run_all(run, waiting, ""):
         content = {"folder": folder.name, "split": split, **end.value}
         write_json(run.path / step / _ATTEMPT, content)
+        # What the step has spent, to which its own invocation adds next to nothing.
+        write_json(run.path / step / "spent.json", {"seconds": end.seconds})
 
 
 def detect_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: str) -> None:
