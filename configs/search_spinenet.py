@@ -4,7 +4,7 @@
     ... --config=configs/search_spinenet.py:laptop --config.data.folder=DATA --workdir=runs/laptop
     ... --config=configs/search_spinenet.py:gpu --config.data.folder=DATA --workdir=runs/gpu
     ... --config=configs/search_spinenet.py:paper --config.executor.kind=ray \
-        --config.executor.address=HEAD:6379 --workdir=/shared/paper     many machines, docs/pods.md
+        --config.executor.address=HEAD:6379 --workdir=/shared/paper             many machines
 
 Candidates are trained on a proxy task, the best of them and the seed network (the baseline) alone
 with the final recipe, and `val` decides which is returned.
@@ -14,14 +14,14 @@ with the final recipe, and `val` decides which is returned.
     gpu      fifteen blocks at 320 pixels, 300 candidates, one GPU: a folder in COCO's format
     paper    the paper's: 14,000 candidates on COCO at 512 pixels, REINFORCE, SpineNet-49's blocks
 
-`paper` needs `val` split off train2017 and left out of training, 7,392 images with a fixed seed:
+`paper` needs `val` split off train2017 and left out of training, 7,392 images by a fixed rule:
 
     python scripts/split_coco.py --annotations=data/coco/annotations/instances_train2017.json \
-        --first=data/coco/searchtrain2017.json --second=data/coco/searchval2017.json --count=7392
+        --number=7392
 
-The paper is silent about the proxy's batch and rate, and about the controller: docs/searching.md
-says which rules are this project's. Strategies other than `paper`'s take evolution, which finds
-more with few candidates (docs/results.md).
+The paper is silent about the proxy's batch and rate, and about the controller; which rules are
+this project's is in docs/spinenet_search.md. The other settings take evolution, which finds more
+with few candidates.
 """
 
 from configs import base, spinenet
@@ -43,7 +43,7 @@ def _paper():
     config = spinenet.get_config("b,spinenet49")
     config.unlock()
     config.baseline = "spinenet_seed"
-    config.data.train, config.data.val = "searchtrain2017.json", "searchval2017.json"
+    config.data.train, config.data.val = "annotations/archtrain.json", "annotations/archval.json"
     config.data.train_images = config.data.val_images = "train2017"
     # 14,000 proposals, each drawn while 100 others are trained.
     config.search.update({"architecture_strategy": "reinforce", "evaluations": 14000})
