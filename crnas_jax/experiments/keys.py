@@ -86,8 +86,8 @@ def earlier_rows(run: Run, row: str) -> tuple[str, ...]:
         trains = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[row])
         return tuple(name for name in CHOICES[row] if trains or name != f"{FINALISTS}/val")
     earlier = READS[row].steps
-    if row == "searched" and not run_settings.has_stages(run.config):
-        earlier = ("architecture",)
+    if not run_settings.has_stages(run.config):  # the found network comes from another search
+        earlier = tuple("architecture" if name == "network" else name for name in earlier)
     if _is_pretrained(run, row):
         earlier = (*earlier, f"{row}/pretrain")
     if row == "operation_supernet" and run_settings.starts_from_stage_supernet(run.config):
