@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from crnas_jax.arch import graphs
 from crnas_jax.arch.scale_permuted import ScalePermuted
 
 # The two parents of a permuted block, ascending.
@@ -42,22 +43,6 @@ def extra_candidates(arch: ScalePermuted) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def alive_blocks(arch: ScalePermuted, parents: Sequence[Pair]) -> tuple[bool, ...]:
-    """Return whether each permuted block reaches an output.
-
-    A block that no living block reads is added to the output of its level where their channels
-    agree (the zero-out-degree rule); else it is dead, and nothing depends on it.
-    """
-    num_stem = len(arch.stem)
-    alive = {extra for extras in extra_candidates(arch) for extra in extras}
-    # Children come after their parents.
-    for index in reversed(range(num_stem, num_stem + len(arch.blocks))):
-        place = index - num_stem
-        if arch.blocks[place].is_output or index in alive:
-            alive |= {index, *parents[place]}
-    return tuple(num_stem + place in alive for place in range(len(arch.blocks)))
-
-
 def connected(
     arch: ScalePermuted, parents: Sequence[Pair]
 ) -> tuple[ScalePermuted, tuple[int, ...]]:
@@ -71,15 +56,11 @@ def connected(
       The network, and for each of its blocks the index in `arch`.
     """
     num_stem = len(arch.stem)
-    alive = alive_blocks(arch, parents)
-    kept = [*range(num_stem), *(num_stem + place for place, lives in enumerate(alive) if lives)]
-    new_index = {old: new for new, old in enumerate(kept)}
-    places = [old - num_stem for old in kept[num_stem:]]
-    blocks = tuple(
-        dataclasses.replace(
-            arch.blocks[place], parents=tuple(new_index[parent] for parent in parents[place])
-        )
-        for place in places
-    )
+    blocks = [
+        dataclasses.replace(block, parents=tuple(pair))
+        for block, pair in zip(arch.blocks, parents, strict=True)
+    ]
+    places = graphs.living(num_stem, blocks)
     dilations = tuple(arch.block_dilations[place] for place in places)
-    return dataclasses.replace(arch, blocks=blocks, dilations=dilations), tuple(kept)
+    network = dataclasses.replace(arch, blocks=graphs.prune(num_stem, blocks), dilations=dilations)
+    return network, (*range(num_stem), *(num_stem + place for place in places))

@@ -18,8 +18,8 @@ Code = tuple[int, ...]
 _NUMBERS = 5
 
 
-def prune(num_stem: int, blocks: Sequence[PermutedBlock]) -> tuple[PermutedBlock, ...]:
-    """Leave out the blocks that reach no output, even through the zero-out-degree rule.
+def living(num_stem: int, blocks: Sequence[PermutedBlock]) -> list[int]:
+    """List the places of the blocks that reach an output, even through the zero-out-degree rule.
 
     Blocks of equal level and kind have equal channels, so that rule needs no widths. What only dead
     blocks read feeds nothing, and falls under the rule itself.
@@ -28,23 +28,27 @@ def prune(num_stem: int, blocks: Sequence[PermutedBlock]) -> tuple[PermutedBlock
       num_stem: number of stem blocks, whose indices come first in `parents`.
       blocks: permuted blocks.
     """
-    alive, read, outputs = [False] * len(blocks), set(), set()
-    for place in reversed(range(len(blocks))):
+    places, read, outputs = [], set(), set()
+    for place in reversed(range(len(blocks))):  # children come after their parents
         block = blocks[place]
         shape = (block.level, block.kind)
         if block.is_output or num_stem + place in read or shape in outputs:
-            alive[place] = True
+            places.append(place)
             read.update(block.parents)
         if block.is_output:
             outputs.add(shape)
-    kept = [place for place, is_alive in enumerate(alive) if is_alive]
-    index = {num_stem + place: num_stem + new for new, place in enumerate(kept)}
+    return places[::-1]
+
+
+def prune(num_stem: int, blocks: Sequence[PermutedBlock]) -> tuple[PermutedBlock, ...]:
+    """Leave out the blocks that are not `living`; arguments as there."""
+    places = living(num_stem, blocks)
+    index = {num_stem + place: num_stem + new for new, place in enumerate(places)}
     return tuple(
         dataclasses.replace(
-            blocks[place],
-            parents=tuple(index.get(parent, parent) for parent in blocks[place].parents),
+            blocks[place], parents=tuple(index.get(p, p) for p in blocks[place].parents)
         )
-        for place in kept
+        for place in places
     )
 
 

@@ -196,7 +196,7 @@ class _Phase:
         failures = FailureLimit(
             lambda index: self.candidates.failure(record.graph(record.code(index)))
         )
-        show = _Progress(self, options, record)
+        show = _Progress(self, options)
 
         def after(index):
             failures(index)
@@ -226,8 +226,8 @@ class _Phase:
 class _Progress:
     """Says how far a search is."""
 
-    def __init__(self, phase: _Phase, options, record: ProposalFile):
-        self._phase, self._total, self._record = phase, options.evaluations, record
+    def __init__(self, phase: _Phase, options):
+        self._phase, self._total = phase, options.evaluations
         self._start, self._first = time.monotonic(), None
 
     def __call__(self, index: int) -> None:

@@ -24,6 +24,7 @@ from crnas_jax.data.source import DetectionSource
 from crnas_jax.errors import NotFinite, UserError
 from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.predict_split import predict_split
+from crnas_jax.experiments.evidence import DETECTIONS
 from crnas_jax.experiments.run import split_digests
 from crnas_jax.export.detector import save_detector
 from crnas_jax.export.weights import VARIABLES, initialiser
@@ -42,7 +43,6 @@ from crnas_jax.training.step import Trainer
 
 # Points of a loss curve that are reported.
 _CURVE = 40
-DETECTIONS = "detections.json"
 
 
 def train_network(
@@ -186,11 +186,8 @@ def _require_version(version):
 
 def _sources(config, splits, digests, records) -> dict[str, DetectionSource]:
     loader.read_with(data_settings.read_options(config))
-    options, keep_in = (
-        data_settings.data_options(config),
-        pathlib.Path(records) if records else None,
-    )
-    has_masks = model_settings.has_masks(config)
+    options, has_masks = data_settings.data_options(config), model_settings.has_masks(config)
+    keep_in = pathlib.Path(records) if records else None
     sources = {
         split: detection_source(options, split, has_masks, keep_in)
         for split in dict.fromkeys(splits)
@@ -240,12 +237,10 @@ def step_memory(config, job: TrainingJob) -> int:
     """
     options = job.options
     mesh = make_mesh(options.batch_size, options.num_devices, options.accumulate, options.fsdp)
-    num_steps = loader.Plan(job.source.sizes, options.batch_size, options.seed).num_steps(
-        options.epochs
-    )
+    plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
+    num_steps = plan.num_steps(options.epochs)
     optimizer = make_optimizer(options.optimizer, options.batch_size, num_steps)
     trainer = Trainer(job.model, optimizer, mesh, options.seed, options.ema_decay)
-    plan = loader.Plan(job.source.sizes, options.batch_size, options.seed)
     batch = next(iter(loader.batches(job.source, plan, job.to_row, options.seed, 0, 1)))
     batch["progress"] = np.zeros(len(batch["weight"]), np.float32)
     part = put_parts(mesh, batch, options.accumulate)[-1]

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from crnas_jax import __version__
 from crnas_jax.arch import Architecture
 from crnas_jax.errors import UserError
+from crnas_jax.experiments.evidence import DETECTIONS
 from crnas_jax.experiments.keys import init_name, step_key, training_seed
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime import team
@@ -27,7 +28,7 @@ from crnas_jax.settings.architectures import executor_options, worker_options
 
 _REMOTE = "crnas_jax.experiments.remote"
 # File of a finished attempt in a step's folder.
-_ATTEMPT, DETECTIONS = "attempt.json", "detections.json"
+_ATTEMPT = "attempt.json"
 
 
 @contextlib.contextmanager

@@ -53,6 +53,23 @@ def append(path: pathlib.Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def whole_lines(path: pathlib.Path, repair: bool) -> list[bytes]:
+    """Return the lines of a file that `append` has written whole; none where there is no file.
+
+    Args:
+      path: the file.
+      repair: whether a torn last line, of a process that died while writing, is dropped there too.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content and repair:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.splitlines()
+
+
 def as_path(path):
     """Return the `pathlib.Path` of a name; a path in an archive (`records.archives`) as it is."""
     return pathlib.Path(path) if isinstance(path, str | os.PathLike) else path

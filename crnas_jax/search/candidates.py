@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnas_jax.errors import UserError
-from crnas_jax.runtime.files import append, digest, read_json, write_json
+from crnas_jax.runtime.files import append, digest, read_json, whole_lines, write_json
 from crnas_jax.runtime.team import decode, encode
 from crnas_jax.search.executors.jobs import JobEnd, Jobs
 from crnas_jax.search.journal import Journal, Score
@@ -93,10 +93,6 @@ class Candidates:
     @functools.cached_property
     def _details(self):
         return {}
-
-    def is_known(self, graph: Code) -> bool:
-        """Tell whether a candidate's score is in the journal."""
-        return self.score(graph) is not None
 
     @functools.cached_property
     def _asked(self) -> dict[str, tuple[Code, int]]:
@@ -210,14 +206,7 @@ class ProposalFile:
         self._read()
 
     def _read(self):
-        if not self._path.exists():
-            return
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole_lines(self._path, repair=True), 1):
             try:
                 row = json.loads(line)
                 if row["format"] == _FORMAT and row["key"] == self._key:

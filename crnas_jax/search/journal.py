@@ -7,7 +7,7 @@ import pathlib
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import team
-from crnas_jax.runtime.files import append
+from crnas_jax.runtime.files import append, whole_lines
 
 FORMAT = 2
 
@@ -62,15 +62,8 @@ class Journal:
         """Return the fields of the scores with this key; drop a torn last line."""
         if not read_only:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
-            return {}
         scores = {}
-        content = self._path.read_bytes()
-        whole_lines = content[: content.rfind(b"\n") + 1]
-        if whole_lines != content and not read_only:
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole_lines))
-        for line_number, line in enumerate(whole_lines.splitlines(), 1):
+        for line_number, line in enumerate(whole_lines(self._path, repair=not read_only), 1):
             try:
                 row = json.loads(line)
                 if row["format"] == FORMAT and row["config"] == self.key:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crnas_jax.arch import graphs
+from crnas_jax.arch import connections, graphs
 from crnas_jax.arch.scale_permuted import PermutedBlock, ScalePermuted
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import digest
@@ -90,7 +90,7 @@ class ScalePermutedSpace:
             if not block.is_output and not self.levels[0] <= block.level <= self.levels[1]:
                 problem = f"{self.levels}, and the base has a block of level {block.level}"
                 raise self._fault("levels", problem, "widen them")
-        if len(self._candidates(0)) < 2:
+        if len(self.readable[0]) < 2:
             raise self._fault("base", "one stem block that may be read", "give two")
 
     @staticmethod
@@ -117,17 +117,10 @@ class ScalePermutedSpace:
         """The kinds that a block may have."""
         return tuple(dict(self.base.traits.kinds))
 
-    def _candidates(self, place):
-        """List the blocks that the block at a place may read."""
-        num_stem = len(self.base.stem)
-        stem = [index for index, block in enumerate(self.base.stem) if block.is_parent]
-        earlier = [*stem, *range(num_stem, num_stem + place)]
-        return earlier if place >= self.num_inner else earlier[-self.window :]
-
     @functools.cached_property
     def readable(self) -> list[list[int]]:
         """The blocks that the block at each place may read, ascending."""
-        return [self._candidates(place) for place in range(self.num_blocks)]
+        return [list(read) for read in connections.candidates(self.base, self.window)]
 
     @functools.cached_property
     def allowed_offsets(self) -> list[list[int]]:

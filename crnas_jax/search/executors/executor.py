@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 # How an attempt ends.
 RESULT = "result"  # its function returned
 ERROR = "error"  # its function raised
-MISTAKE = "mistake"  # it raised UserError: of the user, the data, the disk
+MISTAKE = "mistake"  # it raised UserError, which the user can mend
 MEMORY = "memory"  # ended because the machine's memory was full
 LOST = "lost"  # ended by a signal, or with its machine
 STOPPED = "stopped"  # saved its state when asked to stop
