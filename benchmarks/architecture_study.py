@@ -12,6 +12,9 @@ on where it was stopped.
 import json
 import pathlib
 import shutil
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from absl import app, flags

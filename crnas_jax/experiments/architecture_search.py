@@ -184,7 +184,8 @@ class _Phase:
         key = digest(step_key(self.run_, STEP).digest, json.dumps(self.parts), self.base.to_json())
         file = self.run_.path / STEP / f"proposals{self.number or ''}.jsonl"
         record = ProposalFile(file, key, lambda code: graph_of(space, code), limits.take_count)
-        scores = ByGraph(self.candidates, record.graph)
+        failures = FailureLimit()
+        scores = ByGraph(self.candidates, record.graph, failures)
         seed_of_phase = seed + self.number
         if options.architecture_strategy == "halving":
             ranked = successive_halving(limits.space, scores, seed_of_phase, options.evaluations)
@@ -193,13 +194,11 @@ class _Phase:
                 "scores": {g: v for g in graphs if (v := self.candidates.score(g)) is not None},
                 "rejected": limits.take_count(),
             }
-        failures = FailureLimit(
-            lambda index: self.candidates.failure(record.graph(record.code(index)))
-        )
         show = _Progress(self, options)
 
         def after(index):
-            failures(index)
+            for known in range(len(failures), index + 1):  # also those before a resumption
+                failures.add(self.candidates.failure(record.graph(record.code(known))))
             show(index)
 
         results = run_proposer(

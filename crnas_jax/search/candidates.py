@@ -54,7 +54,7 @@ class Candidates:
 
     def begin(self, graph: Code) -> None:
         """Begin to train a candidate unless its score is known or under way."""
-        for seed in range(self.num_seeds):
+        for seed in self._seeds:
             if self._known(graph, seed) is None:
                 job = self._job(graph, seed)
                 self._asked[job] = (graph, seed)
@@ -63,32 +63,37 @@ class Candidates:
     def finish(self, graph: Code) -> float:
         """Return the score of a candidate that was begun, as soon as it is there."""
         self.begin(graph)
-        while any(self._known(graph, seed) is None for seed in range(self.num_seeds)):
+        while (score := self.score(graph)) is None:
             for end in self.jobs.wait():
                 self._journal(end)
-        return self.score(graph)
+        return score
 
-    def finish_all(self, graphs: Sequence[Code]) -> list[float]:
-        """Return the scores of several candidates, which are trained at once."""
-        for graph in graphs:
-            self.begin(graph)
-        return [self.finish(graph) for graph in graphs]
+    def drop_others(self, graphs: Sequence[Code]) -> None:
+        """Remove the folders of candidates that are not among these graphs, nor finished."""
+        staying = {self._job(g, seed) for g in (*graphs, *self._kept) for seed in self._seeds}
+        for path in self.folder.glob("*"):
+            if path.name not in staying:
+                shutil.rmtree(path, ignore_errors=True)
 
     def score(self, graph: Code) -> float | None:
         """Return the mean score over seeds; None before all of them are journaled."""
-        scores = [self._known(graph, seed) for seed in range(self.num_seeds)]
+        scores = [self._known(graph, seed) for seed in self._seeds]
         if any(score is None for score in scores):
             return None
         return sum(score.value for score in scores) / len(scores)
 
     def failure(self, graph: Code) -> str:
         """Return why a candidate has failed; "" where it has not."""
-        scores = (self._known(graph, seed) for seed in range(self.num_seeds))
+        scores = (self._known(graph, seed) for seed in self._seeds)
         return next((score.failure for score in scores if score and score.failure), "")
 
     def details(self, graph: Code) -> dict | None:
         """Return AP and times of a candidate that this process has journaled; else None."""
         return self._details.get(graph)
+
+    @property
+    def _seeds(self):
+        return range(self.num_seeds)
 
     @functools.cached_property
     def _details(self):
@@ -133,17 +138,24 @@ class Candidates:
         )
         text = f"failed: {failure}" if failure else f"AP {100 * score.value:.1f} %"
         print(f"{self.name}: {end.name} on {end.worker}, {end.seconds:.0f} s: {text}", flush=True)
-        if self.share == 1:
-            self._keep_best()
+        if self.share == 1 and self.score(graph) is not None:
+            self._kept[graph] = self.score(graph)
+            self._drop(self._kept)
 
-    def _keep_best(self):
-        """Remove the folders of all but the best finished candidates."""
-        rows = self.journal.scores_of(self._search(0)).items()
-        ranked = sorted(rows, key=lambda row: (-row[1].value, row[0]))
-        for graph, _ in ranked[self.keep :]:
-            for seed in range(self.num_seeds):
-                if self._known(graph, seed) is not None:
-                    shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
+    @functools.cached_property
+    def _kept(self) -> dict[Code, float]:
+        """Scores of the candidates whose folders stay, after those of the others are removed."""
+        graphs = self.journal.scores_of(self._search(0))
+        kept = {graph: score for graph in graphs if (score := self.score(graph)) is not None}
+        self._drop(kept)
+        return kept
+
+    def _drop(self, kept):
+        """Remove the folders of all but the best."""
+        for graph in sorted(kept, key=lambda graph: (-kept[graph], graph))[self.keep :]:
+            del kept[graph]
+            for seed in self._seeds:
+                shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
 
 
 def candidate_name(key: str, graph: Code, seed: int) -> str:
@@ -154,10 +166,17 @@ def candidate_name(key: str, graph: Code, seed: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ByGraph:
-    """Candidates by the codes of a space: codes of one network share its score."""
+    """Candidates by the codes of a space: codes of one network share its score.
+
+    Attributes:
+      candidates: the candidates.
+      graph_of: function from a code to its network's graph.
+      limit: told how each candidate of a rung has ended; what it raises ends the search.
+    """
 
     candidates: Candidates
     graph_of: Callable[[Code], Code]
+    limit: "FailureLimit"
 
     def begin(self, code: Code) -> None:
         """Begin to score a code."""
@@ -168,9 +187,19 @@ class ByGraph:
         return self.candidates.finish(self.graph_of(code))
 
     def score_at(self, codes: Sequence[Code], share: float) -> list[float]:
-        """Score every code after a share of its schedule, going on from where it was."""
+        """Score every code after a share of its schedule, going on from where it was.
+
+        What was trained of codes that are not among these, nor finished, is removed.
+        """
         candidates = dataclasses.replace(self.candidates, share=share)
-        return candidates.finish_all([self.graph_of(code) for code in codes])
+        graphs, values = [self.graph_of(code) for code in codes], []
+        self.candidates.drop_others(graphs)
+        for graph in graphs:
+            candidates.begin(graph)
+        for graph in graphs:
+            values.append(candidates.finish(graph))
+            self.limit.add(candidates.failure(graph))
+        return values
 
 
 class ProposalFile:
@@ -265,19 +294,21 @@ class ProposalFile:
 
 
 class FailureLimit:
-    """Stops a search in which too many proposals have failed, whatever their scores."""
+    """Stops a search in which too many candidates have failed, whatever their scores."""
 
-    def __init__(self, failure_of: Callable[[int], str]):
-        """Take a function from a proposal's index to why it has failed."""
-        self._failure_of, self._failures = failure_of, []
+    def __init__(self):
+        self._failures: list[str] = []
 
-    def __call__(self, index: int) -> None:
-        """Look at one more result.
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def add(self, failure: str) -> None:
+        """Look at one more result: why it failed, "" where it did not.
 
         Raises:
           UserError: too many have failed.
         """
-        self._failures.append(self._failure_of(index))
+        self._failures.append(failure)
         for most, window in FAILURES:
             first = self._failures[:window] if most == window else self._failures[-window:]
             failed = [failure for failure in first if failure]
