@@ -48,14 +48,14 @@ class Table:
         return self.num_workers - len(self._ended)
 
     def start(self, ticket, task, avoid=""):
-        """End an attempt."""
+        """End an attempt, of a minute: none counts as slow."""
         del avoid
         if Table.first_start is None:
             Table.first_start = time.perf_counter()
         blocks = task["arguments"]["arch"]["blocks"]
         levels = np.array([block["level"] for block in blocks])
         value = {"AP": float(np.abs(np.sin(levels * (1 + np.arange(len(levels))))).mean())}
-        self._ended.append(Outcome(ticket, RESULT, value, "table", 0.0))
+        self._ended.append(Outcome(ticket, RESULT, value, "table", 60.0))
         return "table"
 
     def wait(self, seconds):

@@ -62,6 +62,16 @@ def tiny_spinenet(family: str = "spinenet", num_levels: int = 5) -> ScalePermute
     return ScalePermuted(family, stem, blocks, width_scale=scale, endpoint_channels=16)
 
 
+def four_blocks() -> ScalePermuted:
+    """Return a scale-permuted network of two intermediate blocks and the outputs p3 and p4."""
+    rows = ((2, (0, 1), False), (3, (1, 2), False), (3, (2, 3), True), (4, (3, 4), True))
+    blocks = tuple(
+        PermutedBlock(level, "bottleneck", parents, is_output) for level, parents, is_output in rows
+    )
+    sizes = {"width_scale": 1 / 16, "alpha": 0.25, "endpoint_channels": 16}
+    return ScalePermuted("spinenet", (StemBlock(2), StemBlock(2)), blocks, **sizes)
+
+
 def tiny_options(num_classes: int = 3) -> DetectorOptions:
     """Return options of a neck and heads that compile in seconds."""
     rpn = RPNOptions(

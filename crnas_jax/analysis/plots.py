@@ -55,6 +55,7 @@ def scores_over_cost(
     keys: Sequence[str],
     marked: Mapping[str, Sequence[str]],
     marks: Sequence[tuple[str, float]] = (),
+    score_name: str = "AP in the supernet, %",
 ) -> Chart:
     """Return every scored network as its score over its cost.
 
@@ -65,6 +66,7 @@ def scores_over_cost(
       keys: which network each is, [rows].
       marked: networks that are drawn once more, by the name of the series.
       marks: costs that are marked by a line, with their text.
+      score_name: label of the scores' axis.
     """
     scores = 100 * np.array([row["score"] for row in rows], float)
     ends = [[None, None]] * len(rows)
@@ -83,8 +85,24 @@ def scores_over_cost(
             x, y = ([values[row] for row in chosen] for values in (costs, scores))
             names = tuple(keys[row] for row in chosen)
             all_series.append(Series(name, x, y, (1, 3, 4, 2)[style % 4], keys=names))
-    y_name = "AP in the supernet, %"
-    return Chart(f"Score over {cost_name}", cost_name, y_name, tuple(all_series), tuple(marks))
+    title = f"Score over {cost_name}"
+    return Chart(title, cost_name, score_name, tuple(all_series), tuple(marks))
+
+
+def scores_in_order(scores: Sequence[float], keys: Sequence[str], score_name: str) -> Chart:
+    """Return the scores of proposals in their order, and the best so far.
+
+    Args:
+      scores: score of each proposal, a fraction; NaN where it has none yet.
+      keys: which network each is.
+      score_name: label of the scores' axis.
+    """
+    numbers, values = np.arange(1, len(scores) + 1), 100 * np.asarray(scores, float)
+    series = (
+        Series("proposed", numbers, values, 5, keys=tuple(keys)),
+        Series("best so far", numbers, np.fmax.accumulate(values), 2, is_line=True),
+    )
+    return Chart("Scores in the order of proposals", "proposal", score_name, series)
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:

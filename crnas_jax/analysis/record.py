@@ -50,7 +50,7 @@ class Step:
     @functools.cached_property
     def metrics(self) -> list[dict]:
         """The entries of a training's `metrics.jsonl`, in order of their steps."""
-        rows = [row for row in _json_lines(self.path / "metrics.jsonl") if "step" in row]
+        rows = [row for row in json_lines(self.path / "metrics.jsonl") if "step" in row]
         return sorted(rows, key=lambda row: row["step"])
 
     @property
@@ -111,7 +111,7 @@ class Record:
     def scores(self) -> list[dict]:
         """The lines of the journal."""
         wanted = ("search", "code", "score", "config", "batches", "images")
-        rows = _json_lines(self.path / "journal.jsonl")
+        rows = json_lines(self.path / "journal.jsonl")
         return [row for row in rows if all(name in row for name in wanted)]
 
     @functools.cached_property
@@ -127,7 +127,7 @@ class Record:
     @functools.cached_property
     def invocations(self) -> list[dict]:
         """The commands that worked here, in order."""
-        return _json_lines(self.path / INVOCATIONS)
+        return json_lines(self.path / INVOCATIONS)
 
     @functools.cached_property
     def progress(self) -> dict:
@@ -175,11 +175,16 @@ class Record:
                 found[arch] = row["AP"]
         return list(found.items())
 
-    def scores_of(self, search: str) -> list[dict]:
-        """Return the journal's lines of a search that belong to its present or last run."""
+    def scores_of(self, search: str, step: str = "") -> list[dict]:
+        """Return the journal's lines of a search that belong to its present or last run.
+
+        Args:
+          search: name of the search in the journal, such as "stage" or "candidates, seed 1".
+          step: step of the search; "" for that of its level.
+        """
         level = search.partition(",")[0]
         rows = [row for row in self.scores if row["search"] == search]
-        key = (self.read(f"{level}_search/{JOURNAL_KEY}") or {}).get(search)
+        key = (self.read(f"{step or f'{level}_search'}/{JOURNAL_KEY}") or {}).get(search)
         key = key or (rows[-1]["config"] if rows else None)
         return [row for row in rows if row["config"] == key]
 
@@ -228,7 +233,7 @@ def _json(file):
         return None
 
 
-def _json_lines(file):
+def json_lines(file: pathlib.Path) -> list[dict]:
     """Return the objects of a file of lines; torn ones are left out."""
     rows = []
     if file.is_file():

@@ -7,6 +7,7 @@ import re
 from markupsafe import Markup
 
 from crnas_jax.analysis import report
+from crnas_jax.analysis.candidates import candidates
 from crnas_jax.analysis.html.tables import duration, section, table
 from crnas_jax.analysis.markup import element
 from crnas_jax.analysis.record import Record, Step
@@ -98,6 +99,13 @@ def found(record: Record) -> list[str]:
         row = record.result_of(f"{level}_search")
         if row is not None:
             lines += report.search(level, row).splitlines()[:1]
+    scored = candidates(record)
+    if scored:
+        failed = sum(bool(candidate.failure) for candidate in scored)
+        lines.append(
+            f"{len(scored)} candidates scored, {failed} of them 0 for a failure; the best, "
+            f"{scored[0].name}: AP {100 * scored[0].score:.1f} on the proxy task"
+        )
     for step in record.steps:
         row = record.result_of(step)
         is_evaluation = step.endswith(("/val", "/test")) and record.is_current(record.steps[step])
@@ -117,7 +125,8 @@ def _progress_text(progress):
     if not progress:
         return ""
     left, note = progress.get("seconds_left"), progress.get("note")
-    more = f", {duration(left)} left" if left is not None else f", {note}" if note else ""
+    more = f", {duration(left)} left" if left is not None else ""
+    more += f", {note}" if note else ""
     if "ended" in progress:
         more = ", stopped"
     return f": {progress['unit']} {progress['done']}/{progress['total']}{more}"

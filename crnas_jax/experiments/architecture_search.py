@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 
 from crnas_jax.analysis.record import JOURNAL_KEY
 from crnas_jax.arch.graphs import canonical, graph_code
@@ -13,6 +14,7 @@ from crnas_jax.experiments.keys import key_of, step_key
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import activity
 from crnas_jax.runtime.files import digest, write_json
+from crnas_jax.runtime.step_key import ARCHITECTURE_SEARCH, CANDIDATES
 from crnas_jax.search.candidates import ByGraph, Candidates, FailureLimit, ProposalFile
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.journal import Journal
@@ -32,7 +34,7 @@ from crnas_jax.spaces.constrained import Constrained, limited
 from crnas_jax.spaces.scale_permuted import ScalePermutedSpace
 from crnas_jax.spaces.space import Code, Space
 
-STEP, SEARCH = "architecture_search", "candidates"
+STEP, SEARCH = ARCHITECTURE_SEARCH, CANDIDATES
 # What the seed network took on the proxy task.
 CALIBRATION = f"{STEP}/calibration.json"
 # Candidates have seeds of their own, beside those of finalists and last rung (`keys`).
@@ -92,8 +94,10 @@ def graph_of(space: ScalePermutedSpace, code: Code) -> Code:
     return graph_code(canonical(space.decode(code)))
 
 
-def candidates(run: Run, jobs: Jobs) -> Candidates:
-    """Return the candidates of a run, which run on `jobs`."""
+def candidates(
+    run: Run, jobs: Jobs, show_waiting: Callable[[str], None] = lambda job: None
+) -> Candidates:
+    """Return the candidates of a run, which run on `jobs`; see `Candidates`."""
     config, options = run.config, settings.proxy_options(run.config)
     base, proxy = model_settings.baseline(config), settings.proxy_config(config)
 
@@ -103,23 +107,31 @@ def candidates(run: Run, jobs: Jobs) -> Candidates:
         memory = options.max_memory
         return workers.task(run, proxy, arch, number, "val", until=share, max_memory=memory)
 
+    canvas = data_settings.image_size(config).canvas(portrait=False)
+
+    def about(graph):
+        arch = settings.found_graph(config, graph)
+        return {"flops": model_settings.detector_cost(config, arch, canvas, run.num_classes).flops}
+
     stem = digest(base.family, repr(base.stem))
     key = key_of(run, CANDIDATE_SCORES, {"stem": stem})
     fields = {name: value for name, value in key.fields.items() if name != "proxy.seeds"}
     journal = Journal(journal_file(run), dataclasses.replace(key, fields=fields).digest)
     folder = run.path / SEARCH
-    kept = options.kept_candidates
-    return Candidates(SEARCH, task_of, folder, journal, jobs, options.seeds, kept)
+    numbers = options.seeds, options.kept_candidates
+    return Candidates(SEARCH, task_of, folder, journal, jobs, about, show_waiting, *numbers)
 
 
 def _search(run):
     with workers.jobs(run) as jobs:
-        scores = candidates(run, jobs)
-        write_json(run.path / STEP / JOURNAL_KEY, {SEARCH: scores.journal.key})
+        progress = Progress(jobs, settings.proposal_options(run.config).evaluations)
+        scores = candidates(run, jobs, progress)
+        keys = dict.fromkeys(scores.searches, scores.journal.key)
+        write_json(run.path / STEP / JOURNAL_KEY, keys)
         _calibrate(run, scores)
         base, phases, found = model_settings.baseline(run.config), [], {}
         for number, parts in enumerate(settings.space_options(run.config).phases):
-            phase = _Phase(run, number, parts, base, scores)
+            phase = _Phase(run, number, parts, base, scores, progress)
             phases.append(phase.run())
             found |= phases[-1]["scores"]
             if not found:
@@ -157,6 +169,46 @@ def _result(run, scores, found, phases):
     }
 
 
+class Progress:
+    """Says how far a search is, and which candidate it waits for."""
+
+    def __init__(self, jobs: Jobs, total: int):
+        """Take the jobs, and the number of proposals of each phase."""
+        self._jobs, self._total = jobs, total
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a phase."""
+        self._done, self._known, self._start = 0, None, time.monotonic()
+
+    def take_in(self, index: int) -> None:
+        """Show that the results up to `index` are taken in."""
+        self._done = index + 1
+        if self._known is None:  # what was there before takes no time
+            self._known, self._start = self._done, time.monotonic()
+        self._show()
+
+    def __call__(self, waiting_for: str) -> None:
+        """Show which candidate the search waits for: results are taken in in order."""
+        self._show(f", waits for {waiting_for}")
+
+    def _show(self, about=""):
+        left, new = None, self._done - (self._known or 0)
+        if new:
+            left = (time.monotonic() - self._start) / new * (self._total - self._done)
+        states = list(self._jobs.states().values())
+        note = f"{states.count('running')} running, {states.count('waiting')} not begun{about}"
+        activity.show(
+            self._done == self._total,
+            name=STEP,
+            unit="candidate",
+            done=self._done,
+            total=self._total,
+            seconds_left=left,
+            note=note,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Phase:
     """The search of some parts of the space.
@@ -167,6 +219,7 @@ class _Phase:
       parts: what is searched.
       base: the network whose blocks are changed.
       candidates: the scores.
+      progress: shows how far it is.
     """
 
     run_: Run
@@ -174,9 +227,11 @@ class _Phase:
     parts: tuple[str, ...]
     base: ScalePermuted
     candidates: Candidates
+    progress: Progress
 
     def run(self) -> dict:
         """Return the `scores` of this phase's graphs, and how many codes were `rejected`."""
+        self.progress.begin()
         config, seed = self.run_.config, self.run_.options.seed
         options = settings.proposal_options(config)
         space = settings.space(config, self.parts, self.base)
@@ -194,12 +249,11 @@ class _Phase:
                 "scores": {g: v for g in graphs if (v := self.candidates.score(g)) is not None},
                 "rejected": limits.take_count(),
             }
-        show = _Progress(self, options)
 
         def after(index):
             for known in range(len(failures), index + 1):  # also those before a resumption
                 failures.add(self.candidates.failure(record.graph(record.code(known))))
-            show(index)
+            self.progress.take_in(index)
 
         results = run_proposer(
             self._proposer(options, space, limits),
@@ -220,30 +274,3 @@ class _Phase:
             return RegularizedEvolution(limits.space, options.population, options.parents)
         controller = settings.controller_options(self.run_.config)
         return Reinforce(space, limits.allows, controller, self.run_.options.seed + self.number)
-
-
-class _Progress:
-    """Says how far a search is."""
-
-    def __init__(self, phase: _Phase, options):
-        self._phase, self._total = phase, options.evaluations
-        self._start, self._first = time.monotonic(), None
-
-    def __call__(self, index: int) -> None:
-        """Show that the results up to `index` are taken in."""
-        done, now = index + 1, time.monotonic()
-        if self._first is None:
-            self._first = index
-        new = index - self._first
-        left = (now - self._start) / new * (self._total - done) if new else None
-        states = list(self._phase.candidates.jobs.states().values())
-        note = f"{states.count('running')} running, {states.count('waiting')} waiting"
-        activity.show(
-            done == self._total,
-            name=STEP,
-            unit="candidate",
-            done=done,
-            total=self._total,
-            seconds_left=left,
-            note=note,
-        )

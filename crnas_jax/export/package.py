@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from safetensors.numpy import save
 
 from crnas_jax import __version__, arch, checkpoint
+from crnas_jax.arch import Architecture
 from crnas_jax.data.coco import category_entries
 from crnas_jax.errors import UserError
 from crnas_jax.export import layer_list, readme, scenic
@@ -30,7 +31,7 @@ from crnas_jax.export.sources import Network
 from crnas_jax.export.weights import VARIABLES, from_json
 from crnas_jax.models.backbones.alone import Backbone
 from crnas_jax.models.layers import MEAN, STD, LayerOptions
-from crnas_jax.runtime.files import file_sha256, read_json, write_json
+from crnas_jax.runtime.files import file_sha256, read_json, write, write_json
 
 FORMAT = 1
 ARCH, SAFETENSORS, SUMS = "arch.json", "weights.safetensors", "SHA256SUMS"
@@ -104,6 +105,24 @@ def _write(work, network, variables, description):
     (work / "README.md").write_text(readme.text(description))
     lines = [f"{file_sha256(path).hex()}  {path.relative_to(work)}\n" for path in _files(work)]
     (work / SUMS).write_text("".join(lines))
+
+
+def write_table(output: str | pathlib.Path, network: Architecture) -> None:
+    """Write a network without weights as a file that `config.baseline` names.
+
+    Args:
+      output: the file, a new one that ends with .json.
+      network: the network.
+
+    Raises:
+      UserError: the file is there, or has another ending.
+    """
+    output = pathlib.Path(output).expanduser()
+    if output.suffix != ".json":
+        raise UserError(output, "--output", "no .json file", "name one")
+    if output.exists():
+        raise UserError(output, "--output", "it exists already", "name a new file")
+    write(output, (network.to_json() + "\n").encode())
 
 
 def _description(network: Network, of: str) -> dict:

@@ -10,6 +10,9 @@ from crnas_jax.runtime.files import digest
 
 # Rows that stand for a folder of networks each.
 FINALISTS, RANKING = "finalists", "ranking"
+ARCHITECTURE_SEARCH = "architecture_search"
+# The folder of its candidates, and their name in the journal.
+CANDIDATES = "candidates"
 
 
 def seed_step(step: str, seed_index: int) -> str:

@@ -38,6 +38,8 @@ class Candidates:
       folder: folder that receives a folder for each candidate.
       journal: the record of scores.
       jobs: where they run.
+      about: function from a graph to what the journal says of it beside its score.
+      show_waiting: called now and then with the name of the training that is waited for.
       num_seeds: trainings of each candidate, whose scores are averaged.
       keep: candidates whose checkpoints and detections stay: the best so far.
       share: share of the schedule.
@@ -48,6 +50,8 @@ class Candidates:
     folder: pathlib.Path
     journal: Journal
     jobs: Jobs
+    about: Callable[[Code], dict] = lambda graph: {}
+    show_waiting: Callable[[str], None] = lambda job: None
     num_seeds: int = 1
     keep: int = 20
     share: float = 1.0
@@ -64,6 +68,8 @@ class Candidates:
         """Return the score of a candidate that was begun, as soon as it is there."""
         self.begin(graph)
         while (score := self.score(graph)) is None:
+            missing = next(seed for seed in self._seeds if self._known(graph, seed) is None)
+            self.show_waiting(self._job(graph, missing))
             for end in self.jobs.wait():
                 self._journal(end)
         return score
@@ -104,6 +110,11 @@ class Candidates:
         """Graph and seed of the jobs that were begun, by name."""
         return {}
 
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """Names of the scores of every seed in the journal."""
+        return tuple(map(self._search, self._seeds))
+
     def _search(self, seed):
         name = self.name if self.share == 1 else f"{self.name} to {self.share:.4g}"
         return f"{name}, seed {seed}" if seed else name
@@ -134,6 +145,7 @@ class Candidates:
             candidate=end.name,
             worker=end.worker,
             seconds=round(end.seconds, 1),
+            **self.about(graph),
             **details,
         )
         text = f"failed: {failure}" if failure else f"AP {100 * score.value:.1f} %"

@@ -52,7 +52,7 @@ def named_networks(record: Record) -> dict:
 
     for label, row in compared_rows(record)[0].items():
         add(row["arch"], CALLED[label])
-    for level in ("stage", "operation"):
+    for level in ("stage", "operation", "architecture"):
         row = record.result_of(f"{level}_search")
         if row is not None:
             add(row["arch"], f"first of the {level} search")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax import __version__
 from crnas_jax.analysis.html import (
+    architectures,
     errors,
     fields,
     networks,
@@ -77,7 +78,7 @@ def page(
       why_no_photographs: what is said where there are none.
     """
     costs = search.known_costs(record, config)
-    texts = search.network_texts(record, costs)
+    texts = search.network_texts(record, costs) | architectures.network_texts(record)
     places = {key: place for place, key in enumerate(texts)}
     sections = [
         verdict.verdict(record),
@@ -86,6 +87,7 @@ def page(
         networks.networks(record),
         search.allocations(record, costs, places),
         search.operations(record, config),
+        architectures.architectures(record, config, places),
         training.curves(record),
         training.studies(record, places),
         errors.errors(record),

@@ -1,0 +1,171 @@
+"""SpineNet's search with real trainings, on two workers: from start to end, and killed.
+
+Three kills in `make test-full`, twenty in `make campaigns`.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ENVIRONMENT, KILLS, ROOT, campaign_rng, four_blocks
+from tiny_run import outcome
+
+from crnas_jax.runtime.files import whole_lines
+
+pytestmark = [pytest.mark.campaign, pytest.mark.programs]
+
+FLAGS = [
+    "--config=configs/search_spinenet.py:quick",
+    "--config.space.levels=(2,4)",
+    "--config.detector.anchor_sizes=(16.0,32.0)",
+    "--config.data.synthetic.train=32",
+    "--config.data.synthetic.val=16",
+    "--config.data.synthetic.test=8",
+    *(
+        f"--config.{section}.{side}=64"
+        for section in ("data", "proxy")
+        for side in ("min_size", "max_size")
+    ),
+    "--config.proxy.width_scale=0.0625",
+    "--config.proxy.endpoint_channels=16",
+    "--config.proxy.epochs=5",
+    "--config.detector_train.epochs=3",
+    "--config.proxy.checkpoint_seconds=0.2",
+    "--config.detector_train.checkpoint_seconds=0.2",
+    "--config.search.evaluations=4",
+    "--config.search.population=2",
+    "--config.refine.finalists=0",
+    "--config.refine.seeds=1",
+    "--config.erf_images=0",
+    "--config.bootstrap=10",
+    "--config.trained_bn_images=8",
+    "--config.executor.workers=2",
+]
+# What a journal says of workers and times.
+BESIDE = ("worker", "seconds", "seconds_of")
+
+
+def _start(workdir):
+    table = workdir.with_name("four_blocks.json")
+    table.write_text(four_blocks().to_json())
+    flags = [*FLAGS, f"--config.baseline={table}", f"--workdir={workdir}"]
+    with workdir.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "scripts/run_spinenet.py", *flags],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _workers(controller):
+    """Return the process ids of a controller's attempts."""
+    children = pathlib.Path(f"/proc/{controller.pid}/task/{controller.pid}/children")
+    try:
+        return [int(name) for name in children.read_text().split()]
+    except OSError:
+        return []
+
+
+def _journal(workdir):
+    """Return the journal's rows without times and workers, by search and candidate."""
+    rows = [json.loads(line) for line in whole_lines(workdir / "journal.jsonl", repair=False)]
+    scores = {
+        (row["search"], tuple(row["code"])): {
+            name: value for name, value in row.items() if name not in BESIDE
+        }
+        for row in rows
+    }
+    assert len(scores) == len(rows), "a candidate was scored twice"
+    return scores
+
+
+def _require_resumed(workdir):
+    """Check that each attempt began at the newest checkpoint of those before; return how many."""
+    resumed = 0
+    for candidate in (workdir / "candidates").iterdir():
+        newest = 0
+        for attempt in sorted((candidate / "attempts").iterdir(), key=lambda path: int(path.name)):
+            log = workdir / "logs" / "attempts" / f"{candidate.name}.{attempt.name}.txt"
+            begun = re.search(r"training: step (\d+)/", log.read_text())
+            if begun:  # it was not killed before that
+                assert int(begun[1]) == newest, f"{candidate.name}, attempt {attempt.name}"
+                resumed += newest > 0
+            steps = [path.name for path in (attempt / "checkpoints").glob("*")]
+            newest = max([newest, *(int(name) for name in steps if name.isdigit())])
+    return resumed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Search, train the networks that are compared, and decide, without an interruption."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = _start(workdir)
+    assert process.wait() == 0, workdir.with_suffix(".log").read_text()[-2000:]
+    return workdir
+
+
+def test_a_search_runs_from_images_to_a_decision(whole):
+    result = json.loads((whole / "result.json").read_text())
+    search = result["architecture_search"]
+    assert search["failed"] == search["rejected"] == 0
+    rows = _journal(whole)
+    proposals = whole_lines(whole / "architecture_search" / "proposals.jsonl", repair=False)
+    graphs = {tuple(json.loads(line)["graph"]) for line in proposals}
+    assert len(proposals) == 4
+    assert search["evaluated"] == len(graphs)
+    trained = {code for name, code in rows if name == "candidates"}
+    assert graphs <= trained
+    assert len(trained) <= len(graphs) + 1  # and the seed network
+    assert search["score"] == max(rows["candidates", graph]["score"] for graph in graphs)
+    for row in rows.values():
+        assert row["curve"][-1][1] < row["curve"][0][1], "the loss does not fall"
+        assert (whole / "candidates" / row["candidate"]).is_dir()
+
+
+def test_kills_of_controller_or_workers_change_nothing(whole, tmp_path):
+    rng, kills, runs, resumed = campaign_rng(), {"controller": 0, "worker": 0}, 1, 0
+    cut = tmp_path / "cut1"
+    process = _start(cut)
+    while sum(kills.values()) < KILLS or process.poll() is None:
+        if sum(kills.values()) >= KILLS:
+            process.wait()
+            continue
+        deadline = time.monotonic() + rng.uniform(2, 12)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            assert process.returncode == 0, cut.with_suffix(".log").read_text()[-2000:]
+            resumed += _check(cut, whole)
+            runs += 1
+            cut = tmp_path / f"cut{runs}"
+            process = _start(cut)
+            continue
+        victims = _workers(process)
+        if victims and kills["worker"] <= kills["controller"]:
+            os.kill(int(rng.choice(victims)), signal.SIGKILL)
+            kills["worker"] += 1
+        elif (cut / "journal.jsonl").exists():
+            process.kill()
+            process.wait()
+            kills["controller"] += 1
+            process = _start(cut)
+    assert process.returncode == 0, cut.with_suffix(".log").read_text()[-2000:]
+    resumed += _check(cut, whole)
+    print(f"\nkilled {kills} in {runs} runs; {resumed} attempts went on from a checkpoint")
+
+
+def _check(cut, whole):
+    """Check that a run's results are the whole one's; return how many attempts went on."""
+    assert _journal(cut) == _journal(whole)
+    names = [run / "architecture_search" / "proposals.jsonl" for run in (cut, whole)]
+    assert names[0].read_text() == names[1].read_text()
+    assert outcome(cut) == outcome(whole)
+    return _require_resumed(cut)
