@@ -35,7 +35,7 @@ def _export_flags(values, _):
 
 
 def _export(values):
-    from crnas_jax.analysis.candidates import find_candidate
+    from crnas_jax.analysis.candidate_networks import find_candidate
     from crnas_jax.export.package import write_export, write_table
     from crnas_jax.export.sources import Path, find_network
     from crnas_jax.runtime.step_key import CANDIDATES

@@ -8,8 +8,7 @@ from helpers import four_blocks
 
 from configs import search_spinenet
 from crnas_jax import arch as archs
-from crnas_jax.analysis import candidates as module
-from crnas_jax.analysis import status
+from crnas_jax.analysis import candidate_networks, candidates, status
 from crnas_jax.analysis.html import architectures, page
 from crnas_jax.analysis.plots import scores_in_order
 from crnas_jax.analysis.record import Record
@@ -53,14 +52,12 @@ def folder(tmp_path):
     rows = [
         {
             **{"format": 2, "search": "candidates", "config": key, "code": list(graph)},
-            **{"score": value, "ci95": [value, value], "images": 8, "batches": 0},
+            **{"score": values[place], "ci95": [values[place]] * 2, "images": 8, "batches": 0},
             **{"candidate": f"name{place}", "seconds": 61.0, "flops": 1e9 + place},
-            **({"failure": "<b>memory</b>"} if value == 0 else {}),
+            **({"failure": "<b>memory</b>"} if values[place] == 0 else {}),
         }
         for key in ("before", "now")
-        for place, (graph, value) in enumerate(
-            zip(graphs[: 4 if key == "now" else 1], values, strict=False)
-        )
+        for place, graph in enumerate(graphs[: 4 if key == "now" else 1])
     ]
     (path / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = [{"key": "another", "graph": [1]}]
@@ -72,12 +69,12 @@ def folder(tmp_path):
 
 def test_candidates_are_ranked_and_proposals_kept_in_order(folder):
     record, graphs = Record.open(folder), _graphs(5)
-    ranked = module.candidates(record)
+    ranked = candidates.candidates(record)
     assert [entry.rank for entry in ranked] == [1, 2, 3, 4]
     assert [entry.name for entry in ranked] == ["name1", "name3", "name0", "name2"]
     assert ranked[-1].failure == "<b>memory</b>"
-    assert module.proposed_graphs(record) == [graphs[place] for place in (0, 1, 1, 2, 3, 4)]
-    network = module.network_of(record, ranked[0])
+    assert candidates.proposed_graphs(record) == [graphs[place] for place in (0, 1, 1, 2, 3, 4)]
+    network = candidate_networks.network_of(record, ranked[0])
     assert network.blocks == with_graph(BASE, graphs[1]).blocks
     assert network.width_scale == BASE.width_scale
 
@@ -92,7 +89,7 @@ def test_the_page_shows_scores_best_networks_and_failures(folder):
     assert "&lt;b&gt;memory" in section
     assert "<b>memory" not in content
     in_order, over_cost = architectures.score_charts(
-        record, config_of(record.config), module.candidates(record)
+        record, config_of(record.config), candidates.candidates(record)
     )
     proposed, best = in_order.series
     assert proposed.keys == ("name0", "name1", "name1", "name2", "name3", "")
@@ -114,10 +111,10 @@ def test_status_says_what_is_waited_for(folder):
 
 
 def test_any_candidate_is_exported_by_rank(folder, tmp_path):
-    assert module.find_candidate(folder, 2)[0] == ""  # its weights were not kept
+    assert candidate_networks.find_candidate(folder, 2)[0] == ""  # its weights were not kept
     attempt = folder / "candidates" / "name1" / "attempts" / "2"
     write_json(attempt / "detector.json", {})
-    name, network = module.find_candidate(folder, 1)
+    name, network = candidate_networks.find_candidate(folder, 1)
     assert name == "candidates/name1/attempts/2"
     write_table(tmp_path / "found.json", network)
     assert archs.read((tmp_path / "found.json").read_text()) == network
@@ -126,7 +123,7 @@ def test_any_candidate_is_exported_by_rank(folder, tmp_path):
     with pytest.raises(UserError, match=r"no \.json file"):
         write_table(tmp_path / "found", network)
     with pytest.raises(UserError, match="4 candidates are scored"):
-        module.find_candidate(folder, 5)
+        candidate_networks.find_candidate(folder, 5)
 
 
 def test_scores_in_order_have_gaps():

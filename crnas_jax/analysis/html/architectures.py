@@ -7,7 +7,8 @@ import math
 from markupsafe import Markup
 
 from crnas_jax.analysis import plots
-from crnas_jax.analysis.candidates import Candidate, candidates, network_of, proposed_graphs
+from crnas_jax.analysis.candidate_networks import network_of
+from crnas_jax.analysis.candidates import Candidate, candidates, proposed_graphs
 from crnas_jax.analysis.drawing import drawing
 from crnas_jax.analysis.html.tables import (
     MISSING,

@@ -1,0 +1,46 @@
+"""The networks of an architecture search's candidates, and where their weights are."""
+
+import pathlib
+
+from crnas_jax.analysis.candidates import Candidate, candidates
+from crnas_jax.analysis.record import Record
+from crnas_jax.arch.scale_permuted import ScalePermuted
+from crnas_jax.errors import UserError
+from crnas_jax.export.detector import DESCRIPTION
+from crnas_jax.runtime.step_key import CANDIDATES
+from crnas_jax.settings import architectures as settings
+from crnas_jax.settings.fields import config_of
+
+
+def network_of(record: Record, candidate: Candidate) -> ScalePermuted | None:
+    """Return a candidate's network at the baseline's widths; None where it is of another one."""
+    try:
+        return settings.found_network(config_of(record.config), candidate.graph)
+    except (UserError, AttributeError, TypeError, ValueError, IndexError):
+        return None
+
+
+def find_candidate(workdir: str | pathlib.Path, rank: int) -> tuple[str, ScalePermuted]:
+    """Return the folder of a candidate's weights, and its network at the baseline's widths.
+
+    The folder is named in the working folder, "" where the weights were not kept.
+
+    Args:
+      workdir: the working folder.
+      rank: its place by score, from 1.
+
+    Raises:
+      UserError: there is none.
+    """
+    record = Record.open(workdir)
+    scored = candidates(record)
+    if rank > len(scored):
+        problem = f"{rank}, and {len(scored)} candidates are scored"
+        raise UserError("command line", "--rank", problem, "give a smaller number")
+    network = network_of(record, scored[rank - 1])
+    if network is None:
+        problem = f"no network fits the baseline of {record.path / 'config.json'}"
+        raise UserError("command line", "--rank", problem, "restore the folder's config.json")
+    folder = record.path / CANDIDATES / scored[rank - 1].name
+    files = sorted(folder.glob(f"attempts/*/{DESCRIPTION}"))
+    return (str(files[-1].parent.relative_to(record.path)) if files else ""), network
