@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from absl import app, flags
-from common import report
+from common import finish_jobs, report
 
 from configs import search_spinenet
 from crnas_jax import arch as archs
@@ -28,6 +28,7 @@ from crnas_jax.evaluation.predict_split import split_metrics
 from crnas_jax.evaluation.results import detections_from_results
 from crnas_jax.experiments import workers
 from crnas_jax.experiments.architecture_search import search_architecture
+from crnas_jax.experiments.evidence import DETECTIONS
 from crnas_jax.experiments.run import open_run
 from crnas_jax.runtime.files import write_json
 from crnas_jax.search import refine
@@ -95,17 +96,10 @@ def train(run, networks: dict) -> dict:
         for name, arch in networks.items()
         for seed in range(_SEEDS.value)
     }
-    missing = {name: t for name, t in tasks.items() if not (folder / f"{name}.json").exists()}
-    if missing:
-        with workers.jobs(run) as jobs:
-            for name, task in missing.items():
-                jobs.begin(name, task, folder / name)
-            while jobs.names:
-                for end in jobs.wait():
-                    path = folder / end.name / "attempts" / end.attempt / "detections.json"
-                    shutil.copy(path, folder / f"{end.name}.json")
-                    print(f"{end.name}: {end.seconds:.0f} s", flush=True)
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in tasks}
+    return {
+        name: json.loads((folder / name / "attempts" / end["attempt"] / DETECTIONS).read_text())
+        for name, end in finish_jobs(run, tasks, folder).items()
+    }
 
 
 def compare(source, names: list[str], detections: dict) -> dict:

@@ -14,10 +14,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from crnas_jax.experiments import workers
 from crnas_jax.models.heads.box_head import BoxHeadOptions
 from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.rcnn import DetectorOptions
 from crnas_jax.parallel.mesh import make_mesh, put_parts
+from crnas_jax.runtime.files import write_json
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 HALF_WIDTHS = (32, 64, 128, 256)
@@ -104,6 +106,34 @@ def medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def finish_jobs(run, tasks: dict[str, dict], folder: pathlib.Path) -> dict[str, dict]:
+    """Run tasks on the workers of a run; what is there is not run again.
+
+    Args:
+      run: the run.
+      tasks: by name what `experiments.workers.task` returns.
+      folder: folder that receives a folder and a file for each.
+
+    Returns:
+      By name `value`, what the task returned; `attempt`, its folder; `seconds`.
+    """
+    missing = {name: task for name, task in tasks.items() if not _end(folder, name).exists()}
+    if missing:
+        with workers.jobs(run) as jobs:
+            for name, task in missing.items():
+                jobs.begin(name, task, folder / name)
+            while jobs.names:
+                for end in jobs.wait():
+                    content = {"value": end.value, "attempt": end.attempt, "seconds": end.seconds}
+                    write_json(_end(folder, end.name), content)
+                    print(f"{end.name}: {end.seconds:.0f} s", flush=True)
+    return {name: json.loads(_end(folder, name).read_text()) for name in tasks}
+
+
+def _end(folder, name):
+    return folder / f"{name}.json"
 
 
 def report(name: str, result: dict) -> None:
