@@ -19,14 +19,12 @@ from crnas_jax import arch as archs
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.data import loader
 from crnas_jax.data.build import detection_source
-from crnas_jax.data.coco import category_entries
 from crnas_jax.data.source import DetectionSource
 from crnas_jax.errors import NotFinite, UserError
-from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.predict_split import predict_split
 from crnas_jax.experiments.evidence import DETECTIONS
 from crnas_jax.experiments.run import split_digests
-from crnas_jax.export.detector import save_detector
+from crnas_jax.experiments.trained import save_trained
 from crnas_jax.export.weights import VARIABLES, initialiser
 from crnas_jax.parallel.mesh import make_mesh, put_parts
 from crnas_jax.runtime.files import write_json
@@ -100,14 +98,8 @@ def train_network(
     except NotFinite as error:
         return {"failure": f"not finite: {error.field}: {error.problem}"[:300]}
     trained = time.monotonic()
-    num_images = training_settings.calibration_images(config)
+    variables = save_trained(config, job, folder, variables)
     size, options = data_settings.image_size(config), job.options
-    if num_images:
-        batch_size = options.batch_size // options.accumulate
-        calibration = (job.source, size, batch_size, num_images, options.seed, options.num_devices)
-        variables = recalibrate(job.model, variables, *calibration)
-    categories = category_entries(job.source.category_ids, job.source.class_names)
-    save_detector(folder, job.model, variables, size, categories)
     scoring = search_settings.score_options(config, "running")
     detections = predict_split(
         job.model, variables, sources[split], size, scoring.batch_size, options.num_devices

@@ -14,15 +14,14 @@ from jaxtyping import PyTree
 
 from crnas_jax.arch.staged import Arch
 from crnas_jax.checkpoint import load_variables
-from crnas_jax.data.coco import category_entries
-from crnas_jax.evaluation.bn_statistics import recalibrate
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
 from crnas_jax.experiments import evidence, workers
 from crnas_jax.experiments.evidence import detections_file
 from crnas_jax.experiments.keys import init_name, step_key, training_seed
 from crnas_jax.experiments.run import Run
-from crnas_jax.export.detector import describe, save_detector
+from crnas_jax.experiments.trained import categories, save_trained
+from crnas_jax.export.detector import describe
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
 from crnas_jax.models.build import Detector, Model
 from crnas_jax.models.supernet.banks import SupernetSpec
@@ -89,7 +88,7 @@ def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     job = detection_job(run, network, network, spec, start)
 
     def save(variables):
-        description = describe(job.model, data_settings.image_size(run.config), _categories(job))
+        description = describe(job.model, data_settings.image_size(run.config), categories(job))
         save_weights(run.path / job.name, job.model, variables, description)
 
     return _train(run, job, save)
@@ -108,15 +107,9 @@ def train_network(run: Run, step: str, arch: Arch) -> Detector:
     job = network_job(run, step, arch)
 
     def save(variables):
-        variables = _with_statistics(run, job, variables)
-        size = data_settings.image_size(run.config)
-        save_detector(run.path / job.name, job.model, variables, size, _categories(job))
+        save_trained(run.config, job, run.path / job.name, variables)
 
     return _train(run, job, save)
-
-
-def _categories(job):
-    return category_entries(job.source.category_ids, job.source.class_names)
 
 
 def network_job(run: Run, step: str, arch: Arch) -> TrainingJob:
@@ -244,23 +237,6 @@ def _start(run, step):
     if row_of(step) == FINALISTS or not is_pretrained:
         return run_settings.init_from(run.config)[network]
     return run.path / split_seed(step)[0] / "pretrain"
-
-
-def _with_statistics(run, job, variables):
-    """Return trained variables with the statistics that the config asks for."""
-    num_images = training_settings.calibration_images(run.config)
-    if not num_images:
-        return variables
-    return recalibrate(
-        job.model,
-        variables,
-        job.source,
-        data_settings.image_size(run.config),
-        job.options.batch_size // job.options.accumulate,
-        num_images,
-        job.options.seed,
-        job.options.num_devices,
-    )
 
 
 def _train(run, job, save):

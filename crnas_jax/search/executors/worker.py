@@ -14,7 +14,7 @@ import threading
 import traceback
 
 from crnas_jax.errors import UserError
-from crnas_jax.parallel.process import prepare
+from crnas_jax.parallel.process import prepare, trim_cache
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.files import write_json
 from crnas_jax.search.executors.executor import ERROR, MEMORY, MISTAKE, RESULT, STOPPED
@@ -51,6 +51,7 @@ def main(task_file: str, outcome_file: str, cores: str = "") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     kind, value = attempt(json.loads(pathlib.Path(task_file).read_text()))
     write_json(pathlib.Path(outcome_file), {"kind": kind, "value": value})
+    trim_cache()
     sys.stdout.flush()
     # Threads of libraries may hold a process for seconds.
     os._exit(0)
