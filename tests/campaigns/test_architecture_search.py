@@ -3,6 +3,7 @@
 Three kills in `make test-full`, twenty in `make campaigns`.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -47,6 +48,8 @@ FLAGS = [
     "--config.trained_bn_images=8",
     "--config.executor.workers=2",
 ]
+# What is killed, in turn; a stop is a SIGTERM that the controller answers.
+KINDS = ("worker", "controller", "stop")
 # What a journal says of workers and times.
 BESIDE = ("worker", "seconds", "seconds_of")
 
@@ -63,6 +66,10 @@ def _start(workdir):
             stdout=log,
             stderr=log,
         )
+
+
+def _log(workdir):
+    return workdir.with_suffix(".log").read_text()[-2000:]
 
 
 def _workers(controller):
@@ -108,7 +115,7 @@ def whole(tmp_path_factory):
     """Search, train the networks that are compared, and decide, without an interruption."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     process = _start(workdir)
-    assert process.wait() == 0, workdir.with_suffix(".log").read_text()[-2000:]
+    assert process.wait() == 0, _log(workdir)
     return workdir
 
 
@@ -131,39 +138,39 @@ def test_a_search_runs_from_images_to_a_decision(whole):
 
 
 def test_kills_of_controller_or_workers_change_nothing(whole, tmp_path):
-    rng, kills, runs, resumed = campaign_rng(), {"controller": 0, "worker": 0}, 1, 0
+    rng, kills, runs, resumed = campaign_rng(), collections.Counter(), 1, 0
     cut = tmp_path / "cut1"
     process = _start(cut)
-    while sum(kills.values()) < KILLS or process.poll() is None:
-        if sum(kills.values()) >= KILLS:
-            process.wait()
-            continue
+    while sum(kills.values()) < KILLS:
         deadline = time.monotonic() + rng.uniform(2, 12)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         if process.poll() is not None:
-            assert process.returncode == 0, cut.with_suffix(".log").read_text()[-2000:]
-            resumed += _check(cut, whole)
+            resumed += _check(process, cut, whole)
             runs += 1
             cut = tmp_path / f"cut{runs}"
             process = _start(cut)
             continue
-        victims = _workers(process)
-        if victims and kills["worker"] <= kills["controller"]:
-            os.kill(int(rng.choice(victims)), signal.SIGKILL)
-            kills["worker"] += 1
-        elif (cut / "journal.jsonl").exists():
-            process.kill()
-            process.wait()
-            kills["controller"] += 1
+        kind = KINDS[sum(kills.values()) % len(KINDS)]
+        if kind == "worker":
+            workers = _workers(process)
+            if workers:
+                os.kill(int(rng.choice(workers)), signal.SIGKILL)
+                kills[kind] += 1
+        elif (cut / "logs" / "attempts").exists():  # a training has begun
+            process.send_signal(signal.SIGKILL if kind == "controller" else signal.SIGTERM)
+            status = process.wait()
+            assert status in {"controller": (-9,), "stop": (143, 0)}[kind], _log(cut)
+            kills[kind] += 1
             process = _start(cut)
-    assert process.returncode == 0, cut.with_suffix(".log").read_text()[-2000:]
-    resumed += _check(cut, whole)
-    print(f"\nkilled {kills} in {runs} runs; {resumed} attempts went on from a checkpoint")
+    process.wait()
+    resumed += _check(process, cut, whole)
+    print(f"\nkilled {dict(kills)} in {runs} runs; {resumed} attempts went on from a checkpoint")
 
 
-def _check(cut, whole):
-    """Check that a run's results are the whole one's; return how many attempts went on."""
+def _check(process, cut, whole):
+    """Check that a run has ended as the whole one did; return how many attempts went on."""
+    assert process.returncode == 0, _log(cut)
     assert _journal(cut) == _journal(whole)
     names = [run / "architecture_search" / "proposals.jsonl" for run in (cut, whole)]
     assert names[0].read_text() == names[1].read_text()
