@@ -52,13 +52,11 @@ def open_study(strategy: str):
         config.search.architecture_strategy = strategy
         config.search.evaluations = _COUNT.value // 2 if strategy == "reinforce" else _COUNT.value
     root = pathlib.Path(_WORKDIR.value)
-    journals = sorted(root.glob("*/journal.jsonl"), key=lambda path: path.stat().st_size)
-    own = root / strategy / "journal.jsonl"
-    if journals and not own.exists():
-        own.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(journals[-1], own)
     run = open_run(config, root / strategy)
     run.record()
+    journals = sorted(root.glob("*/journal.jsonl"), key=lambda path: path.stat().st_size)
+    if journals and not (run.path / "journal.jsonl").exists():
+        shutil.copy(journals[-1], run.path / "journal.jsonl")
     return run
 
 
