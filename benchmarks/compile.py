@@ -40,10 +40,11 @@ def main(_):
     for name in _ARCHS.value:
         config = base.get_config()
         config.baseline = name
-        depths = baseline(config).depths
+        arch = baseline(config)
+        depths = arch.depths
         supernets = {
             "stage": stage_supernet(config),
-            "operation": operation_supernet(config, depths),
+            "operation": operation_supernet(config, arch),
         }
         networks = {"static": (supernets["stage"].arch(depths), None)}
         networks |= {level: (spec, spec.choice(depths)) for level, spec in supernets.items()}

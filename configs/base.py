@@ -100,7 +100,8 @@ def get_config() -> ConfigDict:
     config.supernet.depths = "reachable"
     config.supernet.dilations = (1, 2, 3)  # candidate dilations per block
     # What has a dilation of its own: each "block" (the paper's), or each "stage": few images cannot
-    # tell more codes apart.
+    # tell more codes apart. A scale-permuted baseline has "block" or "level"; with "stage" its
+    # dilations are not searched.
     config.supernet.tie = "stage"
     # "branch": each depth owns its blocks (the paper's); "prefix": a branch is the first blocks of
     # the deepest, which ranks far better after short trainings (docs/results.md).

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from helpers import run_commands
 
-from configs import spinenet
+from configs import operations_spinenet, spinenet
 from crnas_jax import cli
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
+from crnas_jax.experiments.spinenet import require_space
 from crnas_jax.export import scenic
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -20,6 +21,7 @@ from crnas_jax.settings.training import train_options
 from crnas_jax.training.optimizer import make_schedule
 
 DETECTION = ("a", "b", "c", "mobile", "small")
+STAGE_ONLY = ("--network=stage_only",)
 
 
 def _config(arguments):
@@ -104,8 +106,10 @@ def test_every_network_is_accepted_in_every_protocol(protocol, tmp_path):
 
 
 def test_commands_refuse_what_needs_stages_in_one_line(tmp_path):
-    shared = ["--config=configs/spinenet.py:small", "--config.data.name=synthetic"]
-    shared += ["--config.devices=1", f"--workdir={tmp_path / 'run'}"]
+    """All searches, unless the tie says what has a dilation: then those of allocations alone."""
+    shared = ["--config.devices=1", f"--workdir={tmp_path / 'run'}"]
+    nothing = ["--config=configs/spinenet.py:small", "--config.data.name=synthetic"]
+    dilations = ["--config=configs/operations_spinenet.py:quick"]
     refused = {
         "run_crnas": (),
         "search_stage": (),
@@ -121,11 +125,14 @@ def test_commands_refuse_what_needs_stages_in_one_line(tmp_path):
             "--config.pretrain.data.name=synthetic",
         ),
     }
-    commands = [[f"scripts/{name}.py", *shared, *more] for name, more in refused.items()]
+    commands = [[f"scripts/{name}.py", *nothing, *shared, *more] for name, more in refused.items()]
+    of_stages = ("search_stage", ()), ("compare_strategies", ()), ("train_detector", STAGE_ONLY)
+    commands += [[f"scripts/{name}.py", *dilations, *shared, *more] for name, more in of_stages]
     for command, outcome in zip(commands, run_commands(commands), strict=True):
         assert outcome["status"] == 2, command
         (line,) = outcome["stderr"].strip().splitlines()
         assert "has no stages whose blocks could be reallocated" in line
+        assert ("set supernet.tie to 'block' or 'level'" in line) == (nothing[0] in command)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="scenic's ResNet has stages"):
         scenic.convert(zoo.get("spinenet49"), {})
@@ -140,7 +147,34 @@ def test_the_plan_is_that_of_the_baseline(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_is_searched_in_a_network_without_stages():
+def test_the_plan_of_a_search_of_dilations(tmp_path, capsys):
+    flags = ["--config=configs/operations_spinenet.py:quick", "--config.devices=1"]
+    assert cli.main(["plan", *flags, f"--workdir={tmp_path / 'run'}"]) == 0
+    text = capsys.readouterr().out
+    assert "dilations   16 codes of dilations, greedy: one of (1, 2) for each level" in text
+    parts = re.findall(r"^(?:steps)? +(.*?)  +[\d.]+$", text, re.M)
+    assert [part.partition(",")[0] for part in parts] == [
+        *("operation supernet", "operation search", "operation search"),
+        *("up to 3 finalists", "up to 2 networks with 2 seeds", "statistics"),
+    ]
+    assert "stage" not in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", operations_spinenet.SETTINGS)
+def test_every_search_of_dilations_is_accepted(setting):
+    config = operations_spinenet.get_config(setting)
+    config.devices = 1
+    config.data.folder = config.data.folder or "data"
+    check(config)
+    run_settings.require_search(config)
+    with pytest.raises(UserError, match="search its dilations alone"):
+        run_settings.require_search(config, "stage")
+    with pytest.raises(UserError, match=r"supernet\.tie: 'level' asks for a search of dilations"):
+        require_space(config)
+
+
+def test_nothing_is_searched_in_a_network_without_stages_unless_asked_for():
     config = spinenet.get_config("small")
     with pytest.raises(UserError, match="'spinenet49_quarter' has no stages"):
         run_settings.require_search(config)
@@ -159,6 +193,8 @@ def test_nothing_is_searched_in_a_network_without_stages():
 def test_unknown_arguments_are_refused(arguments):
     with pytest.raises(UserError, match=r"configs/spinenet\.py"):
         spinenet.get_config(arguments)
+    with pytest.raises(UserError, match=r"configs/operations_spinenet\.py"):
+        operations_spinenet.get_config(arguments)
 
 
 def test_a_table_in_a_file_is_a_network(tmp_path):

@@ -37,8 +37,8 @@ def table(result: dict) -> str:
         lines.append(line)
     num_seeds = len(result["baseline"]["seeds"])
     over = "test images" if num_seeds == 1 else f"test images and the {num_seeds} seeds of each"
-    if "depths" in result["searched"]["arch"]:
-        lines.append(f"dilations of the found network: {result['searched']['arch']['dilations']}")
+    if "architecture_search" not in result:
+        lines.append(f"dilations of the found network: {_dilations(result['searched']['arch'])}")
     lines.append(f"intervals are over {over}")
     return "\n".join([*lines, *(f"WARNING: {text}" for text in warnings(result))])
 
@@ -75,12 +75,17 @@ def search(level: str, result: dict) -> str:
 
 def _found(level, row):
     arch = row["arch"]
-    code = arch["depths"] if level == "stage" else arch["dilations"]
+    code = arch["depths"] if level == "stage" else _dilations(arch)
     what = "depths" if level == "stage" else "dilations"
     return (
         f"found {what} {code}: AP {100 * row['score']:.1f} in the supernet, "
         f"{row['flops'] / 1e9:.3f} GMACs, {row['params'] / 1e6:.3f} M parameters"
     )
+
+
+def _dilations(arch):
+    # A scale-permuted network has none in its description where all are 1.
+    return arch.get("dilations") or [1] * len(arch["blocks"])
 
 
 def cost(result: dict) -> str:

@@ -185,8 +185,9 @@ class ScalePermuted:
 
     @property
     def label(self) -> str:
-        """A name for its graph, for files."""
-        return f"{self.family}_{digest(*map(repr, (self.stem, self.blocks)))}"
+        """A name for its graph, for files, with its dilations where it has some."""
+        label = f"{self.family}_{digest(*map(repr, (self.stem, self.blocks)))}"
+        return f"{label}_{'-'.join(map(str, self.dilations))}" if self.dilations else label
 
     @property
     def stem_shape(self) -> StemShape:

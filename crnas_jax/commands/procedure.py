@@ -10,7 +10,7 @@ from crnas_jax.settings.run import (
     NETWORKS,
     RETURNED,
     compared_networks,
-    has_stages,
+    levels,
     refine_options,
     require_detection,
     require_pretraining,
@@ -22,7 +22,7 @@ _LEVELS = ("stage", "operation")
 
 
 def _whole_run(config, values):
-    if not has_stages(config):  # nothing is reallocated
+    if not levels(config):  # nothing is searched in supernets
         return ["baseline/test"]
     splits = ("val", "test") if refine_options(config).finalists else ("test",)
     return [f"{network}/{split}" for network in compared_networks(config) for split in splits]
@@ -132,7 +132,7 @@ COMMANDS = {
         "Search the allocation, or the dilations (--level=operation), in its supernet.",
         f"{RUN} --level=stage --dry_run",
         _search,
-        lambda config, _: require_search(config),
+        lambda config, values: require_search(config, values.level),
         lambda _, values: [f"{values.level}_search"],
         _search_flags,
         lambda values: values.dry_run,

@@ -38,6 +38,11 @@ def _strategy_flags(values):
     flags.DEFINE_multi_enum("levels", LEVELS, LEVELS, "Which searches.", flag_values=values)
 
 
+def _require_levels(config, values):
+    for level in values.levels:
+        require_search(config, level)
+
+
 def _strategies(run, values):
     result = strategy_study(run, values.seeds, values.levels)
     return result, report.strategies(result)
@@ -69,7 +74,7 @@ COMMANDS = {
         "Compare the supernet's scores of subnets with the AP of subnets trained alone.",
         f"{RUN} --subnets=12 --seeds=2",
         _ranking,
-        lambda config, _: require_search(config),
+        lambda config, _: require_search(config, "stage"),
         lambda _, values: ["stage_supernet", *([] if values.against else ["ranking/test"])],
         _ranking_flags,
     ),
@@ -77,7 +82,7 @@ COMMANDS = {
         "Compare the search strategies on one config's supernets.",
         f"{RUN} --seeds=3",
         _strategies,
-        lambda config, _: require_search(config),
+        _require_levels,
         lambda _, values: [f"{level}_supernet" for level in values.levels],
         _strategy_flags,
     ),

@@ -15,7 +15,7 @@ from crnas_jax.runtime import activity, team
 from crnas_jax.runtime.files import write_json
 from crnas_jax.runtime.step_key import row_of
 from crnas_jax.runtime.workdir import FORMAT
-from crnas_jax.settings.run import has_stages
+from crnas_jax.settings.run import levels
 from crnas_jax.settings.step_keys import READS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -30,7 +30,7 @@ def record(run: Run, plan: str) -> None:
     """
     parts = []
     if "val" in run.sources:
-        parts = costs.costs(run) if has_stages(run.config) else architecture_plan.parts(run)
+        parts = costs.costs(run) if levels(run.config) else architecture_plan.parts(run)
     content = {
         "format": FORMAT,
         "begun": activity.now(),

@@ -109,13 +109,13 @@ def num_steps_of(
 def costs(run: Run) -> list[Cost]:
     """List what the whole procedure costs, in its order."""
     config, refine = run.config, run_settings.refine_options(run.config)
-    depths = model_settings.baseline(config).depths
-    spaces = {
-        "stage": list(supernet_settings.stage_spaces(config).values()),
-        "operation": [supernet_settings.operation_space(config, depths)],
-    }
+    baseline, levels = model_settings.baseline(config), run_settings.levels(config)
+    spaces = {"operation": [supernet_settings.operation_space(config, baseline)]}
+    if "stage" in levels:
+        spaces["stage"] = list(supernet_settings.stage_spaces(config).values())
     parts = _pretrainings(run)
-    for level, recipe in (("stage", "stage_train"), ("operation", "operation_train")):
+    for level in levels:
+        recipe = f"{level}_train"
         steps = num_steps(run, recipe)
         share = steps * _batch_size(run, recipe) / _full_images(run)
         text = f"{level} supernet, {steps} steps"
@@ -123,13 +123,13 @@ def costs(run: Run) -> list[Cost]:
         parts += [_search(run, level, scoring) for scoring in scorings(run, level, spaces[level])]
         count = refine.num_finalists(level)
         if count:
-            # The baseline's allocation, and the code of ones, which has been trained before.
-            num_networks = count + (level == "stage")
+            # The network that the first search begins with; a later one's is trained before.
+            num_networks = count + (level == levels[0])
             steps = num_steps(run, "detector_train", refine.short)
             text = f"up to {num_networks} finalists, {steps} steps each"
             trainings = num_networks * steps / num_steps(run, "detector_train")
             # Those with dilations, whose names have them, are the operation search's.
-            pattern = "finalists/*" if level == "stage" else "finalists/*_*"
+            pattern = "finalists/*" if level == levels[0] else "finalists/*_*"
             parts.append(Cost(text, trainings, (pattern,), num_networks))
     num_networks = len(run_settings.compared_networks(config))
     text = f"up to {num_networks} networks"
@@ -221,9 +221,9 @@ def _search(run, level, scoring):
 def _detection(run, num_trainings):
     """Return the cost of what follows trainings: statistics, detection on val and on test."""
     refine = run_settings.refine_options(run.config)
-    num_finalists = sum(map(refine.num_finalists, ("stage", "operation")))
+    num_finalists = sum(map(refine.num_finalists, run_settings.levels(run.config)))
     num_finalists += bool(num_finalists)
-    splits = ("val", "test") if num_finalists else ("test",)
+    splits = ("val", "test") if refine.finalists else ("test",)
     num_images = num_finalists * len(run.sources["val"])
     num_images += num_trainings * sum(len(run.sources[split]) for split in splits)
     statistics = training_settings.calibration_images(run.config)
@@ -253,8 +253,11 @@ def _supernet_ratio(run):
 
 def _path(run):
     """Return the baseline at the supernet's widths."""
+    baseline = model_settings.baseline(run.config)
+    if not run_settings.has_stages(run.config):
+        return baseline
     widths = supernet_settings.stage_supernet(run.config).widths
-    return dataclasses.replace(model_settings.baseline(run.config), widths=widths)
+    return dataclasses.replace(baseline, widths=widths)
 
 
 def _detector_flops(run, arch):

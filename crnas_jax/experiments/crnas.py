@@ -7,17 +7,19 @@
 5. Train the found network, its stage-only form and the baseline with several seeds each.
 6. Decide on the validation split which of them is returned.
 7. Evaluate all three on the test split.
+
+A scale-permuted baseline has no allocation: 1 and 2 are left out, and there is no stage-only form.
 """
 
 from crnas_jax.analysis.record import Record
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import comparison, crnas_search, keys, last_rung, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
 from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
-from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.backbones.build import AnySupernet
 from crnas_jax.runtime import team
 from crnas_jax.runtime.events import Events
 from crnas_jax.runtime.files import write_json
@@ -27,25 +29,24 @@ from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.settings.run import COMPARED, RETURNED
-
-# What is chosen, and the steps before finalists and last rung.
-_CHOICES = ("allocation", "network")
-_STEPS = tuple(
-    name
-    for level in ("stage", "operation")
-    for name in (f"{level}_supernet/pretrain", f"{level}_supernet", f"{level}_search")
-)
+from crnas_jax.settings.step_keys import choices
 
 
 def run_crnas(run: Run) -> dict:
-    """Run all steps; write and return `result.json`."""
+    """Run all steps; write and return `result.json`, which has no `stage_search` without stages."""
     rung, decision = decide(run)
-    stage, operation = search_stage(run), search_operations(run)
+    levels = run_settings.levels(run.config)
+    searches = {"stage": search_stage, "operation": search_operations}
+    found = {f"{level}_search": searches[level](run) for level in levels}
+    names = ("supernet/pretrain", "supernet", "search")
+    before = [f"{level}_{name}" for level in levels for name in names]
     result = {
         "format": FORMAT,
-        "stage_search": {name: stage[name] for name in ("arch", "score", "evaluated")},
-        "operation_search": {name: operation[name] for name in ("arch", "score", "evaluated")},
-        **comparison.described(rung, decision, _CHOICES, _STEPS),
+        **{
+            step: {name: search[name] for name in ("arch", "score", "evaluated")}
+            for step, search in found.items()
+        },
+        **comparison.described(rung, decision, choices(run.config), before),
     }
     write_json(run.path / "result.json", result)
     for network in dict.fromkeys(map(rung.owners.get, ("baseline", "searched"))):
@@ -75,7 +76,7 @@ def train_supernet(run: Run, level: str) -> TrainedSupernet:
     network = f"{level}_supernet"
     run_settings.require_detection(run.config, network)
     spec = _supernet(run, network)
-    if level == "stage":
+    if level == run_settings.levels(run.config)[0]:
         crnas_search.require_reachable(run, steps.detector(run, spec))
     elif (
         run_settings.starts_from_stage_supernet(run.config)
@@ -100,20 +101,25 @@ def search_operations(run: Run) -> dict:
     return _search(run, "operation", crnas_search.search_dilations)
 
 
-def choose_allocation(run: Run) -> Arch:
-    """Return the allocation to go on with, after the stage search and its finalists' trainings."""
+def choose_allocation(run: Run) -> Architecture:
+    """Return the allocation to go on with, after the stage search and its finalists' trainings.
+
+    That of a baseline without stages is its own.
+    """
+    if not run_settings.has_stages(run.config):
+        return keys.chosen(run, "allocation")
     search_stage(run)
     return last_rung.choose(run, "allocation")
 
 
-def choose_network(run: Run) -> Arch:
+def choose_network(run: Run) -> Architecture:
     """Return the found network, after the operation search and its finalists' trainings."""
     search_operations(run)
     return last_rung.choose(run, "network")
 
 
 def _search(run, level, search):
-    run_settings.require_search(run.config)
+    run_settings.require_search(run.config, level)
     step = f"{level}_search"
     if level == "operation":
         choose_allocation(run)  # a part of the key
@@ -188,14 +194,14 @@ def pretrain(run: Run, network: str) -> dict:
     return steps.pretrain(run, network, architecture)
 
 
-def _supernet(run, network) -> SupernetSpec:
+def _supernet(run, network) -> AnySupernet:
     """Return what a supernet holds; for the operation supernet choose the allocation if need be."""
     if network == "stage_supernet":
         return supernet_settings.stage_supernet(run.config)
-    return supernet_settings.operation_supernet(run.config, choose_allocation(run).depths)
+    return supernet_settings.operation_supernet(run.config, choose_allocation(run))
 
 
-def _architecture(run, network) -> Arch:
+def _architecture(run, network) -> Architecture:
     """Return the architecture of a compared network; search it if need be."""
     if network == "baseline":
         return model_settings.baseline(run.config)

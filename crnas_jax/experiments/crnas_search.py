@@ -9,13 +9,14 @@ import jax
 from jaxtyping import PyTree
 
 from crnas_jax.analysis.record import JOURNAL_KEY
+from crnas_jax.arch import Architecture
 from crnas_jax.errors import UserError
 from crnas_jax.experiments.keys import key_of
 from crnas_jax.experiments.limits import baseline_excess, limits
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.experiments.steps import load_trained
+from crnas_jax.models.backbones.build import AnySupernet
 from crnas_jax.models.build import Detector
-from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest, write_json
 from crnas_jax.search.journal import Journal
@@ -25,6 +26,7 @@ from crnas_jax.search.supernet.scorer import SubnetScorer
 from crnas_jax.search.supernet.scores import SupernetScores
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.step_keys import SCORES
 from crnas_jax.settings.supernets import operation_space
@@ -51,14 +53,14 @@ class TrainedSupernet:
         return load_trained(self.run, self.network, self.detector)
 
     @property
-    def spec(self) -> SupernetSpec:
+    def spec(self) -> AnySupernet:
         """What the supernet holds."""
         return self.detector.spec
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """The deepest allocation: the only one in an operation supernet."""
-        return self.spec.deepest.depths
+    def arch(self) -> Architecture:
+        """The deepest allocation; an operation supernet has one network, here without dilation."""
+        return self.detector.backbone.arch
 
     def stage_scores(self, repeat: int = 0, name: str = "stage") -> SupernetScores:
         """Return scores of allocations.
@@ -82,15 +84,15 @@ class TrainedSupernet:
           repeat: see `stage_scores`.
           name: see `stage_scores`.
         """
-        config, depths = self.run.config, self.depths
-        space = operation_space(config, depths)
+        config, arch = self.run.config, self.arch
+        space = operation_space(config, arch)
         # A completion lives for one mini-batch, so statistics are the mini-batch's.
         bn = "batch" if partial else search_settings.search_options(config).bn
         seed = self.run.options.seed + repeat
 
         def choice_of(code, batch):
             full = complete(space, code, seed, batch)
-            return self.spec.choice(depths, space.operations_of(full))
+            return self.spec.choice_of(model_settings.dilated(arch, space.dilations_of(full)))
 
         def label(codes):
             return f"operation search, block {len(codes[0])} of {space.num_blocks}"
@@ -156,11 +158,13 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
 
 def search_dilations(supernet: TrainedSupernet) -> dict:
     """Search the operation code of the supernet's allocation; fields as `search_allocation`."""
-    run, depths = supernet.run, supernet.depths
-    space = operation_space(run.config, depths)
+    run, arch = supernet.run, supernet.arch
+    if run_settings.has_stages(run.config):  # at the widths that are trained in the end
+        arch = model_settings.found_arch(run.config, arch.depths)
+    space = operation_space(run.config, arch)
 
     def arch_of(code):
-        return model_settings.found_arch(run.config, depths, space.dilations_of(code))
+        return model_settings.dilated(arch, space.dilations_of(code))
 
     strategy = search_settings.search_strategy(run.config, "operation")
     scores = supernet.operation_scores(strategy.scores_partial_codes)
@@ -210,10 +214,10 @@ def require_reachable(run: Run, detector: Detector) -> None:
 
     Args:
       run: the run.
-      detector: the stage supernet.
+      detector: the supernet of the first search.
     """
     if search_settings.search_options(run.config).max_latency:
-        search_settings.limited_stages(run.config, limits(run, detector))
+        search_settings.require_reachable(run.config, limits(run, detector))
 
 
 def _require_any_score(run, ranked, level):

@@ -1,8 +1,10 @@
 """Keys of the steps of a run, and what its finished steps hand over to the next."""
 
 import dataclasses
+import json
 
 from crnas_jax.arch import Architecture
+from crnas_jax.arch import read as read_arch
 from crnas_jax.arch.graphs import graph_code
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.experiments.run import Run, journal_file
@@ -14,7 +16,7 @@ from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.architectures import found_network
 from crnas_jax.settings.run import COMPARED
-from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads
+from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads, choices
 from crnas_jax.settings.supernets import operation_space
 from crnas_jax.spaces.space import Code
 
@@ -38,10 +40,9 @@ def network_step(row: str, arch: Architecture) -> str:
 
 
 def network_code(arch: Architecture) -> Code:
-    """Return a network's code in scores of trained networks: depths and dilations, or its graph."""
-    if isinstance(arch, ScalePermuted):
-        return graph_code(arch)
-    return (*arch.depths, *arch.dilations)
+    """Return a network's code in scores of trained networks: depths or graph, and dilations."""
+    code = graph_code(arch) if isinstance(arch, ScalePermuted) else arch.depths
+    return (*code, *arch.dilations)
 
 
 def step_key(run: Run, step: str) -> StepKey:
@@ -82,12 +83,14 @@ def scores_key(run: Run, row: str, split: str) -> str:
 
 def earlier_rows(run: Run, row: str) -> tuple[str, ...]:
     """Return the rows of `READS` and `CHOICES` that a row reads with this config."""
+    earlier, made = (CHOICES.get(row) or READS[row].steps), choices(run.config)
+    # The found network is what the last choice leads to.
+    earlier = (made[-1] if name == "network" else name for name in earlier)
+    # Where there are no stages, nothing is allocated.
+    earlier = tuple(name for name in earlier if name in made or name not in CHOICES)
     if row in CHOICES:
         trains = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[row])
-        return tuple(name for name in CHOICES[row] if trains or name != f"{FINALISTS}/val")
-    earlier = READS[row].steps
-    if not run_settings.has_stages(run.config):  # the found network comes from another search
-        earlier = tuple("architecture" if name == "network" else name for name in earlier)
+        return tuple(name for name in earlier if trains or name != f"{FINALISTS}/val")
     if _is_pretrained(run, row):
         earlier = (*earlier, f"{row}/pretrain")
     if row == "operation_supernet" and run_settings.starts_from_stage_supernet(run.config):
@@ -115,14 +118,13 @@ def candidates(run: Run, choice: str) -> list[Architecture] | None:
     if ranking is None:
         return None
     count = run_settings.refine_options(run.config).num_finalists(LEVEL_OF[choice])
-    archs = list(ranking)[: max(count, 1)]
+    archs, baseline = list(ranking)[: max(count, 1)], model_settings.baseline(run.config)
     if count and choice == "architecture":
-        archs.append(model_settings.baseline(run.config))
-    elif count:
-        depths = archs[0].depths
-        if choice == "allocation" and not recorded_excess(run):
-            depths = model_settings.baseline(run.config).depths
-        archs.append(model_settings.found_arch(run.config, depths))
+        archs.append(baseline)
+    elif count and choice == "network":
+        archs.append(model_settings.dilated(archs[0]))
+    elif count and not recorded_excess(run):
+        archs.append(model_settings.dilated(baseline))
     return list(dict.fromkeys(archs))
 
 
@@ -152,7 +154,12 @@ def finalist_scores(run: Run, choice: str) -> list[tuple[Architecture, float | N
 
 
 def chosen(run: Run, choice: str) -> Architecture | None:
-    """Return the candidate that was best when trained alone; None before all of them are scored."""
+    """Return the candidate that was best when trained alone; None before all of them are scored.
+
+    The allocation of a baseline without stages is its own.
+    """
+    if choice == "allocation" and not run_settings.has_stages(run.config):
+        return model_settings.dilated(model_settings.baseline(run.config))
     rows = finalist_scores(run, choice)
     if len(rows) == 1:
         return rows[0][0]
@@ -165,12 +172,11 @@ def chosen(run: Run, choice: str) -> Architecture | None:
 
 def compared(run: Run) -> dict[str, Architecture | None]:
     """Return the networks of the last rung by name; None for one that is not found yet."""
-    archs = {"baseline": model_settings.baseline(run.config)}
-    if run_settings.has_stages(run.config):
-        archs |= {"stage_only": chosen(run, "allocation"), "searched": chosen(run, "network")}
-    else:
-        archs |= {"searched": chosen(run, "architecture")}
-    return {name: archs[name] for name in run_settings.compared_networks(run.config)}
+    names, made = run_settings.compared_networks(run.config), choices(run.config)
+    archs = {"baseline": model_settings.baseline(run.config), "searched": chosen(run, made[-1])}
+    if "stage_only" in names:
+        archs["stage_only"] = chosen(run, "allocation")
+    return {name: archs[name] for name in names}
 
 
 def owner(run: Run, network: str) -> str:
@@ -202,12 +208,9 @@ def _ranking(run, choice):
         return {model_settings.found_arch(run.config, code): score for code, score in rows}
     if choice == "architecture":
         return {found_network(run.config, code): score for code, score in rows}
-    depths = tuple(result["arch"]["depths"])
-    dilations_of = operation_space(run.config, depths).dilations_of
-    return {
-        model_settings.found_arch(run.config, depths, dilations_of(code)): score
-        for code, score in rows
-    }
+    arch = read_arch(json.dumps(result["arch"]))
+    dilations_of = operation_space(run.config, arch).dilations_of
+    return {model_settings.dilated(arch, dilations_of(code)): score for code, score in rows}
 
 
 def _is_pretrained(run, row):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
 from crnas_jax.experiments import keys, steps, workers
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import ownership, team
@@ -26,7 +26,7 @@ from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.run import RETURNED
 
 
-def choose(run: Run, choice: str) -> Arch:
+def choose(run: Run, choice: str) -> Architecture:
     """Train the candidates of a choice that are not trained yet; return the chosen network.
 
     Args:
@@ -62,7 +62,7 @@ class LastRung:
     """
 
     run: Run
-    archs: dict[str, Arch]
+    archs: dict[str, Architecture]
 
     @functools.cached_property
     def owners(self) -> dict[str, str]:

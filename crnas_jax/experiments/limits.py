@@ -8,6 +8,7 @@ from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.search.supernet.latency import LatencyMeter
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
 from crnas_jax.settings import supernets as supernet_settings
 from crnas_jax.spaces.constrained import Limit
@@ -23,10 +24,11 @@ def limits(run: Run, detector: Detector) -> list[Limit]:
     all_limits = search_settings.limits(run.config, run.num_classes)
     bound = search_settings.search_options(run.config).max_latency
     if bound:
-        arch = model_settings.baseline(run.config)
-        spec = dataclasses.replace(
-            detector.spec, widths=arch.widths, stage_sharing="prefix", kernel_sharing="shared"
-        )
+        changes = {"kernel_sharing": "shared"}
+        if run_settings.has_stages(run.config):  # any other is at its own widths
+            widths = model_settings.baseline(run.config).widths
+            changes |= {"widths": widths, "stage_sharing": "prefix"}
+        spec = dataclasses.replace(detector.spec, **changes)
         detector = dataclasses.replace(detector, spec=spec)
         canvas = data_settings.image_size(run.config).canvas(portrait=False)
         meter = LatencyMeter(detector, canvas, run.path / "search" / "latency.json")

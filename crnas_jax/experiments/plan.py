@@ -22,7 +22,6 @@ from crnas_jax.settings import supernets as supernet_settings
 def plan(run: Run, goals: Iterable[str] = ()) -> str:
     """Return what will be done as text; `goals` are the steps of `step_keys` that are wanted."""
     config, arch = run.config, model_settings.baseline(run.config)
-    arch_has_stages = run_settings.has_stages(config)
     precision = model_settings.detector(config, arch, num_classes=1).precision
     if run.sources:
         canvas = data_settings.image_size(config).canvas(portrait=False)
@@ -44,7 +43,8 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
         lines.append(f"data        {sizes}; {run.num_classes} classes")
     lines.append(f"baseline    {config.baseline} {arch.summary}, {network}: {size}")
     if "val" in run.sources:
-        lines += _search_lines(run, arch) if arch_has_stages else architecture_plan.lines(run)
+        has_supernets = run_settings.levels(config)
+        lines += _search_lines(run, arch) if has_supernets else architecture_plan.lines(run)
     elif "train" in run.sources:
         epochs, images = config.detector_train.epochs, config.detector_train.batch_size
         text = f"{costs.num_steps(run, 'detector_train')} of {images} images in {epochs:g} epochs"
@@ -59,14 +59,16 @@ def plan(run: Run, goals: Iterable[str] = ()) -> str:
 
 def _search_lines(run, arch):
     options = search_settings.search_options(run.config)
-    spaces = supernet_settings.stage_spaces(run.config).items()
-    sizes = " and ".join(f"{b:g} blocks: {space.count()} allocations" for b, space in spaces)
+    has_stages = run_settings.has_stages(run.config)
     strategy = search_settings.search_strategy(run.config, "operation")
-    space = supernet_settings.operation_space(run.config, arch.depths)
-    yield (
-        f"budget      {sizes}, {options.stage_strategy}; then {space.count()} codes of dilations, "
-        f"{strategy.name}"
-    )
+    space = supernet_settings.operation_space(run.config, arch)
+    codes = f"{space.count()} codes of dilations, {strategy.name}"
+    if has_stages:
+        spaces = supernet_settings.stage_spaces(run.config).items()
+        sizes = " and ".join(f"{b:g} blocks: {space.count()} allocations" for b, space in spaces)
+        yield f"budget      {sizes}, {options.stage_strategy}; then {codes}"
+    else:
+        yield f"dilations   {codes}: one of {space.dilations} for each {space.tie}"
     limits = ("max_flops", "max_params", "max_latency")
     bounds = [
         f"search.{name} {getattr(options, name):g}" for name in limits if getattr(options, name)
@@ -78,7 +80,8 @@ def _search_lines(run, arch):
         yield f"{'' if number else 'steps':12}{part.text:65}{part.trainings:7.2f}"
     total = f"in trainings of the baseline, about {sum(part.trainings for part in parts):.1f}"
     yield f"{'':12}{total}"
-    yield f"blocks      {costs.block_steps(run)[0]}"
+    if has_stages:
+        yield f"blocks      {costs.block_steps(run)[0]}"
 
 
 def _notes(run, arch):
@@ -100,7 +103,9 @@ def _notes(run, arch):
         yield "the budget differs from the baseline's: the two networks will differ in FLOPs"
     if "val" in run.sources:
         if run_settings.has_stages(config):
-            yield from filter(None, (costs.block_steps(run)[1], costs.pretraining(run)))
+            yield from filter(None, costs.block_steps(run)[1:])
+        if run_settings.levels(config):
+            yield from filter(None, [costs.pretraining(run)])
         yield from _starts_note(config)
     yield from run.notes
     if run.sources:

@@ -201,7 +201,7 @@ def split_digests(source: DetectionSource) -> dict[str, str]:
 def _require_searchable(config, sources):
     """Raise UserError unless every budget has a network within limits, and `val` an object."""
     num_classes = len(sources["train"].class_names)
-    if run_settings.has_stages(config):
-        search_settings.limited_stages(config, search_settings.limits(config, num_classes))
+    if run_settings.levels(config):
+        search_settings.require_reachable(config, search_settings.limits(config, num_classes))
     options = search_settings.score_options(config, "batch")
     options.require_objects(sources["val"], GroundTruth.from_source(sources["val"]))

@@ -42,16 +42,17 @@ def search_cost(run: Run, level: str) -> dict:
         limits = search_settings.limits(config, run.num_classes)
         spaces = list(search_settings.limited_stages(config, limits).values())
     else:
-        depths = _depths(run)
-        spec = supernet_settings.operation_supernet(config, depths)
-        spaces = [supernet_settings.operation_space(config, depths)]
+        # The chosen allocation if this run has one, else the baseline's.
+        arch = chosen(run, "allocation") or model_settings.baseline(config)
+        spec = supernet_settings.operation_supernet(config, arch)
+        spaces = [supernet_settings.operation_space(config, arch)]
     rng = np.random.default_rng(0)
     codes = [spaces[0].sample(rng) for _ in range(10 * _NUM_TIMED)]
     codes = list(dict.fromkeys(codes))[:_NUM_TIMED]
     choices = [
         spec.choice(code)
         if level == "stage"
-        else spec.choice(depths, spaces[0].operations_of(code))
+        else spec.choice_of(model_settings.dilated(arch, spaces[0].dilations_of(code)))
         for code in codes
     ]
     detector = model_settings.detector(config, spec, run.num_classes)
@@ -77,12 +78,6 @@ def search_cost(run: Run, level: str) -> dict:
         "device_hours": total * num_devices / 3600,
         "devices": num_devices,
     }
-
-
-def _depths(run):
-    """Return the chosen allocation if this run has one, else the baseline's."""
-    arch = chosen(run, "allocation") or model_settings.baseline(run.config)
-    return arch.depths
 
 
 def _measure(detector, variables, options, source, plan, choices):

@@ -28,6 +28,9 @@ def require_space(config) -> None:
         problem = f"{config.baseline!r} has stages, not scale-permuted blocks"
         remedy = "take spinenet_seed, or another scale-permuted network"
         raise UserError("config", "baseline", problem, remedy)
+    if run_settings.levels(config):
+        problem = f"{config.supernet.tie!r} asks for a search of dilations (crnas-jax run)"
+        raise UserError("config", "supernet.tie", problem, "set it to 'stage'")
     run_settings.require_detection(config, "baseline")
     if not config.data.val:
         problem = "empty, and a search scores on that split"

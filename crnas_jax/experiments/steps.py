@@ -12,7 +12,7 @@ import pathlib
 import jax
 from jaxtyping import PyTree
 
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
 from crnas_jax.checkpoint import load_variables
 from crnas_jax.evaluation.classification import accuracy
 from crnas_jax.evaluation.predict_split import predict_split, split_metrics
@@ -23,8 +23,8 @@ from crnas_jax.experiments.run import Run
 from crnas_jax.experiments.trained import categories, save_trained
 from crnas_jax.export.detector import describe
 from crnas_jax.export.weights import VARIABLES, initialiser, save_weights
+from crnas_jax.models.backbones.build import AnySupernet
 from crnas_jax.models.build import Detector, Model
-from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import read_json, write_json
 from crnas_jax.runtime.step_key import FINALISTS, row_of, split_seed
@@ -37,7 +37,7 @@ from crnas_jax.training.job import TrainingJob
 from crnas_jax.training.loop import train
 
 
-def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
+def pretrain(run: Run, step: str, spec: Architecture | AnySupernet) -> dict:
     """Train a network on classification; return {"top1", "top5", "seconds"}.
 
     Args:
@@ -66,7 +66,7 @@ def pretrain(run: Run, step: str, spec: Arch | SupernetSpec) -> dict:
     return run.workdir.step(job.name, step_key(run, job.name), work)
 
 
-def pretrain_first(run: Run, step: str, spec: Arch | SupernetSpec) -> None:
+def pretrain_first(run: Run, step: str, spec: Architecture | AnySupernet) -> None:
     """Train a network on classification where the config asks for it and `step` is to come.
 
     Args:
@@ -80,7 +80,7 @@ def pretrain_first(run: Run, step: str, spec: Arch | SupernetSpec) -> None:
         pretrain(run, network, spec)
 
 
-def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
+def train_supernet(run: Run, network: str, spec: AnySupernet) -> Detector:
     """Train a supernet on detection; return its detector, the weights are in its folder."""
     start = _start(run, network)
     if network == "operation_supernet" and run_settings.starts_from_stage_supernet(run.config):
@@ -94,7 +94,7 @@ def train_supernet(run: Run, network: str, spec: SupernetSpec) -> Detector:
     return _train(run, job, save)
 
 
-def train_network(run: Run, step: str, arch: Arch) -> Detector:
+def train_network(run: Run, step: str, arch: Architecture) -> Detector:
     """Train a stand-alone network on detection; return its detector, the weights are in its folder.
 
     The folder is what `load_detector` reads.
@@ -112,7 +112,7 @@ def train_network(run: Run, step: str, arch: Arch) -> Detector:
     return _train(run, job, save)
 
 
-def network_job(run: Run, step: str, arch: Arch) -> TrainingJob:
+def network_job(run: Run, step: str, arch: Architecture) -> TrainingJob:
     """Describe the training of a stand-alone network; arguments as `train_network`."""
     job = detection_job(run, step, "baseline", arch, _start(run, step))
     epochs = job.options.epochs
@@ -198,7 +198,11 @@ def load_trained(run: Run, step: str, model: Model) -> PyTree:
 
 
 def detection_job(
-    run: Run, name: str, network: str, spec: Arch | SupernetSpec, init_from: str | pathlib.Path
+    run: Run,
+    name: str,
+    network: str,
+    spec: Architecture | AnySupernet,
+    init_from: str | pathlib.Path,
 ) -> TrainingJob:
     """Describe a training on detection with the recipe of one of `training.RECIPE_OF`."""
     recipe = training_settings.RECIPE_OF[network]
@@ -212,7 +216,7 @@ def detection_job(
     )
 
 
-def detector(run: Run, spec: Arch | SupernetSpec) -> Detector:
+def detector(run: Run, spec: Architecture | AnySupernet) -> Detector:
     """Return the detector with a backbone, untrained."""
     return model_settings.detector(run.config, spec, run.num_classes)
 

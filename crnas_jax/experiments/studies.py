@@ -54,7 +54,7 @@ def ranking_study(
       `analysis.ranking`; also in `<workdir>/ranking/result.json`, with `scatter.png` and
       `scatter.svg` beside it.
     """
-    run_settings.require_search(run.config)
+    run_settings.require_search(run.config, "stage")
     if num_subnets < 3 or num_seeds < 1 or num_repeats < 1:
         problem = f"{num_subnets} subnets, {num_seeds} seeds, {num_repeats} repeats"
         raise UserError("command line", "study", problem, "use at least 3, 1 and 1")
@@ -162,7 +162,8 @@ def strategy_study(run: Run, num_seeds: int, levels: Sequence[str] = LEVELS) -> 
       with `search.bn` "recalibrate" every code but greedy search's has its statistics first. Also
       in `<workdir>/strategies/`, a file and a figure for each level.
     """
-    run_settings.require_search(run.config)
+    for level in levels:
+        run_settings.require_search(run.config, level)
     compare = {"stage": compare_stage_strategies, "operation": compare_operation_strategies}
     result = {}
     for level in levels:
@@ -205,8 +206,8 @@ def compare_stage_strategies(config, supernet, seed: int) -> dict:
 
 
 def compare_operation_strategies(config, supernet, seed: int) -> dict:
-    """Run every operation strategy once; `supernet` gives `operation_scores` and `depths`."""
-    space = supernet_settings.operation_space(config, supernet.depths)
+    """Run every operation strategy once; `supernet` gives `operation_scores` and `arch`."""
+    space = supernet_settings.operation_space(config, supernet.arch)
     strategy_options = search_settings.strategy_options(config)
     evaluations = strategy("greedy", "operation", strategy_options).max_evaluations(space)
     full = supernet.operation_scores(False, seed, "operation, full codes")

@@ -82,8 +82,8 @@ def _shared(run, config, arch, split):
 
 def is_remote(run: Run) -> bool:
     """Tell whether networks that are trained alone are trained on an executor."""
-    is_search = not run_settings.has_stages(run.config)
-    return executor_options(run.config).kind != "auto" or is_search
+    trains_candidates = not run_settings.levels(run.config)
+    return executor_options(run.config).kind != "auto" or trains_candidates
 
 
 def train_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: str) -> None:

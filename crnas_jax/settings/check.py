@@ -13,11 +13,13 @@ from crnas_jax.settings.data import (
 from crnas_jax.settings.fields import refuse_old_names
 from crnas_jax.settings.models import baseline, classifier, detector
 from crnas_jax.settings.run import (
+    LEVEL_OF_NETWORK,
     has_stages,
     init_from,
+    levels,
     pretrained_networks,
     refine_options,
-    require_stages,
+    require_level,
     run_options,
 )
 from crnas_jax.settings.search import (
@@ -51,11 +53,11 @@ def check(config: ConfigDict) -> None:
     init_from(config)
     classification_data_options(config)
     detector(config, arch, num_classes=1)
-    searches = has_stages(config)
-    if options.val and not searches:
+    searched = levels(config)
+    if options.val and not searched:
         check_architectures(config)
-    if set(pretrained) - {"baseline"}:
-        require_stages(config, "pretrain.networks")
+    for network in set(pretrained) - {"baseline"}:
+        require_level(config, LEVEL_OF_NETWORK[network], "pretrain.networks")
     classifier(config, arch, num_classes=1)
     for recipe in RECIPES:
         train_options(config, recipe)
@@ -64,16 +66,17 @@ def check(config: ConfigDict) -> None:
     statistics_options(config)
     scoring = score_options(config, search_options(config).bn)
     require_even_batches(config, "search", scoring.batch_size)
-    for level in ("stage", "operation") if searches else ():
+    for level in searched:
         search_strategy(config, level)
-    if searches:
+    if searched:
         supernet_options(config)
     refine = refine_options(config)
     beam = strategy_options(config).beam
     if refine.num_finalists("operation") > beam:
         problem = f"{refine.operation_finalists}, and the search ends with {beam} codes"
         raise UserError("config", "refine.operation_finalists", problem, "raise search.beam too")
-    if searches and options.val and options.name != "none":  # it may be searched
-        stage_spaces(config)
-        stage_supernet(config)
-        operation_space(config, arch.depths)
+    if searched and options.val and options.name != "none":  # it may be searched
+        if has_stages(config):
+            stage_spaces(config)
+            stage_supernet(config)
+        operation_space(config, arch)

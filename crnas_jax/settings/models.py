@@ -10,6 +10,7 @@ from crnas_jax.arch.cost.detectors import DETECTORS, detector_parts, total
 from crnas_jax.arch.cost.layers import Cost
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
+from crnas_jax.models.backbones.build import AnySupernet, build
 from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.build import Classifier, Detector
 from crnas_jax.models.classifier import ClassifierOptions
@@ -20,7 +21,6 @@ from crnas_jax.models.heads.rpn import RPNOptions
 from crnas_jax.models.layers import LayerOptions
 from crnas_jax.models.rcnn import DetectorOptions, NeckOptions
 from crnas_jax.models.retinanet import RetinaNetOptions
-from crnas_jax.models.supernet.banks import SupernetSpec
 from crnas_jax.runtime.options import check_choice, check_counts, check_length
 from crnas_jax.settings.fields import read
 
@@ -81,10 +81,15 @@ def baseline(config: ConfigDict) -> Architecture:
     return dataclasses.replace(arch, widths=options.widths) if options.widths else arch
 
 
-def found_arch(config: ConfigDict, depths: tuple[int, ...], dilations=()) -> Arch:
-    """Return the network of a code, at the widths that are trained in the end."""
+def found_arch(config: ConfigDict, depths: tuple[int, ...]) -> Arch:
+    """Return the network of an allocation, at the widths that are trained in the end."""
     arch = baseline(config)
-    return Arch(arch.family, depths, dilations, arch.widths)
+    return Arch(arch.family, depths, (), arch.widths)
+
+
+def dilated(arch: Architecture, dilations: tuple[int, ...] = ()) -> Architecture:
+    """Return a network with other dilations of its blocks; () for none."""
+    return dataclasses.replace(arch, dilations=tuple(dilations))
 
 
 def detector_kind(config: ConfigDict) -> str:
@@ -155,14 +160,14 @@ def detector_options(
     )
 
 
-def detector(config: ConfigDict, spec: Architecture | SupernetSpec, num_classes: int) -> Detector:
+def detector(config: ConfigDict, spec: Architecture | AnySupernet, num_classes: int) -> Detector:
     """Return the detector with this backbone."""
-    arch = spec.deepest if isinstance(spec, SupernetSpec) else spec
+    arch = build(spec, remat=False, freeze=FreezeOptions()).arch
     return _model(Detector, config, "detector", spec, detector_options(config, num_classes, arch))
 
 
 def classifier(
-    config: ConfigDict, spec: Architecture | SupernetSpec, num_classes: int
+    config: ConfigDict, spec: Architecture | AnySupernet, num_classes: int
 ) -> Classifier:
     """Return the classifier with this backbone."""
     options = read(ClassifierOptions, config, "pretrain", num_classes=num_classes)

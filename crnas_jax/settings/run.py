@@ -9,6 +9,7 @@ from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_choice, check_counts, check_not_negative
 from crnas_jax.search.refine import RefineOptions
 from crnas_jax.settings.fields import read, section
+from crnas_jax.spaces.operations import PERMUTED_TIES, TIES
 
 # The networks with a start and a training of their own in the config.
 NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
@@ -16,6 +17,11 @@ NETWORKS = ("stage_supernet", "operation_supernet", "baseline", "searched")
 COMPARED = ("baseline", "stage_only", "searched")
 # What may be asked for: one of them, or the one that the decision returns.
 RETURNED = "returned"
+# The search that a network comes out of, or is searched in; the baseline needs none.
+LEVEL_OF_NETWORK = {
+    **{"stage_supernet": "stage", "stage_only": "stage"},
+    **{"operation_supernet": "operation", "searched": "operation", RETURNED: "operation"},
+}
 # In `init_from.operation_supernet`: start from this run's stage supernet.
 FROM_STAGE_SUPERNET = "stage_supernet"
 
@@ -58,6 +64,21 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TieOptions:
+    """What has a dilation of its own in the operation search.
+
+    Attributes:
+      tie: one of `TIES`, or of `PERMUTED_TIES` where the baseline is scale-permuted; "stage" means
+        there that no dilations are searched, since it has no stages.
+    """
+
+    tie: str = "stage"
+
+    def __post_init__(self):
+        check_choice(self, "tie", tuple(dict.fromkeys((*TIES, *PERMUTED_TIES))))
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainOptions:
     """Which networks are trained on classification first.
 
@@ -79,13 +100,14 @@ def run_options(config: ConfigDict) -> RunOptions:
 def pretrained_networks(config: ConfigDict) -> tuple[str, ...]:
     """Read which networks are trained on classification first."""
     networks = read(PretrainOptions, config, "pretrain").networks
-    return (*networks, *(["stage_only"] if "searched" in networks else []))
+    has_stage_only = "searched" in networks and has_stages(config)
+    return (*networks, *(["stage_only"] if has_stage_only else []))
 
 
 def compared_networks(config: ConfigDict) -> tuple[str, ...]:
     """Return the networks of the last rung; the paper compares the found one with the baseline.
 
-    A search of scale-permuted networks has no stage-only one.
+    A scale-permuted network has no stage-only one.
     """
     if refine_options(config).finalists and has_stages(config):
         return COMPARED
@@ -111,11 +133,11 @@ def init_from(config: ConfigDict) -> dict[str, str]:
 def starts_from_stage_supernet(config: ConfigDict) -> bool:
     """Return whether the operation supernet starts from this run's stage supernet.
 
-    Where it is trained on classification first, it does not.
+    Where it is trained on classification first, or the baseline has no stages, it does not.
     """
     start = section(config, "init_from").operation_supernet
     is_pretrained = "operation_supernet" in pretrained_networks(config)
-    return start == FROM_STAGE_SUPERNET and not is_pretrained
+    return start == FROM_STAGE_SUPERNET and has_stages(config) and not is_pretrained
 
 
 def has_stages(config: ConfigDict) -> bool:
@@ -123,27 +145,50 @@ def has_stages(config: ConfigDict) -> bool:
     return not zoo.find(config.baseline).has_pyramid
 
 
-def require_stages(config: ConfigDict, field: str = "baseline") -> None:
-    """Raise UserError about a field unless the baseline has stages."""
-    if not has_stages(config):
+def levels(config: ConfigDict) -> tuple[str, ...]:
+    """Return the searches in supernets that a config asks for, in their order.
+
+    A baseline with stages has two, `stage` and `operation`; a scale-permuted one the latter, where
+    `supernet.tie` says what has a dilation of its own in it. () where there is none: the
+    architecture of the baseline can be searched instead, by training candidates.
+    """
+    tie = read(TieOptions, config, "supernet").tie
+    if has_stages(config):
+        return ("stage", "operation")
+    return ("operation",) if tie in PERMUTED_TIES else ()
+
+
+def require_level(config: ConfigDict, level: str, field: str = "baseline") -> None:
+    """Raise UserError about a field unless the config asks for the search of a level."""
+    asked = levels(config)
+    if level not in asked:
         problem = f"{config.baseline!r} has no stages whose blocks could be reallocated"
-        raise UserError("config", field, problem, "train it alone: --network=baseline")
+        remedy = "search its dilations alone (--level=operation)"
+        if not asked:
+            ties = " or ".join(map(repr, PERMUTED_TIES))
+            remedy = f"set supernet.tie to {ties} to search its dilations"
+        remedy = f"{remedy}, or train it alone: --network=baseline"
+        raise UserError("config", field, problem, remedy)
 
 
 def require_detection(config: ConfigDict, network: str) -> None:
-    """Raise UserError unless the config has the data to train one of `NETWORKS`."""
+    """Raise UserError unless the config has the data to train a network, and what it comes from."""
     if config.data.name == "none":
         problem = '"none", and detection needs images with boxes'
         raise UserError("config", "data.name", problem, "name a data set")
-    if network != "baseline":
-        require_stages(config)
+    if network in LEVEL_OF_NETWORK:
+        require_level(config, LEVEL_OF_NETWORK[network])
     if network not in ("baseline", "stage_supernet"):
-        require_search(config)
+        _require_val(config)
 
 
-def require_search(config: ConfigDict) -> None:
-    """Raise UserError unless the config has the data to search on."""
-    require_detection(config, "stage_supernet")
+def require_search(config: ConfigDict, level: str = "operation") -> None:
+    """Raise UserError unless the config asks for the search of a level, and has the data for it."""
+    require_detection(config, f"{level}_supernet")
+    _require_val(config)
+
+
+def _require_val(config):
     if not config.data.val:
         problem = "empty, and a search scores on that split"
         raise UserError("config", "data.val", problem, "name one, or train a network alone")
@@ -151,8 +196,8 @@ def require_search(config: ConfigDict) -> None:
 
 def require_pretraining(config: ConfigDict, network: str) -> None:
     """Raise UserError unless the config trains a network on classification first."""
-    if network != "baseline":
-        require_stages(config)
+    if network in LEVEL_OF_NETWORK:
+        require_level(config, LEVEL_OF_NETWORK[network])
     if network not in pretrained_networks(config):
         raise UserError(
             "config",

@@ -5,14 +5,15 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from crnas_jax.arch.staged import Arch
+from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import check_choice, check_not_negative
 from crnas_jax.search.strategies.build import Strategy, StrategyOptions, strategy
 from crnas_jax.search.supernet.scorer import ScoreOptions
 from crnas_jax.settings.data import image_size
 from crnas_jax.settings.fields import read
-from crnas_jax.settings.models import baseline, detector_cost
-from crnas_jax.settings.run import refine_options, run_options
-from crnas_jax.settings.supernets import stage_spaces
+from crnas_jax.settings.models import baseline, detector_cost, dilated
+from crnas_jax.settings.run import has_stages, refine_options, run_options
+from crnas_jax.settings.supernets import operation_space, stage_spaces
 from crnas_jax.spaces.constrained import Limit, limited, require_any
 from crnas_jax.spaces.space import Space
 
@@ -107,6 +108,25 @@ def limited_stages(config: ConfigDict, all_limits: list[Limit]) -> dict[float, S
         for amount, space in within.items():
             require_any(space, all_limits, spaces[amount], arch_of)
     return within
+
+
+def require_reachable(config: ConfigDict, all_limits: list[Limit]) -> None:
+    """Raise UserError unless the first search has a network within limits, for every budget.
+
+    The smallest dilations stand for all: they run fastest, and none costs more multiply-adds.
+    """
+    if has_stages(config):
+        limited_stages(config, all_limits)
+        return
+    arch = baseline(config)
+    space = operation_space(config, arch)
+    code = space.quickest_completion(())
+    for limit in all_limits:
+        value = limit.measure(dilated(arch, space.dilations_of(code)))
+        if value > limit.bound:
+            problem = f"no {space.noun} has at most {limit.bound:g} {limit.unit}; "
+            problem += f"the least: {value:,.4g} {limit.unit} {code}"
+            raise UserError("config", "search", problem, "relax it, or take another baseline")
 
 
 def score_options(config: ConfigDict, bn: str, repeat: int = 0) -> ScoreOptions:

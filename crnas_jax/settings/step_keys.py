@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
 from crnas_jax.settings.models import neck_options
-from crnas_jax.settings.run import COMPARED, has_stages
+from crnas_jax.settings.run import COMPARED, has_stages, levels
 from crnas_jax.settings.search import strategy_options
 from crnas_jax.settings.supernets import stage_supernet
 from crnas_jax.settings.training import RECIPE_OF, calibration_images
@@ -179,7 +179,8 @@ _BY_CONTENT = (
 
 def choices(config: ConfigDict) -> tuple[str, ...]:
     """Return the choices of `CHOICES` that a run makes: those of CR-NAS, or SpineNet's."""
-    return ("allocation", "network") if has_stages(config) else ("architecture",)
+    searched = levels(config) or ("architecture",)
+    return tuple(choice for choice, level in LEVEL_OF.items() if level in searched)
 
 
 def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
@@ -190,7 +191,7 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
     them; of racing also how many best codes it looks for.
     """
     values = dict(flat_fields(config.to_dict()))
-    if "supernet.grids" in reads.fields:
+    if "supernet.grids" in reads.fields and has_stages(config):
         values["supernet.grids"] = stage_supernet(config).grids
     if "search.stage_strategy" in reads.fields and config.search.stage_strategy == "racing":
         num_best = strategy_options(config).num_best

@@ -4,9 +4,12 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from crnas_jax.arch import Architecture
+from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.supernet.scale_operations import ScaleSupernetSpec
 from crnas_jax.runtime.options import check_choice, check_counts, check_positive
 from crnas_jax.settings.fields import build, read
 from crnas_jax.settings.models import baseline
@@ -27,7 +30,7 @@ class SupernetOptions:
       grids: candidate depths of every searched stage; () for the paper's.
       depths: one of `DEPTHS`.
       dilations: candidate dilations of every block.
-      tie: see `OperationSpace`.
+      tie: see `OperationSpace` and `PermutedOperationSpace`.
       stage_sharing: see `SupernetSpec`.
       kernel_sharing: see `SupernetSpec`.
       draws: see `SupernetSpec`.
@@ -69,11 +72,14 @@ class BudgetOptions:
 def supernet_options(config: ConfigDict) -> SupernetOptions:
     """Read what the supernets hold."""
     options = read(SupernetOptions, config, "supernet")
-    traits = baseline(config).traits
-    for field, length in (("widths", len(traits.widths)), ("grids", len(traits.searched_stages))):
+    arch, lengths = baseline(config), {"widths": 0, "grids": 0}
+    if isinstance(arch, Arch):
+        lengths = {"widths": len(arch.traits.widths), "grids": len(arch.traits.searched_stages)}
+    for field, length in lengths.items():
         value = getattr(options, field)
         if not isinstance(value, tuple) or len(value) not in (0, length):
-            raise UserError("config", f"supernet.{field}", f"{value!r}", f"give {length} entries")
+            remedy = f"give {length} entries" if length else "set it to (): there are no stages"
+            raise UserError("config", f"supernet.{field}", f"{value!r}", remedy)
     return options
 
 
@@ -98,11 +104,12 @@ def stage_spaces(config: ConfigDict) -> dict[float, BudgetSpace]:
     return {amount: space.within(amount) for amount in dict.fromkeys(budgets)}
 
 
-def operation_space(config: ConfigDict, depths: tuple[int, ...]) -> OperationSpace:
-    """Return the operation codes of a network with these depths."""
-    stage_depths = Arch(baseline(config).family, tuple(depths)).stage_depths
+def operation_space(config: ConfigDict, arch: Architecture) -> OperationSpace:
+    """Return the operation codes of a network, whatever its own dilations."""
+    if isinstance(arch, ScalePermuted):
+        return operation_supernet(config, arch).space
     options = supernet_options(config)
-    values = {"depths": stage_depths, "dilations": options.dilations, "tie": options.tie}
+    values = {"depths": arch.stage_depths, "dilations": options.dilations, "tie": options.tie}
     return build(OperationSpace, values, {"tie": "supernet.tie"})
 
 
@@ -121,10 +128,17 @@ def stage_supernet(config: ConfigDict) -> SupernetSpec:
     return _supernet(config, grids, (1,))
 
 
-def operation_supernet(config: ConfigDict, depths: tuple[int, ...]) -> SupernetSpec:
-    """Return the supernet with one allocation and all dilations."""
-    grids = tuple((depth,) for depth in depths)
-    return _supernet(config, grids, supernet_options(config).dilations)
+def operation_supernet(config: ConfigDict, arch: Architecture) -> SupernetSpec | ScaleSupernetSpec:
+    """Return the supernet over the dilations of an allocation, or of a scale-permuted network.
+
+    The latter has its own widths there.
+    """
+    options = supernet_options(config)
+    if not isinstance(arch, ScalePermuted):
+        return _supernet(config, tuple((depth,) for depth in arch.depths), options.dilations)
+    names = ("dilations", "kernel_sharing", "tie", "draws")
+    values = {"arch": arch, **{name: getattr(options, name) for name in names}}
+    return build(ScaleSupernetSpec, values, {name: f"supernet.{name}" for name in names})
 
 
 def _supernet(config, grids, dilations):

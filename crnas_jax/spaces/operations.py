@@ -64,6 +64,11 @@ class OperationSpace:
         return sum(self.depths) if self.tie == "block" else len(self.depths)
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """What each entry of a code gives a dilation to, for people."""
+        return tuple(f"{self.tie} {number}" for number in range(1, self.num_blocks + 1))
+
+    @property
     def num_operations(self) -> int:
         """Number of candidates for a block."""
         return len(self.dilations)
@@ -158,6 +163,13 @@ class PermutedOperationSpace(OperationSpace):
         """Return the space of permuted blocks with these levels."""
         depths = tuple(levels.count(level) for level in sorted(set(levels)))
         return cls(depths, tuple(dilations), tie, tuple(levels))
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What each entry of a code gives a dilation to, for people: levels by their number."""
+        if self.tie == "block":
+            return super().entries
+        return tuple(f"level {level}" for level in sorted(set(self.levels)))
 
     def operations_of(self, code) -> tuple[int, ...]:
         """Return the index into `dilations` of every permuted block for a code."""

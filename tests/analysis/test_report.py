@@ -49,3 +49,16 @@ def test_networks_that_detect_nothing_are_named():
     for network in ("baseline", "stage_only", "searched"):
         result[network]["AP"] = None
     assert "no network has learned to detect" in report.table(result)
+
+
+def test_dilations_of_a_scale_permuted_network_are_those_of_its_blocks():
+    """Where all are 1 its description has none."""
+    blocks = {"blocks": [{}, {}, {}]}
+    for arch, listed in ((blocks, "[1, 1, 1]"), ({**blocks, "dilations": [1, 2, 1]}, "[1, 2, 1]")):
+        row = {**ROW, "arch": arch, "score": 0.2, "evaluated": 7, "image_passes": 9}
+        assert f"found dilations {listed}: AP 20.0" in report.search("operation", row)
+        result = {"decision": RESULT["decision"], "baseline": {**ROW, "arch": blocks}}
+        result["searched"] = {**row, "difference": RESULT["searched"]["difference"]}
+        text = report.table(result)
+        assert f"dilations of the found network: {listed}" in text
+        assert "dilations" not in report.table({**result, "architecture_search": {}})

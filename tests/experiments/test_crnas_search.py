@@ -5,11 +5,14 @@ import types
 import pytest
 
 from configs import quickstart
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import crnas_search
 from crnas_jax.experiments.crnas_search import search_allocation, search_dilations
 from crnas_jax.experiments.run import open_run
 from crnas_jax.settings.supernets import operation_supernet
+
+ARCH = Arch("resnet_basic", (1, 1, 1, 1), (), (16, 32, 64, 128))
 
 
 class Scores:
@@ -32,7 +35,7 @@ def supernet(tmp_path):
     config = quickstart.get_config()
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
     run = open_run(config, tmp_path, dry=True)
-    supernet = types.SimpleNamespace(run=run, detector=None, depths=(1, 1, 1, 1))
+    supernet = types.SimpleNamespace(run=run, detector=None, arch=ARCH)
     supernet.stage_scores = lambda: Scores(0.0, 0.0)
     supernet.operation_scores = lambda partial, **_: Scores(0.0, 0.0)
     return supernet
@@ -59,8 +62,10 @@ def test_codes_with_other_statistics_or_dilations_have_other_scores(tmp_path, mo
         config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
         config.supernet.dilations = dilations
         run = open_run(config, tmp_path, dry=True)
-        spec = operation_supernet(config, (1, 1, 1, 1))
-        supernet = crnas_search.TrainedSupernet(run, "", types.SimpleNamespace(spec=spec))
+        spec = operation_supernet(config, ARCH)
+        backbone = types.SimpleNamespace(arch=ARCH)
+        detector = types.SimpleNamespace(spec=spec, backbone=backbone)
+        supernet = crnas_search.TrainedSupernet(run, "", detector)
         for partial in (True, False):
             supernet.operation_scores(partial)
     assert len({journal.key for journal in journals}) == 4

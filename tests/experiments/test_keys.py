@@ -66,6 +66,13 @@ REPEATED = {
     "detector.head_channels=16": ALL,
     "seed=1": ALL,
 }
+# What makes of the quickstart the operation search of a network without stages.
+PERMUTED = {
+    **{"baseline": "spinenet_seed8", "widths": (), "supernet.widths": (), "supernet.grids": ()},
+    **{"supernet.tie": "level", "detector.kind": "retinanet", "detector.head": "spinenet"},
+    **{"detector.anchor_sizes": (16.0, 32.0, 64.0), "detector.head_convolutions": 1},
+    "refine.operation_finalists": 2,
+}
 # One code of dilations is trained beside that of ones.
 ONE = "refine.operation_finalists=1"
 # Fields that only add work, for which nobody is asked, and what is added.
@@ -117,8 +124,8 @@ class Procedure:
                 codes = self.depths
                 arch = Arch("resnet_basic", codes[0], (), (16, 32, 64, 128))
             else:
-                arch = Arch("resnet_basic", supernet.depths, (), (16, 32, 64, 128))
-                space = operation_space(supernet.run.config, supernet.depths)
+                arch = supernet.arch
+                space = operation_space(supernet.run.config, arch)
                 last = len(space.dilations) - 1
                 codes = [(last, *[0] * (space.num_blocks - 1)), (last,) * space.num_blocks]
             ranking = [{"code": list(code), "score": 0.5} for code in codes]
@@ -331,6 +338,29 @@ def test_a_finished_operation_supernet_needs_no_stage_supernet(procedure):
     crnas.train_supernet(run, "operation")
     assert procedure.done == []
     run.workdir.release()
+
+
+def test_a_scale_permuted_baseline_has_the_operation_search_alone(tmp_path, monkeypatch):
+    procedure = Procedure(tmp_path / "run", monkeypatch)
+    done = procedure.run(PERMUTED)
+    finalists = {step for step in done if step.startswith("finalists/")}
+    # Those of two codes, and the network without dilation, each with its detections.
+    assert sum(not step.endswith("/val") for step in finalists) == 3
+    # Equal scores choose the smaller code, that of ones: the baseline's network.
+    assert done == OPERATIONS | finalists | {"baseline", "baseline/test"}
+    result = procedure.result
+    assert {"operation_search", "baseline", "searched", "decision"} <= set(result)
+    assert not {"stage_search", "stage_only"} & set(result)
+    assert [len(rows) for rows in result["finalists"].values()] == [3]
+    assert procedure.run(PERMUTED) == set()
+    # Networks that differ in dilations alone are told apart.
+    # After five numbers of each of eight blocks come dilations, where there are some.
+    monkeypatch.setattr(_Scores, "ap_of", staticmethod(lambda code: sum(code[40:]) / 100))
+    procedure.folder = tmp_path / "dilated"
+    searched = {step for step in procedure.run(PERMUTED) if step.startswith("searched")}
+    assert searched == {step for step in RUNG if step.startswith("searched")}
+    assert procedure.result["searched"]["arch"]["dilations"] == [2] * 8
+    assert procedure.run(PERMUTED | {"supernet.tie": "block"}, redo=True) >= OPERATIONS
 
 
 def test_without_finalists_it_is_the_papers_procedure(tmp_path, monkeypatch):

@@ -94,8 +94,7 @@ def test_latency_of_a_baseline_off_the_grids_is_measured(run, monkeypatch):
     measured = []
 
     def milliseconds(meter, arch):
-        operations = [meter.detector.spec.dilations.index(dilation) for dilation in arch.dilations]
-        measured.append(meter.detector.spec.choice(arch.depths, operations))
+        measured.append(meter.detector.spec.choice_of(arch))
         return 7.0
 
     monkeypatch.setattr(limits.LatencyMeter, "milliseconds", milliseconds)

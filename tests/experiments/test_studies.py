@@ -8,6 +8,7 @@ import pytest
 from helpers import BATCHES, IMAGES, Noisy
 
 from configs import quickstart
+from crnas_jax.arch.staged import Arch
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import steps, studies
 from crnas_jax.experiments.run import open_run
@@ -18,7 +19,7 @@ from crnas_jax.settings.run import run_options
 class Supernet:
     """Scores as `crnas_search.TrainedSupernet` gives them, made up."""
 
-    depths = (2, 2, 2, 2)
+    arch = Arch("resnet_basic", (2, 2, 2, 2))
 
     def stage_scores(self, repeat, name):
         return Noisy(repeat)

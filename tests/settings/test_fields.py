@@ -185,7 +185,7 @@ def _readings(config):
         readings += [
             models.found_arch(config, (1, 1, 1, 1)),
             supernets.stage_supernet(config),
-            supernets.operation_supernet(config, arch.depths),
+            supernets.operation_supernet(config, arch),
             supernets.stage_spaces(config),
         ]
     return repr(readings)

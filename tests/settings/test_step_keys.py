@@ -18,6 +18,8 @@ from crnas_jax.settings import (
 )
 from crnas_jax.settings.run import COMPARED
 
+ARCH = Arch("resnet_basic", (1, 1, 2, 2))
+
 
 class Recorder:
     """A config that notes which fields are read."""
@@ -43,7 +45,7 @@ def _spec(config, network):
     if network == "stage_supernet":
         return supernets.stage_supernet(config)
     if network == "operation_supernet":
-        return supernets.operation_supernet(config, (1, 1, 2, 2))
+        return supernets.operation_supernet(config, ARCH)
     return models.baseline(config) if network == "baseline" else models.found_arch(config, (1,) * 4)
 
 
@@ -91,7 +93,7 @@ def _search_stage(config):
 
 
 def _search_operations(config):
-    supernets.operation_space(config, (1, 1, 2, 2))
+    supernets.operation_space(config, ARCH)
     search.limits(config, 3)
     search.search_strategy(config, "operation")
     search.score_options(config, search.search_options(config).bn)

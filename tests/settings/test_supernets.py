@@ -4,8 +4,11 @@ import itertools
 
 import pytest
 
-from configs import base, quickstart, search_coco
-from crnas_jax.settings import step_keys, supernets
+from configs import base, operations_spinenet, quickstart, search_coco
+from crnas_jax.arch import zoo
+from crnas_jax.errors import UserError
+from crnas_jax.settings import run, search, step_keys, supernets
+from crnas_jax.settings.check import check
 
 
 def _config(**supernet):
@@ -61,3 +64,55 @@ def test_a_budget_changes_a_key_where_it_changes_the_supernet():
     before = step_keys.fields(config, step_keys.READS["stage_supernet"])
     config.search.budgets = (12.0,)
     assert step_keys.fields(config, step_keys.READS["stage_supernet"]) != before
+
+
+def _permuted(tie="level"):
+    config = operations_spinenet.get_config("quick")
+    config.devices, config.supernet.tie = 1, tie
+    return config
+
+
+def test_the_tie_says_whether_dilations_of_a_scale_permuted_baseline_are_searched():
+    arch = zoo.get("spinenet_seed8")
+    for tie, count in (("level", 2**4), ("block", 2**8)):
+        config = _permuted(tie)
+        check(config)
+        assert (run.levels(config), step_keys.choices(config)) == (("operation",), ("network",))
+        spec = supernets.operation_supernet(config, arch)
+        assert (spec.arch, spec.dilations, spec.draws) == (arch, (1, 2), "balanced")
+        assert supernets.operation_space(config, arch).count() == count
+        assert not run.starts_from_stage_supernet(config)
+    config = _permuted("stage")
+    check(config)
+    assert (run.levels(config), step_keys.choices(config)) == ((), ("architecture",))
+    config = _config()
+    assert run.levels(config) == ("stage", "operation")
+    assert step_keys.choices(config) == ("allocation", "network")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("supernet.tie", "x"),
+        ("supernet.widths", (8, 8)),
+        ("supernet.grids", ((1,),)),
+        ("supernet.kernel_sharing", "x"),
+        ("supernet.draws", "x"),
+        ("pretrain.networks", ("stage_supernet",)),
+    ],
+)
+def test_what_is_wrong_about_a_scale_permuted_supernet_is_named_by_its_field(field, value):
+    config = _permuted()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+        check(config)
+    assert (caught.value.where, caught.value.field) == ("config", field)
+
+
+def test_a_limit_that_no_dilation_helps_against_is_found_first():
+    config = _permuted()
+    config.search.max_params = 1000.0
+    with pytest.raises(UserError, match="no operation code has at most 1000 parameters; the least"):
+        search.require_reachable(config, search.limits(config, 3))
+    config.search.max_params = 1e9
+    search.require_reachable(config, search.limits(config, 3))

@@ -5,7 +5,7 @@ import pytest
 
 from crnas_jax.arch import zoo
 from crnas_jax.errors import UserError
-from crnas_jax.spaces.operations import OperationSpace
+from crnas_jax.spaces.operations import OperationSpace, PermutedOperationSpace
 
 
 def test_the_size_of_the_space():
@@ -75,3 +75,13 @@ def test_samples_and_children_are_codes_of_the_space():
         parents = zip(mutation, second, strict=True)
         assert all(entry in pair for entry, pair in zip(child, parents, strict=True))
         first, second = child, mutation
+
+
+def test_blocks_of_a_level_are_tied_wherever_they_stand():
+    space = PermutedOperationSpace.of_levels((4, 2, 4, 3), (1, 2, 3), "level")
+    assert space.entries == ("level 2", "level 3", "level 4")
+    assert space.dilations_of((0, 1, 2)) == (3, 1, 3, 2)
+    space = PermutedOperationSpace.of_levels((4, 2, 4, 3), (1, 2, 3), "block")
+    assert space.entries == ("block 1", "block 2", "block 3", "block 4")
+    assert space.dilations_of((0, 1, 2, 0)) == (1, 2, 3, 1)
+    assert OperationSpace((2, 1), tie="stage").entries == ("stage 1", "stage 2")

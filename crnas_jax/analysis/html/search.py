@@ -185,7 +185,7 @@ def operations(record: Record, config) -> Markup | None:
         body = [(code_label(code), percent(score)) for code, score in ranked]
         shown = table(("code", "AP"), body, "Best codes of dilations, percent")
         return section("Dilations", shown, ident="dilations")
-    dilations, key_of, tie, beam = _operations(record, config, result)
+    dilations, key_of, tie, beam, columns = _operations(record, config, result)
     about = paragraph(
         f"Greedy search: column by column a {tie} gets its dilation, the number in a box; the best "
         f"{beam} partial codes stay (full frame), the others are dropped (broken frame). Below it "
@@ -198,34 +198,39 @@ def operations(record: Record, config) -> Markup | None:
         [(" ".join(str(dilations[op]) for op in code), percent(score)) for code, score in last],
         "The last codes, best first, scored with their own statistics",
     )
-    drawn = wide(tree(scores, dilations, beam, key_of, tie))
+    drawn = wide(tree(scores, dilations, beam, key_of, columns))
     return section("Dilations", about, drawn, again if last else None, ident="dilations")
 
 
 def _operations(record, config, result):
-    """Return the dilations, the key of a full code, what has one dilation, and the beam."""
+    """Return the dilations, the key of a full code, what has one of them, the beam, and columns."""
     try:
         beam = search_settings.strategy_options(config).beam
         tie = config.supernet.tie
         dilations = tuple(config.supernet.dilations)
-        depths = _allocation(record, result)
-        space = operation_space(config, depths) if depths else None
+        arch = _allocation(record, config, result)
+        space = operation_space(config, arch) if arch else None
     except (UserError, AttributeError, TypeError):
-        return tuple(range(1, 100)), lambda code: None, "block", 3
+        return tuple(range(1, 100)), lambda code: None, "block", 3, ()
 
     def key_of(code):
         if space is None or len(code) != space.num_blocks:
             return None
-        return model_settings.found_arch(config, depths, space.dilations_of(code)).label
+        return model_settings.dilated(arch, space.dilations_of(code)).label
 
-    return dilations, key_of, tie, beam
+    return dilations, key_of, tie, beam, space.entries if space else ()
 
 
-def _allocation(record, result):
+def _allocation(record, config, result):
+    """Return the network whose dilations were searched; None before it is known."""
+    baseline = model_settings.baseline(config)
+    if not isinstance(baseline, Arch):
+        return baseline
     if result is not None:
-        return tuple(result["arch"]["depths"])
+        return model_settings.found_arch(config, tuple(result["arch"]["depths"]))
     spec = record.read("operation_supernet/supernet.json")
-    return tuple(max(grid) for grid in spec["grids"]) if spec else None
+    depths = tuple(max(grid) for grid in spec["grids"]) if spec else None
+    return model_settings.found_arch(config, depths) if depths else None
 
 
 def _marked(record, baseline):

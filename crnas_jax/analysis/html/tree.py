@@ -16,7 +16,7 @@ def tree(
     dilations: Sequence[int],
     beam: int,
     key_of: Callable[[tuple], str | None],
-    what: str = "block",
+    names: Sequence[str] = (),
 ) -> Markup:
     """Return the tree as SVG.
 
@@ -25,7 +25,7 @@ def tree(
       dilations: dilation of each operation.
       beam: number of partial codes that stay after each block.
       key_of: function from a full code to its network's key, None for a partial code.
-      what: what a column gives a dilation to: a block or a stage.
+      names: what each column gives a dilation to; () for blocks in their order.
     """
     columns = [
         [code for code, _ in best(codes, [scores[code] for code in codes])]
@@ -46,7 +46,8 @@ def tree(
     parts = [element("title", "Greedy search of dilations")]
     for column in range(len(columns)):
         x = column * (_WIDTH + _GAP_X) + 8 + _WIDTH / 2
-        parts.append(element("text", f"{what} {column + 1}", x=x, y=16, text_anchor="middle"))
+        name = names[column] if column < len(names) else f"block {column + 1}"
+        parts.append(element("text", name, x=x, y=16, text_anchor="middle"))
     for code, (x, y) in place.items():
         if code[:-1] in place:
             start_x, start_y = place[code[:-1]]

@@ -17,8 +17,11 @@ from crnas_jax.analysis.html.tables import (
 from crnas_jax.analysis.markup import element, join, name
 from crnas_jax.analysis.record import Record
 from crnas_jax.arch.staged import code_label
+from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import read_json
 from crnas_jax.search.refine import CALLED
+from crnas_jax.settings.fields import config_of
+from crnas_jax.settings.run import levels
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _GLOSSARY = {
@@ -37,6 +40,12 @@ _GLOSSARY = {
     "p2, p3 and so on": "the levels of the feature pyramid, from fine to coarse; an anchor is the "
     "size of object that a level looks for",
     "GMACs": "billions of multiply-adds for one image",
+}
+# How each search makes a better network.
+_WAYS = {
+    "architecture": "changing order, levels and connections of its blocks",
+    "stage": "moving blocks between its stages",
+    "operation": "dilating its convolutions",
 }
 # More classes than this are shown on demand.
 _FEW_CLASSES = 12
@@ -166,13 +175,14 @@ def _over(rows, result):
 
 
 def _blocks(arch):
-    if "depths" not in arch:
-        return f"{len(arch.get('blocks', ()))} permuted"
-    depths, dilations = (code_label(arch[name]) for name in ("depths", "dilations"))
-    if set(arch["dilations"]) == {1}:
-        return depths
-    about = element("span", f"dilations {dilations}", class_="interval")
-    return join([depths, " ", about])
+    blocks = f"{len(arch.get('blocks', ()))} permuted"
+    if "depths" in arch:
+        blocks = code_label(arch["depths"])
+    dilations = arch.get("dilations", ())
+    if not set(dilations) - {1}:
+        return blocks
+    about = element("span", f"dilations {code_label(dilations)}", class_="interval")
+    return join([blocks, " ", about])
 
 
 def _latency(record, row):
@@ -219,7 +229,7 @@ def summary(record: Record) -> Markup:
     tried = (
         "Searched: a detector whose backbone spends the computation of ",
         baseline,
-        " better, by moving blocks between its stages, then by dilating their convolutions.",
+        f" better, by {', then by '.join(_ways(record))}.",
     )
     if "searched" not in compared_rows(record)[0] and not record.scores:
         tried = ("Trained: a detector with ", baseline, " as its backbone.")
@@ -234,6 +244,14 @@ def summary(record: Record) -> Markup:
             details("What the words mean", element("dl", *_words())),
         ]
     )
+
+
+def _ways(record):
+    try:
+        searched = levels(config_of(record.config)) or ("architecture",)
+    except (UserError, AttributeError, TypeError):  # the baseline's file may be gone
+        searched = ("stage", "operation")
+    return [_WAYS[level] for level in searched]
 
 
 def _words():

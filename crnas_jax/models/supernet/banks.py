@@ -129,6 +129,10 @@ class SupernetSpec:
         ]
         return self.choice(depths, space.operations_of(code))
 
+    def choice_of(self, arch: Arch) -> dict[str, np.ndarray]:
+        """Return the path that is a network, whose depths and dilations are all candidates."""
+        return self.choice(arch.depths, [self.dilations.index(d) for d in arch.dilations])
+
     def choice(self, depths, operations=None) -> dict[str, np.ndarray]:
         """Return the path of a subnet: `branch` int32 [searched stages], `ops` int32 [places].
 

@@ -74,6 +74,10 @@ class ScaleSupernetSpec:
         dilations = tuple(self.dilations[operation] for operation in operations)
         return dataclasses.replace(self.arch, dilations=dilations)
 
+    def choice_of(self, arch: ScalePermuted) -> dict[str, np.ndarray]:
+        """Return the path that is a network, whose dilations are all candidates."""
+        return self.choice([self.dilations.index(d) for d in arch.block_dilations])
+
     def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
         """Draw the path of a training step."""
         space = self.space

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 
-from crnas_jax.arch.staged import Arch
+from crnas_jax.arch import Architecture
 from crnas_jax.models.build import Detector
 from crnas_jax.parallel.mesh import jit_once, local_mesh, put_batch
 from crnas_jax.runtime import team
@@ -37,7 +37,7 @@ class LatencyMeter:
     canvas: tuple[int, int]
     file: pathlib.Path
 
-    def milliseconds(self, arch: Arch) -> float:
+    def milliseconds(self, arch: Architecture) -> float:
         """Return the median of several runs after a warm-up; a network is measured once.
 
         Of several hosts each measures on its first device, at the same time; the primary's counts.
@@ -46,9 +46,7 @@ class LatencyMeter:
         key = f"{jax.devices()[0].device_kind}, {around}: {arch.to_json()}"
         milliseconds = team.decide(self._stored, key)
         if milliseconds is None:
-            spec = self.detector.spec
-            operations = [spec.dilations.index(dilation) for dilation in arch.dilations]
-            own = self._measure(spec.choice(arch.depths, operations))
+            own = self._measure(self.detector.spec.choice_of(arch))
             milliseconds = team.decide(self._store, key, own)
         return milliseconds
 
