@@ -76,8 +76,7 @@ def score_in_supernet(run: Run, config, spec: ConnectionSupernetSpec, codes: lis
     options = training_settings.train_options(config, "detector_train")
     epochs = _FACTOR.value * options.epochs
     options = dataclasses.replace(options, epochs=epochs, num_devices=1)
-    alone = model_settings.detector(config, spec.arch, run.num_classes)
-    detector = dataclasses.replace(alone, spec=spec)
+    detector = model_settings.detector(config, spec, run.num_classes)
     rows, source = data_settings.detection_rows(config), run.sources["train"]
     job = TrainingJob("connections_supernet", detector, source, rows, options)
     folder = run.path / "supernet"

@@ -18,39 +18,24 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from crnas_jax.arch.staged import Arch, Part
-from crnas_jax.models.backbones.staged import Block, FreezeOptions, StagedBackbone
+from crnas_jax.models.backbones.staged import Block, StagedBackbone
 from crnas_jax.models.layers import BN_RUNNING, CONV_OUTPUT, LayerOptions, Normalization
 from crnas_jax.models.supernet import banks
 from crnas_jax.models.supernet.banks import OPERATION_MODULES, SupernetSpec, place_codes
+from crnas_jax.models.supernet.functions import SupernetFunctions
 from crnas_jax.parallel.mesh import gathered
 
 
 @dataclasses.dataclass(frozen=True)
-class Supernet:
-    """A weight-shared backbone as functions on its banks; the interface of `build.Network`.
-
-    Attributes:
-      spec: what the supernet holds.
-      remat: recompute blocks in the backward pass instead of storing their inner activations.
-      freeze: what is not trained.
-    """
+class Supernet(SupernetFunctions):
+    """The supernet over stages and dilations as functions on its banks."""
 
     spec: SupernetSpec
-    remat: bool = False
-    freeze: FreezeOptions = FreezeOptions()
-
-    # Running averages mix all paths: a path is measured with the statistics of the mini-batch.
-    default_bn = "batch"
 
     @property
     def arch(self) -> Arch:
         """The deepest path."""
         return self.spec.deepest
-
-    @property
-    def bank_description(self) -> dict:
-        """The fields of `spec`: what a reader of saved banks needs to know."""
-        return dataclasses.asdict(self.spec)
 
     @property
     def module(self) -> nn.Module:
@@ -61,10 +46,6 @@ class Supernet:
     def example_choice(self) -> dict[str, np.ndarray]:
         """The deepest path: for shapes."""
         return self.spec.choice(self.arch.depths)
-
-    def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Draw the path of a training step (`SupernetSpec.sample`)."""
-        return self.spec.sample(seed, step)
 
     def init(self, key: Array, path_variables: PyTree) -> PyTree:
         """Return `path_variables` ({"params", "batch_stats"}) with freshly drawn banks."""

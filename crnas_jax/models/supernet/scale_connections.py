@@ -21,7 +21,6 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from crnas_jax.arch import connections
-from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.scale_shapes import Node, ResampleShape, resample_shape
 from crnas_jax.models.backbones.scale_permuted import (
     Repeat,
@@ -29,41 +28,22 @@ from crnas_jax.models.backbones.scale_permuted import (
     ScaleBlock,
     ScalePermutedBackbone,
 )
-from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.layers import BN_RUNNING, LayerOptions, Normalization
 from crnas_jax.models.supernet.banks import WHOLE
 from crnas_jax.models.supernet.connection_spec import ConnectionSupernetSpec
+from crnas_jax.models.supernet.functions import SupernetFunctions
 from crnas_jax.models.supernet.rows import in_row
 from crnas_jax.models.supernet.switched import switched
 from crnas_jax.parallel.mesh import gathered
 
 
 @dataclasses.dataclass(frozen=True)
-class ConnectionSupernet:
-    """The supernet as functions on its banks; the interface of `backbones.build.Network`.
-
-    Attributes:
-      spec: what the supernet holds.
-      remat: recompute blocks in the backward pass instead of storing their inner activations.
-      freeze: what is not trained.
-    """
+class ConnectionSupernet(SupernetFunctions):
+    """The supernet over connections as functions on its banks."""
 
     spec: ConnectionSupernetSpec
-    remat: bool = False
-    freeze: FreezeOptions = FreezeOptions()
 
-    # Running averages mix all paths: a path is measured with the statistics of the mini-batch.
-    default_bn = "batch"
-
-    @property
-    def arch(self) -> ScalePermuted:
-        """Order, levels and kinds of the blocks."""
-        return self.spec.arch
-
-    @property
-    def bank_description(self) -> dict:
-        """The fields of `spec`, which tell what stands in which bank."""
-        return {**dataclasses.asdict(self.spec), "kind": "connections"}
+    kind = "connections"
 
     @property
     def module(self) -> nn.Module:
@@ -74,10 +54,6 @@ class ConnectionSupernet:
     def example_choice(self) -> dict[str, np.ndarray]:
         """A path: for shapes."""
         return self.spec.choice([read[-2:] for read in self.spec.candidates])
-
-    def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Draw the path of a training step (`ConnectionSupernetSpec.sample`)."""
-        return self.spec.sample(seed, step)
 
     def init(self, key: Array, path_variables: PyTree) -> PyTree:
         """Return `path_variables`: a path has all of the banks' rows."""

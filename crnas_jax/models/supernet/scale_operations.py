@@ -17,9 +17,9 @@ from jaxtyping import Array, ArrayLike, PyTree
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.arch.scale_shapes import Node
 from crnas_jax.models.backbones.scale_permuted import ScaleBlock, ScalePermutedBackbone
-from crnas_jax.models.backbones.staged import FreezeOptions
 from crnas_jax.models.layers import fan_in_normal
 from crnas_jax.models.supernet.banks import KERNEL_SHARING, WHOLE, gather
+from crnas_jax.models.supernet.functions import SupernetFunctions
 from crnas_jax.models.supernet.rows import in_row, without_row
 from crnas_jax.runtime.options import check_choice
 from crnas_jax.spaces.draws import DRAWS, balanced, step_rng
@@ -100,31 +100,12 @@ class ScaleSupernetSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaleSupernet:
-    """The supernet as functions on its banks; the interface of `backbones.build.Network`.
-
-    Attributes:
-      spec: what the supernet holds.
-      remat: recompute blocks in the backward pass instead of storing their inner activations.
-      freeze: what is not trained.
-    """
+class ScaleSupernet(SupernetFunctions):
+    """The supernet over dilations as functions on its banks."""
 
     spec: ScaleSupernetSpec
-    remat: bool = False
-    freeze: FreezeOptions = FreezeOptions()
 
-    # Running averages mix all paths: a path is measured with the statistics of the mini-batch.
-    default_bn = "batch"
-
-    @property
-    def arch(self) -> ScalePermuted:
-        """The network without dilation."""
-        return self.spec.arch
-
-    @property
-    def bank_description(self) -> dict:
-        """The fields of `spec`, which tell what stands in which bank."""
-        return {**dataclasses.asdict(self.spec), "kind": "scale_permuted"}
+    kind = "scale_permuted"
 
     @property
     def module(self) -> nn.Module:
@@ -135,10 +116,6 @@ class ScaleSupernet:
     def example_choice(self) -> dict[str, np.ndarray]:
         """The path of the first operations: for shapes."""
         return self.spec.choice([0] * len(self.arch.blocks))
-
-    def sample(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Draw the path of a training step (`ScaleSupernetSpec.sample`)."""
-        return self.spec.sample(seed, step)
 
     def init(self, key: Array, path_variables: PyTree) -> PyTree:
         """Return `path_variables` ({"params", "batch_stats"}) with freshly drawn banks."""
