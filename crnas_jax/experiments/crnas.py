@@ -61,11 +61,7 @@ def decide(run: Run) -> tuple[LastRung, Decision]:
       The rung, in which all networks are trained, and the decision on `val`.
     """
     choose_network(run)
-    rung = LastRung(run, keys.compared(run))
-    rung.train()
-    decision = rung.decide()
-    last_rung.publish(run, decision.network)
-    return rung, decision
+    return last_rung.decide(run)
 
 
 def train_supernet(run: Run, level: str) -> TrainedSupernet:

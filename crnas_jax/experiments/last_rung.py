@@ -192,6 +192,19 @@ class LastRung:
         return steps.evaluate(self.run, step, detector, split)
 
 
+def decide(run: Run) -> tuple[LastRung, refine.Decision]:
+    """Train the compared networks, once all are found, and decide; `returned` is written.
+
+    Returns:
+      The rung, in which all networks are trained, and the decision on `val`.
+    """
+    rung = LastRung(run, keys.compared(run))
+    rung.train()
+    decision = rung.decide()
+    publish(run, decision.network)
+    return rung, decision
+
+
 def publish(run: Run, network: str) -> None:
     """Copy a compared network, trained with the run's seed, to `<workdir>/returned`."""
     team.decide(_publish, run, network)
