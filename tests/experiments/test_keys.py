@@ -96,12 +96,11 @@ class Procedure:
         self.folder, self.done, self.excess = folder, [], ""
         monkeypatch.setattr(steps, "accuracy", lambda *_: {"top1": 0.0, "top5": 0.0})
         self.depths = [(1, 1, 2, 4), (2, 2, 2, 2), (2, 1, 1, 4)]
-        for name in ("save_weights", "save_detector", "load_trained"):
+        for name in ("save_weights", "save_trained", "load_trained"):
             monkeypatch.setattr(steps, name, lambda *_: None)
         # Tracing is most of what is left.
         monkeypatch.setattr(Model, "shapes", {"params": {}})
         monkeypatch.setattr(steps, "_fit", lambda run, job: self.done.append(job.name))
-        monkeypatch.setattr(steps, "_with_statistics", lambda *_: None)
         monkeypatch.setattr(steps, "predict_split", lambda *_: [])
         monkeypatch.setattr(steps, "split_metrics", lambda *_: {"AP": 0.0, "per_class": {}})
         monkeypatch.setattr(steps, "diagnosis", lambda *_: {"AP": np.zeros(10)})

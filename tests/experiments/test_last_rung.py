@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from crnas_jax.arch.staged import Arch
-from crnas_jax.experiments import keys, last_rung, limits, steps
+from crnas_jax.experiments import keys, last_rung, limits, steps, trained
 from crnas_jax.experiments.last_rung import LastRung, mean_metrics
 from crnas_jax.experiments.run import open_run
 from crnas_jax.search import refine
@@ -131,9 +131,9 @@ def test_finished_weights_have_the_statistics_that_the_config_asks_for(run, monk
     saved, asked = [], []
     monkeypatch.setattr(steps, "_fit", lambda run, job: "trained")
     monkeypatch.setattr(
-        steps, "save_detector", lambda folder, model, weights, *_: saved.append(weights)
+        trained, "save_detector", lambda folder, model, weights, *_: saved.append(weights)
     )
-    monkeypatch.setattr(steps, "recalibrate", lambda *args: asked.append(args) or "recalibrated")
+    monkeypatch.setattr(trained, "recalibrate", lambda *args: asked.append(args) or "recalibrated")
     run = dataclasses.replace(
         run, workdir=types.SimpleNamespace(path=run.path, step=lambda *args: args[2]())
     )

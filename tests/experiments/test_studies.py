@@ -125,7 +125,7 @@ def test_candidates_are_trained_as_the_baseline_with_a_seed_each(tmp_path, netwo
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
     jobs, split = [], []
     monkeypatch.setattr(steps, "_fit", lambda run, job: jobs.append(job))
-    for name in ("_with_statistics", "save_weights", "save_detector", "accuracy"):
+    for name in ("save_weights", "save_trained", "accuracy"):
         monkeypatch.setattr(steps, name, lambda *_: {"top1": 0.0, "top5": 0.0})
     monkeypatch.setattr(steps, "detections", lambda run, step, detector, name: split.append(name))
     run = open_run(config, tmp_path)
