@@ -1,0 +1,250 @@
+"""Searches on a Ray cluster of two nodes that are killed, stopped, and go on: `make ray`.
+
+A search has its real controller and a table in place of trainings. Nodes are processes of this
+machine with addresses of their own.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+from helpers import ENVIRONMENT, ROOT
+from ray_cluster import Cluster
+from table_search import STEPS
+from tiny_run import MISTAKE, STOPPED, TINY, free_port, outcome, wait_until
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:Sharding info not provided"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: make ray"
+    ),
+]
+
+# Seconds: for what is quick; within which a search ends that has lost its cluster.
+SOON, LOST_SOON = 120, 120
+SEARCH = [
+    "--config=configs/search_spinenet.py:quick",
+    "--config.search.evaluations=10",
+    "--config.search.in_flight=4",
+    "--config.executor.workers=2",
+]
+
+
+class Search:
+    """A command that searches.
+
+    Attributes:
+      path: its working folder.
+      began: when it was started.
+    """
+
+    def __init__(self, path, environment, *flags):
+        """Start it."""
+        self.path, self.began = path, time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.table_search", *SEARCH, f"--workdir={path}", *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @classmethod
+    def on(cls, cluster, path):
+        """Start it on a cluster."""
+        address = f"--config.executor.address={cluster.address}"
+        return cls(path, cluster.environment, "--config.executor.kind=ray", address)
+
+    def stop(self):
+        """Ask it to stop."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, status=0, seconds=300):
+        """Wait for its end with a status; return what it has said on its two outputs."""
+        try:
+            out, err = self._process.communicate(timeout=seconds)
+        finally:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.returncode == status, out + err
+        return out, err
+
+    def attempts(self):
+        """Return the folders of all attempts that have begun."""
+        return sorted(path.parent for path in self.path.glob("candidates/*/attempts/*/began.json"))
+
+    def under_way(self, count=2):
+        """Wait until as many attempts run at once and have saved a step; return their folders."""
+
+        def running():
+            steps = {path: _steps(path) for path in self.attempts()}
+            return [path for path, step in steps.items() if 1 <= step <= STEPS // 2]
+
+        wait_until(lambda: len(running()) >= count, SOON)
+        return running()
+
+    def scores(self):
+        """Return the journal's rows by code, without times and workers, and the proposals."""
+        rows = {}
+        for line in (self.path / "journal.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            del row["seconds"], row["worker"]
+            assert rows.setdefault(tuple(row["code"]), row) is row, "a network was scored twice"
+        return rows, (self.path / "architecture_search" / "proposals.jsonl").read_text()
+
+    def workers(self):
+        """Return the names of the workers of all scores."""
+        lines = (self.path / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line)["worker"] for line in lines]
+
+
+def _steps(attempt):
+    """Return how many steps an attempt has saved."""
+    return len(list(attempt.glob("checkpoints/*")))
+
+
+def _first_step(attempt):
+    """Return the step that an attempt went on from."""
+    return json.loads((attempt / "began.json").read_text())["step"]
+
+
+@contextlib.contextmanager
+def _cluster(*nodes, port=None, **system):
+    began = time.monotonic()
+    cluster = Cluster(port or free_port(), *nodes, environment=ENVIRONMENT, **system)
+    print(f"\ncluster {nodes}: {time.monotonic() - began:.0f} s", flush=True)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Return a cluster of two nodes, each with room for an attempt."""
+    with _cluster("a", "b") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return what an uninterrupted search on this machine finds."""
+    search = Search(tmp_path_factory.mktemp("whole"), ENVIRONMENT)
+    search.wait()
+    print(f"\nlocal: {time.monotonic() - search.began:.0f} s", flush=True)
+    return search.scores()
+
+
+def test_both_nodes_share_a_search(cluster, whole, tmp_path):
+    search = Search.on(cluster, tmp_path / "run")
+    search.wait()
+    print(f"\nshared: {time.monotonic() - search.began:.0f} s, {search.workers()}")
+    assert search.scores() == whole
+    assert set(search.workers()) == {"a", "b"}
+    assert all(path.name == "1" for path in search.attempts())
+
+
+def test_a_killed_attempt_is_made_again_from_what_it_saved(cluster, whole, tmp_path):
+    search = Search.on(cluster, tmp_path / "run")
+    attempt = search.under_way()[0]
+    os.kill(json.loads((attempt / "began.json").read_text())["pid"], signal.SIGKILL)
+    saved, began = _steps(attempt), time.monotonic()
+    again = attempt.with_name("2")
+    wait_until((again / "began.json").exists, SOON)
+    print(f"\nkilled attempt: again after {time.monotonic() - began:.0f} s")
+    out, _ = search.wait()
+    assert "was lost (WorkerCrashedError" in out
+    assert _first_step(again) >= saved > 0
+    assert search.scores() == whole
+
+
+def test_attempts_of_a_killed_node_are_made_elsewhere(cluster, whole, tmp_path):
+    search = Search.on(cluster, tmp_path / "run")
+    attempts = search.under_way()
+    cluster.do("kill", "b")
+    try:
+        out, _ = search.wait()
+    finally:
+        cluster.do("add", "b")
+    print(f"\nkilled node: {time.monotonic() - search.began:.0f} s, {search.workers()}")
+    assert out.count("was lost (") == 1
+    assert "the attempt on b was lost (NodeDiedError" in out
+    (again,) = (path for path in search.attempts() if path.name == "2")
+    assert again.with_name("1") in attempts
+    assert _first_step(again) > 0
+    assert search.scores() == whole
+
+
+def test_a_search_whose_cluster_has_stopped_goes_on_with_a_new_one(whole, tmp_path):
+    port = free_port()
+    with _cluster("a", "b", port=port) as cluster:
+        search = Search.on(cluster, tmp_path / "run")
+        wait_until(lambda: len(search.attempts()) >= 5, SOON)
+        attempts = search.under_way()
+    began = time.monotonic()
+    _, err = search.wait(MISTAKE, LOST_SOON)
+    print(f"\nstopped cluster: ended after {time.monotonic() - began:.0f} s: {err.strip()}")
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"error: Ray cluster {cluster.address}: ")
+    scored, _ = search.scores()
+    assert 0 < len(scored) < len(whole[0])
+    with _cluster("a", "b", port=port) as cluster:
+        search = Search.on(cluster, tmp_path / "run")
+        search.wait()
+    assert search.scores() == whole
+    assert all(_first_step(path.with_name("2")) > 0 for path in attempts)
+
+
+def test_a_search_that_is_asked_to_stop_saves_its_attempts(cluster, whole, tmp_path):
+    search = Search.on(cluster, tmp_path / "run")
+    attempts = search.under_way()
+    search.stop()
+    began = time.monotonic()
+    _, err = search.wait(STOPPED)
+    print(f"\nasked to stop: ended after {time.monotonic() - began:.0f} s")
+    assert "the attempts under way are saved; the same command goes on" in err
+    logs = search.path / "logs" / "attempts"
+    saved = {path: _steps(path) for path in attempts}
+    for path in attempts:
+        assert "saving, then stopping" in (logs / f"{path.parents[1].name}.1.txt").read_text()
+    search = Search.on(cluster, tmp_path / "run")
+    search.wait()
+    assert search.scores() == whole
+    again = {path: _first_step(path.with_name("2")) for path in attempts}
+    assert again == saved
+
+
+def test_a_kill_for_lack_of_memory_is_a_failure(tmp_path):
+    """All memory of the machine counts as full."""
+    with _cluster("a", memory_usage_threshold=0.001, memory_monitor_refresh_ms=100) as cluster:
+        search = Search.on(cluster, tmp_path / "run")
+        _, err = search.wait(MISTAKE)
+    assert "5 of 5 candidates failed, last: memory" in err
+    rows, _ = search.scores()
+    assert {row["failure"] for row in rows.values()} == {"memory"}
+    assert all(path.name == "1" for path in search.attempts())
+
+
+def test_a_cluster_of_this_machine_is_started_and_ended(cluster, whole, tmp_path):
+    environment = {**ENVIRONMENT, "RAY_TMPDIR": cluster.environment["RAY_TMPDIR"]}
+    search = Search(tmp_path / "run", environment, "--config.executor.kind=ray")
+    search.wait()
+    assert search.scores() == whole
+
+
+def test_a_wrong_token_is_one_line(cluster, tmp_path):
+    cluster.environment, right = {**cluster.environment, "RAY_AUTH_TOKEN": "1" * 64}, cluster
+    search = Search.on(right, tmp_path / "run")
+    _, err = search.wait(MISTAKE)
+    (line,) = err.strip().splitlines()
+    assert "it asks for a token" in line
