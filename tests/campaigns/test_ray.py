@@ -8,18 +8,16 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-import tiny_run
 from helpers import ENVIRONMENT, ROOT
 from ray_cluster import Cluster
 from table_search import STEPS
-from tiny_run import MISTAKE, STOPPED, TINY, free_port, outcome, wait_until
+from tiny_run import MISTAKE, STOPPED, free_port, wait_until
 
 pytestmark = [
     pytest.mark.ray,
