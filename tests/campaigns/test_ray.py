@@ -8,16 +8,18 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import tiny_run
 from helpers import ENVIRONMENT, ROOT
 from ray_cluster import Cluster
 from table_search import STEPS
-from tiny_run import MISTAKE, STOPPED, free_port, wait_until
+from tiny_run import MISTAKE, STOPPED, free_port, outcome, wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -35,6 +37,8 @@ SEARCH = [
     "--config.search.in_flight=4",
     "--config.executor.workers=2",
 ]
+# The smallest run of CR-NAS; the budget has the found network be another than the baseline.
+CRNAS = [*tiny_run.TINY, "--config.budget=6", "--config.refine.seeds=1"]
 
 
 class Search:
@@ -246,3 +250,23 @@ def test_a_wrong_token_is_one_line(cluster, tmp_path):
     _, err = search.wait(MISTAKE)
     (line,) = err.strip().splitlines()
     assert "it asks for a token" in line
+
+
+def _run(script, workdir, *flags, environment=ENVIRONMENT):
+    began = time.monotonic()
+    flags = [*CRNAS, tiny_run.baseline(workdir, (1, 1, 1, 2)), f"--workdir={workdir}", *flags]
+    subprocess.run(
+        [sys.executable, f"scripts/{script}.py", *flags], cwd=ROOT, env=environment, check=True
+    )
+    print(f"\n{script} {flags[-1]}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def test_trainings_of_crnas_are_those_of_this_machine(cluster, tmp_path):
+    for script in ("train_supernet", "search_stage", "search_operations"):
+        _run(script, tmp_path / "local")
+    shutil.copytree(tmp_path / "local", tmp_path / "ray")
+    _run("run_crnas", tmp_path / "local", "--config.executor.kind=local")
+    address = f"--config.executor.address={cluster.address}"
+    flags = ("--config.executor.kind=ray", address)
+    _run("run_crnas", tmp_path / "ray", *flags, environment=cluster.environment)
+    assert outcome(tmp_path / "ray") == outcome(tmp_path / "local")

@@ -1,0 +1,32 @@
+"""What a worker refuses: another version of the package, other data than the controller has."""
+
+import pytest
+
+from configs import quickstart
+from crnas_jax.errors import UserError
+from crnas_jax.experiments import workers
+from crnas_jax.experiments.run import open_run
+from crnas_jax.search.executors.jobs import Jobs
+from crnas_jax.search.executors.local import LocalExecutor, WorkerOptions, make_slots
+from crnas_jax.settings import models as model_settings
+
+CHANGES = {
+    "crnas_jax": lambda arguments: arguments.update(version="0.0"),
+    "data.val": lambda arguments: arguments["digests"]["val"].update(images="other"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_worker_unlike_the_controller_ends_the_search_in_one_line(tmp_path, field):
+    config = quickstart.get_config()
+    config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
+    run = open_run(config, tmp_path, dry=True)
+    task = workers.task(run, config, model_settings.baseline(config), 0, "val")
+    CHANGES[field](task["arguments"])
+    slots = make_slots(WorkerOptions("cpu", workers=1))
+    jobs = Jobs(LocalExecutor(slots, tmp_path / "logs"))
+    jobs.begin("one", task, tmp_path / "one")
+    with pytest.raises(UserError, match=f"^worker: {field}: .* controller has") as error:
+        jobs.wait(120)
+    jobs.close()
+    assert len(str(error.value).splitlines()) == 1
