@@ -289,6 +289,7 @@ CASES = {
         ["--config.stage_train.schedule=cosin"],
         "stage_train.schedule: 'cosin'",
     ),
+    "unknown executor": (None, ["--config.executor.kind=slurm"], "executor.kind: 'slurm' is unkn"),
     "unknown precision": (None, ["--config.precision=float16"], "precision: 'float16' is unknown"),
     "no epochs": (None, ["--config.detector_train.epochs=0"], "detector_train.epochs: 0.0"),
     "drops": (None, ["--config.stage_train.lr_drops=(0.9,0.5)"], "stage_train.lr_drops"),

@@ -22,11 +22,13 @@ from crnas_jax.parallel.supervisor import log_to
 from crnas_jax.runtime import team
 from crnas_jax.runtime.files import digest
 from crnas_jax.runtime.workdir import Workdir
+from crnas_jax.search.executors.ray import require_ray
 from crnas_jax.search.journal import Journal
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
 from crnas_jax.settings import search as search_settings
+from crnas_jax.settings.architectures import executor_options
 from crnas_jax.settings.check import check
 from crnas_jax.settings.step_keys import Reads, fields, flat_fields
 
@@ -117,6 +119,8 @@ def open_run(
       UserError: the run cannot work with this config, data or folder.
     """
     check(config)
+    if executor_options(config).kind == "ray" and not dry:
+        require_ray()
     loader.read_with(data_settings.read_options(config))
     if require is not None:
         require(config)

@@ -226,8 +226,6 @@ def architecture_limits(config: ConfigDict, num_classes: int) -> list[Limit]:
 def check_architectures(config: ConfigDict) -> None:
     """Raise UserError for options with which no scale-permuted network can be searched."""
     proposal_options(config)
-    executor_options(config)
-    worker_options(config)
     controller_options(config)
     arch, proxy = baseline(config), proxy_config(config)
     for parts in space_options(config).phases:

@@ -3,7 +3,11 @@
 from ml_collections import ConfigDict
 
 from crnas_jax.errors import UserError
-from crnas_jax.settings.architectures import check_architectures
+from crnas_jax.settings.architectures import (
+    check_architectures,
+    executor_options,
+    worker_options,
+)
 from crnas_jax.settings.data import (
     classification_data_options,
     data_options,
@@ -52,6 +56,8 @@ def check(config: ConfigDict) -> None:
     read_options(config)
     init_from(config)
     classification_data_options(config)
+    executor_options(config)
+    worker_options(config)
     detector(config, arch, num_classes=1)
     searched = levels(config)
     if options.val and not searched:

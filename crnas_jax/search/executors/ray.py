@@ -218,6 +218,13 @@ def _lost(address, why):
     return UserError(f"Ray cluster {address}", "executor.address", why, remedy)
 
 
+def require_ray() -> None:
+    """Raise UserError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        problem, remedy = "'ray', which is not installed", "run: pip install '.[ray]'"
+        raise UserError("config", "executor.kind", problem, remedy)
+
+
 def open_ray(address: str, options: WorkerOptions, logs: pathlib.Path) -> RayExecutor:
     """Return an executor on a cluster, "" for one of this machine, which ends with it.
 
@@ -229,9 +236,7 @@ def open_ray(address: str, options: WorkerOptions, logs: pathlib.Path) -> RayExe
     Raises:
       UserError: Ray is not installed, or there is no such cluster.
     """
-    if importlib.util.find_spec("ray") is None:
-        problem, remedy = "'ray', which is not installed", "run: pip install '.[ray]'"
-        raise UserError("config", "executor.kind", problem, remedy)
+    require_ray()
     platform, threads = find_platform(options), max(options.threads, 1)
     environment = {"PYTHONPATH": package_path(), "OMP_NUM_THREADS": str(threads)}
     environment["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
