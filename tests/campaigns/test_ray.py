@@ -62,10 +62,9 @@ class Search:
         )
 
     @classmethod
-    def on(cls, cluster, path):
-        """Start it on a cluster."""
-        address = f"--config.executor.address={cluster.address}"
-        return cls(path, cluster.environment, "--config.executor.kind=ray", address)
+    def on(cls, cluster, path, **environment):
+        """Start it on a cluster, with some variables changed."""
+        return cls(path, {**cluster.environment, **environment}, *_flags(cluster))
 
     def stop(self):
         """Ask it to stop."""
@@ -108,6 +107,11 @@ class Search:
         """Return the names of the workers of all scores."""
         lines = (self.path / "journal.jsonl").read_text().splitlines()
         return [json.loads(line)["worker"] for line in lines]
+
+
+def _flags(cluster):
+    """Return the flags of a command that uses a cluster."""
+    return "--config.executor.kind=ray", f"--config.executor.address={cluster.address}"
 
 
 def _steps(attempt):
@@ -245,8 +249,7 @@ def test_a_cluster_of_this_machine_is_started_and_ended(cluster, whole, tmp_path
 
 
 def test_a_wrong_token_is_one_line(cluster, tmp_path):
-    cluster.environment, right = {**cluster.environment, "RAY_AUTH_TOKEN": "1" * 64}, cluster
-    search = Search.on(right, tmp_path / "run")
+    search = Search.on(cluster, tmp_path / "run", RAY_AUTH_TOKEN="1" * 64)
     _, err = search.wait(MISTAKE)
     (line,) = err.strip().splitlines()
     assert "it asks for a token" in line
@@ -266,7 +269,13 @@ def test_trainings_of_crnas_are_those_of_this_machine(cluster, tmp_path):
         _run(script, tmp_path / "local")
     shutil.copytree(tmp_path / "local", tmp_path / "ray")
     _run("run_crnas", tmp_path / "local", "--config.executor.kind=local")
-    address = f"--config.executor.address={cluster.address}"
-    flags = ("--config.executor.kind=ray", address)
-    _run("run_crnas", tmp_path / "ray", *flags, environment=cluster.environment)
+    _run("run_crnas", tmp_path / "ray", *_flags(cluster), environment=cluster.environment)
     assert outcome(tmp_path / "ray") == outcome(tmp_path / "local")
+    assert _detections(tmp_path / "ray") == _detections(tmp_path / "local")
+
+
+def _detections(path):
+    """Return the text of all files of detections."""
+    files = {file.relative_to(path): file.read_text() for file in path.rglob("*detections*.json")}
+    assert files
+    return files
