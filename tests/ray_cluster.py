@@ -2,7 +2,7 @@
 
 python tests/ray_cluster.py PORT NODE... starts a head without room for attempts and nodes with room
 for one each, prints the head's address, and does what it reads, a line each: "add NODE", "kill
-NODE". It ends with its input.
+NODE". It ends with its input. Attempts find the name of their node in the variable NODE.
 """
 
 import json
@@ -94,6 +94,7 @@ def main(port, system, *names):
         nodes[name] = cluster.add_node(
             num_cpus=1,
             node_name=name,
+            env_vars={"NODE": name},
             node_ip_address=f"127.0.0.{_FIRST + len(nodes)}",
             object_store_memory=_OBJECT_STORE,
         )

@@ -21,6 +21,10 @@ from ray_cluster import Cluster
 from table_search import STEPS
 from tiny_run import MISTAKE, STOPPED, free_port, outcome, wait_until
 
+from crnas_jax.errors import UserError
+from crnas_jax.search.executors.jobs import Jobs
+from crnas_jax.search.executors.ray import RayExecutor
+
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
@@ -66,9 +70,9 @@ class Search:
         """Start it on a cluster, with some variables changed."""
         return cls(path, {**cluster.environment, **environment}, *_flags(cluster))
 
-    def stop(self):
-        """Ask it to stop."""
-        self._process.send_signal(signal.SIGTERM)
+    def send(self, signal_number):
+        """Send it a signal."""
+        self._process.send_signal(signal_number)
 
     def wait(self, status=0, seconds=300):
         """Wait for its end with a status; return what it has said on its two outputs."""
@@ -175,12 +179,15 @@ def test_a_killed_attempt_is_made_again_from_what_it_saved(cluster, whole, tmp_p
 
 
 def test_attempts_of_a_killed_node_are_made_elsewhere(cluster, whole, tmp_path):
+    """A node that comes later gets its share."""
     search = Search.on(cluster, tmp_path / "run")
     attempts = search.under_way()
     cluster.do("kill", "b")
+    cluster.do("add", "c")
     try:
         out, _ = search.wait()
     finally:
+        cluster.do("kill", "c")
         cluster.do("add", "b")
     print(f"\nkilled node: {time.monotonic() - search.began:.0f} s, {search.workers()}")
     assert out.count("was lost (") == 1
@@ -189,6 +196,36 @@ def test_attempts_of_a_killed_node_are_made_elsewhere(cluster, whole, tmp_path):
     assert again.with_name("1") in attempts
     assert _first_step(again) > 0
     assert search.scores() == whole
+    assert {"a", "c"} <= set(search.workers())
+
+
+def test_a_node_that_fails_scores_nothing(cluster, whole, tmp_path):
+    """Another node attempts again what has raised on one."""
+    cluster.do("add", "broken")
+    try:
+        search = Search.on(cluster, tmp_path / "run")
+        out, _ = search.wait()
+    finally:
+        cluster.do("kill", "broken")
+    print(f"\nbroken node: {out.count('RuntimeError')} exceptions, {search.workers()}")
+    assert "RuntimeError: no device on this node" in out
+    assert search.scores() == whole
+
+
+def test_a_node_without_the_package_is_one_line(cluster, tmp_path, monkeypatch):
+    for name in ("RAY_TMPDIR", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    package = tmp_path / "other" / "crnas_jax"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('there is none')")
+    monkeypatch.chdir(tmp_path)  # Ray has workers look for modules where the command was started
+    environment = {"PYTHONPATH": str(package.parent)}
+    executor = RayExecutor(cluster.address, {"CPU": 1}, environment, tmp_path / "logs")
+    jobs = Jobs(executor)
+    jobs.begin("one", {"function": "", "arguments": {}}, tmp_path / "one")
+    with pytest.raises(UserError, match=r"crnas_jax: cannot be imported: .*; install the same"):
+        jobs.wait(SOON)
+    jobs.close()
 
 
 def test_a_search_whose_cluster_has_stopped_goes_on_with_a_new_one(whole, tmp_path):
@@ -211,23 +248,27 @@ def test_a_search_whose_cluster_has_stopped_goes_on_with_a_new_one(whole, tmp_pa
     assert all(_first_step(path.with_name("2")) > 0 for path in attempts)
 
 
-def test_a_search_that_is_asked_to_stop_saves_its_attempts(cluster, whole, tmp_path):
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_search_that_is_stopped_goes_on(cluster, whole, tmp_path, signal_number):
+    """When asked to stop its attempts save; when it is killed they end with it."""
     search = Search.on(cluster, tmp_path / "run")
     attempts = search.under_way()
-    search.stop()
+    search.send(signal_number)
     began = time.monotonic()
-    _, err = search.wait(STOPPED)
-    print(f"\nasked to stop: ended after {time.monotonic() - began:.0f} s")
-    assert "the attempts under way are saved; the same command goes on" in err
-    logs = search.path / "logs" / "attempts"
+    _, err = search.wait(STOPPED if signal_number == signal.SIGTERM else -signal_number)
+    print(f"\n{signal_number.name}: ended after {time.monotonic() - began:.0f} s")
+    if signal_number == signal.SIGTERM:
+        assert "the attempts under way are saved; the same command goes on" in err
+        logs = search.path / "logs" / "attempts"
+        for path in attempts:
+            assert "saving, then stopping" in (logs / f"{path.parents[1].name}.1.txt").read_text()
+    pids = [json.loads((path / "began.json").read_text())["pid"] for path in attempts]
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), SOON)
     saved = {path: _steps(path) for path in attempts}
-    for path in attempts:
-        assert "saving, then stopping" in (logs / f"{path.parents[1].name}.1.txt").read_text()
     search = Search.on(cluster, tmp_path / "run")
     search.wait()
     assert search.scores() == whole
-    again = {path: _first_step(path.with_name("2")) for path in attempts}
-    assert again == saved
+    assert {path: _first_step(path.with_name("2")) for path in attempts} == saved
 
 
 def test_a_kill_for_lack_of_memory_is_a_failure(tmp_path):

@@ -50,6 +50,9 @@ class Executor(Protocol):
     def num_free(self, avoid: str = "") -> int:
         """Return how many attempts can be started now, on other workers than `avoid`."""
 
+    def has_others(self, worker: str) -> bool:
+        """Return whether there are other workers than one, free or not."""
+
     def start(self, ticket: str, task: dict, avoid: str = "") -> str:
         """Start an attempt, where there is room for it.
 

@@ -40,6 +40,7 @@ class Job:
       newest: step of the newest checkpoint when an attempt was last lost or failed.
       errors: exceptions since then.
       losses: lost attempts since then.
+      avoid: worker of the last exception; it may be at fault.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     newest: int = -1
     errors: int = 0
     losses: int = 0
+    avoid: str = ""
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint of all attempts; -1 where there is none."""
@@ -134,8 +136,11 @@ class Jobs:
         self._executor.close()
 
     def _start_waiting(self):
-        while self._waiting and self._executor.num_free() > 0:
-            self._start(self._waiting.pop(0))
+        for job in list(self._waiting):
+            avoid = job.avoid if self._executor.has_others(job.avoid) else ""
+            if self._executor.num_free(avoid) > 0:
+                self._waiting.remove(job)
+                self._start(job, avoid)
         if not self._waiting:
             self._start_second()
 
@@ -178,7 +183,7 @@ class Jobs:
             job.newest, job.errors, job.losses = newest, 0, 0
         text = outcome.value.get("text", "")
         if outcome.kind == ends.ERROR:
-            job.errors += 1
+            job.errors, job.avoid = job.errors + 1, outcome.worker
             self._say(f"{job.name}: {text}")
             if job.errors >= MAX_ERRORS:
                 return self._end(job, outcome, text)

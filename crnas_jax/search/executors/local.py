@@ -151,11 +151,16 @@ class LocalExecutor:
         """
         self.num_workers = len(slots)
         self._slots, self._logs, self._running = list(slots), logs, {}
+        self._names = {slot.name for slot in slots}
         self._folder = tempfile.TemporaryDirectory(prefix="crnas_jax-")
 
     def num_free(self, avoid: str = "") -> int:
         """Return the number of idle workers; see `Executor`."""
         return sum(slot.name != avoid for slot in self._slots)
+
+    def has_others(self, worker: str) -> bool:
+        """Return whether there are workers of another name."""
+        return bool(self._names - {worker})
 
     def start(self, ticket: str, task: dict, avoid: str = "") -> str:
         """Start an attempt; see `Executor`."""

@@ -78,7 +78,8 @@ class RayExecutor:
                 start_new_session=True,  # signals of the terminal are not for it
                 text=True,
             )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         if not self._ready.wait(_START) or self._why:
             self._end_bridge(0)
             raise _lost(address, self._why or "does not answer")
@@ -91,6 +92,13 @@ class RayExecutor:
     def num_free(self, avoid: str = "") -> int:
         """Return how many attempts can be started now, on other workers than `avoid`."""
         return sum(self._room(node) for node in self._others(avoid))
+
+    def has_others(self, worker: str) -> bool:
+        """Return whether attempts can be made on other nodes than one, once they have room."""
+        return any(
+            news["total"] > 0 and self._lives(node) and self._names[node] != worker
+            for node, news in list(self._nodes.items())
+        )
 
     def start(self, ticket: str, task: dict, avoid: str = "") -> str:
         """Start an attempt on the node with most room; return the worker's name.
@@ -179,16 +187,17 @@ class RayExecutor:
             self._bridge.stdin.flush()
 
     def _listen(self):
-        for line in self._bridge.stdout:
-            message = json.loads(line)
-            if "nodes" in message:
-                self._names |= {key: node["name"] for key, node in message["nodes"].items()}
-                self._heard, self._nodes = time.monotonic(), message["nodes"]
-                self._ready.set()
-            elif "lost" in message:
-                self._why = message["lost"]
-            else:
-                self._ended.put(message)
+        with self._bridge.stdout as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "nodes" in message:
+                    self._names |= {key: node["name"] for key, node in message["nodes"].items()}
+                    self._heard, self._nodes = time.monotonic(), message["nodes"]
+                    self._ready.set()
+                elif "lost" in message:
+                    self._why = message["lost"]
+                else:
+                    self._ended.put(message)
         self._why = self._why or "its head is gone"
         self._nodes = {}
         self._ready.set()
@@ -201,6 +210,7 @@ class RayExecutor:
             self._bridge.wait(patience)
         self._bridge.kill()
         self._bridge.wait()
+        self._listener.join()
 
 
 def _probe(address):

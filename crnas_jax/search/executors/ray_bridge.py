@@ -5,18 +5,20 @@ its input, or when the executor kills it. Standard error is a log.
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from crnas_jax.parallel.process import prepare
-from crnas_jax.search.executors import worker
-from crnas_jax.search.executors.executor import ERROR, LOST, MEMORY
+from crnas_jax.search.executors.executor import ERROR, LOST, MEMORY, MISTAKE
 
 # Seconds between two looks at the nodes; until Ray's news of one tell that an attempt has ended.
 _POLL, _LAG = 1.0, 0.2
@@ -25,18 +27,58 @@ _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through Ray
 
 
 def attempt(task: dict, log: str) -> tuple[str, str]:
-    """Run a task in a process of its own; return the kind of its end and the value as JSON."""
+    """Run a task in a process of its own; return the kind of its end and the value as JSON.
+
+    Ray takes it to other machines without this package, so that one that lacks it can say so.
+    """
+    folder = os.path.dirname(log)
+    if not os.path.isdir(folder):
+        return _mistake("--workdir", f"{folder} is not there", "name a folder that machines share")
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threads = os.environ.get("CRNAS_THREADS")
     if threads:  # before JAX starts as many threads as there are cores
-        cores = sorted(os.sched_getaffinity(0))
-        first = os.getpid() % len(cores)
-        os.sched_setaffinity(0, [cores[(first + i) % len(cores)] for i in range(int(threads))])
+        os.sched_setaffinity(0, _claim_cores(int(threads)))
+    try:
+        from crnas_jax.parallel.process import prepare
+        from crnas_jax.search.executors import worker
+    except Exception as error:
+        traceback.print_exc()
+        problem = f"cannot be imported: {type(error).__name__}: {error}"
+        return _mistake("crnas_jax", problem, "install the same version on all machines")
     prepare(saves_on_stop=True)
     kind, value = worker.attempt(task)
     return kind, json.dumps(value)
+
+
+def _mistake(field, problem, remedy):
+    where = f"worker on {socket.gethostname()}"
+    return MISTAKE, json.dumps(
+        {"where": where, "field": field, "problem": problem, "remedy": remedy}
+    )
+
+
+def _claim_cores(number):
+    """Return cores that no other attempt on this machine has, where there are as many.
+
+    They are this process's until it ends, by locks.
+    """
+    cores, claimed = sorted(os.sched_getaffinity(0)), []
+    first = zlib.crc32(socket.gethostname().encode())  # containers do not see each other's locks
+    cores = [cores[(first + i) % len(cores)] for i in range(len(cores))]
+    for core in cores:
+        name = f"{tempfile.gettempdir()}/crnas_jax-{os.getuid()}-core-{core}"
+        file = os.open(name, os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            continue
+        claimed.append(core)
+        if len(claimed) == number:
+            return claimed
+    return (claimed + [core for core in cores if core not in claimed])[:number]
 
 
 class Bridge:

@@ -11,6 +11,7 @@ import pytest
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
 from crnas_jax.search.executors import executor as ends
+from crnas_jax.search.executors import ray_bridge
 from crnas_jax.search.executors.executor import Executor, Outcome
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.executors.local import LocalExecutor, Slot, WorkerOptions, make_slots
@@ -28,6 +29,9 @@ class Told:
     def num_free(self, avoid=""):
         places = {"a", "b"} - set(self.running.values()) - {avoid}
         return len(places)
+
+    def has_others(self, worker):
+        return True
 
     def start(self, ticket, task, avoid=""):
         worker = min({"a", "b"} - set(self.running.values()) - {avoid})
@@ -78,6 +82,24 @@ def test_an_exception_counts_after_two_attempts_without_a_newer_checkpoint(tmp_p
     last = executor.started[-1][1]
     assert last["x"] == 1
     assert last["earlier"] == folders[-2::-1]
+
+
+def test_after_an_exception_another_worker_is_taken_where_there_is_one(tmp_path, monkeypatch):
+    jobs, executor, _ = _jobs(tmp_path, "one", "two", "three")
+    assert executor.running == {"one.1": "a", "two.1": "b"}
+    executor.end("one.1", ends.ERROR, text="broken")
+    jobs.wait(0)
+    assert executor.running == {"two.1": "b", "three.1": "a"}
+    executor.end("two.1", ends.RESULT, AP=0.1)
+    jobs.wait(0)
+    assert executor.running == {"three.1": "a", "one.2": "b"}
+    monkeypatch.setattr(Told, "has_others", lambda *_: False)
+    executor.end("one.2", ends.ERROR, text="broken")
+    (end,) = jobs.wait(0)
+    assert end.failure == "broken"
+    executor.end("three.1", ends.ERROR, text="broken")
+    jobs.wait(0)
+    assert executor.running == {"three.2": "a"}
 
 
 def test_a_lost_attempt_is_no_failure_but_five_without_progress_stop(tmp_path):
@@ -200,6 +222,12 @@ def test_workers_share_the_devices_of_a_machine(monkeypatch):
     monkeypatch.setenv("TPU_VISIBLE_CHIPS", "0,1")
     (slot,) = make_slots(WorkerOptions("tpu", devices=2))
     assert json.dumps(slot.environment["TPU_VISIBLE_CHIPS"]) == '"0,1"'
+
+
+def test_a_machine_of_a_cluster_that_lacks_the_folder_is_a_mistake(tmp_path):
+    kind, value = ray_bridge.attempt({}, str(tmp_path / "absent" / "log.txt"))
+    assert kind == ends.MISTAKE
+    assert "absent is not there" in str(UserError(**json.loads(value)))
 
 
 def test_an_unreachable_cluster_is_one_line(tmp_path, monkeypatch):
