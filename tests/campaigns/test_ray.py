@@ -248,7 +248,7 @@ def test_a_search_whose_cluster_has_stopped_goes_on_with_a_new_one(whole, tmp_pa
     assert all(_first_step(path.with_name("2")) > 0 for path in attempts)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["asked", "killed"])
 def test_a_search_that_is_stopped_goes_on(cluster, whole, tmp_path, signal_number):
     """When asked to stop its attempts save; when it is killed they end with it."""
     search = Search.on(cluster, tmp_path / "run")
