@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 # Without bytecode files each process compiles three thousand modules again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart quickstart-spinenet test test-full campaigns lint setup clean
+.PHONY: quickstart quickstart-spinenet test test-full campaigns ray lint setup clean
 
 quickstart: setup
 	$(BIN)/python scripts/run_crnas.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -29,6 +29,11 @@ test-full: setup
 campaigns: setup
 	CAMPAIGN_KILLS=20 XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m "campaign and not programs" -s
 	$(BIN)/python -m pytest -m programs -n 2
+
+# The campaign of searches on a Ray cluster, with the extra that it needs.
+ray: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[ray]"
+	$(BIN)/python -m pytest -m ray -s tests/campaigns/test_ray.py
 
 lint: setup
 	$(BIN)/ruff check .

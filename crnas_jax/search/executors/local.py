@@ -99,13 +99,18 @@ def make_slots(options: WorkerOptions) -> list[Slot]:
                 share = f"{_MEMORY_SHARE / options.per_device:.3f}"
                 environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
         else:
-            bounds = f"1,{options.devices},1"
-            environment = {"TPU_VISIBLE_CHIPS": group, "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds}
-            environment |= {"TPU_PROCESS_BOUNDS": "1,1,1", "JAX_PLATFORMS": "tpu"}
+            environment = {"TPU_VISIBLE_CHIPS": group, "JAX_PLATFORMS": "tpu"}
+            environment |= tpu_bounds(options.devices)
         for place in range(options.per_device):
             part = f".{place}" if options.per_device > 1 else ""
             slots.append(Slot(f"{platform} {group}{part}", environment))
     return slots[: options.workers or None]
+
+
+def tpu_bounds(devices: int) -> dict[str, str]:
+    """Return the variables with which a process on some chips of a host waits for no other host."""
+    bounds = {4: "2,2,1", 8: "2,4,1"}.get(devices, f"1,{devices},1")
+    return {"TPU_CHIPS_PER_PROCESS_BOUNDS": bounds, "TPU_PROCESS_BOUNDS": "1,1,1"}
 
 
 def _cpu_slots(options):

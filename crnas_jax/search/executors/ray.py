@@ -26,7 +26,7 @@ from collections.abc import Mapping
 
 from crnas_jax.errors import UserError
 from crnas_jax.search.executors.executor import Outcome
-from crnas_jax.search.executors.local import WorkerOptions, find_platform, package_path
+from crnas_jax.search.executors.local import WorkerOptions, find_platform, package_path, tpu_bounds
 
 # Seconds: for a cluster to answer at first; without a word from its head until it counts as lost.
 _START, _SILENCE = 60.0, 60.0
@@ -258,6 +258,7 @@ def open_ray(address: str, options: WorkerOptions, logs: pathlib.Path) -> RayExe
             environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
     elif platform == "tpu":
         request["TPU"] = options.devices
+        environment |= tpu_bounds(options.devices)  # Ray sets none for all chips of a host
     environment["CRNAS_THREADS"] = str(threads) if platform == "cpu" else ""
     return RayExecutor(address or "local", request, environment, logs)
 

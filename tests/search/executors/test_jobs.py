@@ -219,9 +219,11 @@ def test_workers_share_the_devices_of_a_machine(monkeypatch):
     assert [slot.cores for slot in make_slots(WorkerOptions("cpu", workers=1, threads=0))] == [
         (0, 1, 2, 3, 4)
     ]
-    monkeypatch.setenv("TPU_VISIBLE_CHIPS", "0,1")
-    (slot,) = make_slots(WorkerOptions("tpu", devices=2))
-    assert json.dumps(slot.environment["TPU_VISIBLE_CHIPS"]) == '"0,1"'
+    for chips, bounds in (("0,1", "1,2,1"), ("0,1,2,3", "2,2,1")):
+        monkeypatch.setenv("TPU_VISIBLE_CHIPS", chips)
+        (slot,) = make_slots(WorkerOptions("tpu", devices=len(chips.split(","))))
+        assert slot.environment["TPU_VISIBLE_CHIPS"] == chips
+        assert slot.environment["TPU_CHIPS_PER_PROCESS_BOUNDS"] == bounds
 
 
 def test_a_machine_of_a_cluster_that_lacks_the_folder_is_a_mistake(tmp_path):
