@@ -224,9 +224,13 @@ def test_a_node_without_the_package_is_one_line(cluster, tmp_path, monkeypatch):
     jobs = Jobs(executor)
     jobs.begin("one", {"function": "", "arguments": {}}, tmp_path / "one")
     with pytest.raises(UserError, match=r"crnas_jax: cannot be imported: .*; install the same"):
-        while jobs.names:  # Ray may still offer a node that a test has killed
-            jobs.wait(SOON)
+        _finish(jobs)
     jobs.close()
+
+
+def _finish(jobs):
+    while jobs.names:  # Ray may still offer a node that a test has killed
+        jobs.wait(SOON)
 
 
 def test_a_search_whose_cluster_has_stopped_goes_on_with_a_new_one(whole, tmp_path):
