@@ -29,7 +29,7 @@ _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through Ray
 def attempt(task: dict, log: str) -> tuple[str, str]:
     """Run a task in a process of its own; return the kind of its end and the value as JSON.
 
-    Ray takes it to other machines without this package, so that one that lacks it can say so.
+    Its code comes from the bridge, so that a machine without this package can say what it lacks.
     """
     folder = os.path.dirname(log)
     if not os.path.isdir(folder):
