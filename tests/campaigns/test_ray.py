@@ -302,11 +302,12 @@ def test_a_wrong_token_is_one_line(cluster, tmp_path):
 
 
 def _run(script, workdir, *flags, environment=ENVIRONMENT):
+    """Run a script of CR-NAS to its end."""
     began = time.monotonic()
     flags = [*CRNAS, tiny_run.baseline(workdir, (1, 1, 1, 2)), f"--workdir={workdir}", *flags]
-    subprocess.run(
-        [sys.executable, f"scripts/{script}.py", *flags], cwd=ROOT, env=environment, check=True
-    )
+    command = [sys.executable, f"scripts/{script}.py", *flags]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
     print(f"\n{script} {flags[-1]}: {time.monotonic() - began:.0f} s", flush=True)
 
 
