@@ -8,6 +8,7 @@ import yaml
 from helpers import ROOT
 
 from crnas_jax import cli
+from crnas_jax.settings.architectures import executor_options
 from crnas_jax.settings.check import check
 
 LAUNCH = ROOT / "scripts" / "launch"
@@ -46,3 +47,27 @@ def test_the_batches_of_an_example_divide_by_its_devices(example):
     config.devices = min(num_devices, jax.device_count())
     check(config)
     assert all(config[recipe].batch_size % num_devices == 0 for recipe in RECIPES)
+
+
+def _ray_job():
+    content = yaml.safe_load((LAUNCH / "rayjob.yaml").read_text())
+    return content["spec"]["entrypoint"].split()[1:]
+
+
+def _ray_slurm():
+    text = (LAUNCH / "ray_slurm.sh").read_text()
+    given = text.partition("#SBATCH")[0]
+    example = "run-spinenet", *re.findall(r"--(?:config|workdir)\S+", given)
+    executor = re.findall(r"--config\.executor\.\S+", text.replace('"', ""))
+    assert len(executor) == 2
+    return [*example, *executor]
+
+
+@pytest.mark.parametrize("example", [_ray_job, _ray_slurm])
+def test_an_example_of_ray_is_a_search_on_a_cluster(example):
+    name, *arguments = example()
+    config = cli._parsed(cli.load(name), arguments).config
+    config.devices = 1
+    check(config)
+    assert executor_options(config).kind == "ray"
+    assert executor_options(config).address
