@@ -28,6 +28,9 @@ class AtOnce:
     def num_free(self, avoid=""):
         return 2 - len(self._ended)
 
+    def has_others(self, worker):
+        return False
+
     def start(self, ticket, task, avoid=""):
         self.started.append(task)
         value = self.values(**task["arguments"])

@@ -41,7 +41,7 @@ def attempt(task: dict, log: str) -> tuple[str, str]:
     if threads:  # before JAX starts as many threads as there are cores
         os.sched_setaffinity(0, _claim_cores(int(threads)))
     try:
-        from crnas_jax.parallel.process import prepare
+        from crnas_jax.parallel.process import prepare, trim_cache
         from crnas_jax.search.executors import worker
     except Exception as error:
         traceback.print_exc()
@@ -49,6 +49,7 @@ def attempt(task: dict, log: str) -> tuple[str, str]:
         return _mistake("crnas_jax", problem, "install the same version on all machines")
     prepare(saves_on_stop=True)
     kind, value = worker.attempt(task)
+    trim_cache()
     return kind, json.dumps(value)
 
 
