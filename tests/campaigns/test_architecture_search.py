@@ -5,6 +5,7 @@ Three kills in `make test-full`, twenty in `make campaigns`.
 
 import collections
 import json
+import math
 import os
 import pathlib
 import re
@@ -13,11 +14,19 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from helpers import ENVIRONMENT, KILLS, ROOT, campaign_rng, four_blocks
 from tiny_run import outcome
 
+from configs import search_spinenet
+from crnas_jax.data.synthetic import SyntheticSource
+from crnas_jax.experiments import remote
 from crnas_jax.runtime.files import whole_lines
+from crnas_jax.settings import data as data_settings
+from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import training as training_settings
+from crnas_jax.training.job import TrainingJob
 
 pytestmark = [pytest.mark.campaign, pytest.mark.programs]
 
@@ -184,3 +193,24 @@ def _check(process, cut, whole):
     )
     assert by_name == whole_by_name
     return _require_resumed(cut)
+
+
+def test_a_steps_memory_is_that_of_its_arrays_and_more():
+    config = search_spinenet.get_config("quick")
+    with config.unlocked():
+        config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
+        config.detector.anchor_sizes = (16.0, 32.0)
+        config.devices = 1
+        config.data.min_size = config.data.max_size = 64
+    detector = model_settings.detector(config, four_blocks(), 3)
+    job = TrainingJob(
+        "training",
+        detector,
+        SyntheticSource(4, 64),
+        data_settings.detection_rows(config),
+        training_settings.train_options(config, "detector_train"),
+    )
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(detector.shapes["params"]))
+    # Parameters, momentum and gradients, 4 bytes each; images as they are read, 1 byte a value.
+    least = 3 * 4 * size + 4 * 64 * 64 * 3
+    assert least < remote.step_memory(config, job) < 1e9

@@ -1,10 +1,10 @@
-"""What a worker refuses: another version of the package, other data than the controller has."""
+"""What a worker refuses: another version of the package, other data, a step that takes too much."""
 
 import pytest
 
 from configs import quickstart
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import workers
+from crnas_jax.experiments import remote, workers
 from crnas_jax.experiments.run import open_run
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.executors.local import LocalExecutor, WorkerOptions, make_slots
@@ -16,12 +16,24 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("field", CHANGES)
-def test_a_worker_unlike_the_controller_ends_the_search_in_one_line(tmp_path, field):
+def _task(tmp_path, **options):
     config = quickstart.get_config()
     config.data.synthetic.update({"train": 4, "val": 4, "test": 4})
     run = open_run(config, tmp_path, dry=True)
-    task = workers.task(run, config, model_settings.baseline(config), 0, "val")
+    return workers.task(run, config, model_settings.baseline(config), 0, "val", **options)
+
+
+def test_a_step_that_takes_too_much_memory_fails_before_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "step_memory", lambda config, job: 2e9)
+    monkeypatch.setattr(remote, "train", lambda *_: pytest.fail("it was trained"))
+    arguments = _task(tmp_path, max_memory=1.9)["arguments"]
+    value = remote.train_network(**arguments, folder=str(tmp_path / "one"), earlier=[])
+    assert value == {"failure": "memory: a step takes more than 1.9 GB"}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_worker_unlike_the_controller_ends_the_search_in_one_line(tmp_path, field):
+    task = _task(tmp_path)
     CHANGES[field](task["arguments"])
     slots = make_slots(WorkerOptions("cpu", workers=1))
     jobs = Jobs(LocalExecutor(slots, tmp_path / "logs"))
