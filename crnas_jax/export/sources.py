@@ -18,11 +18,13 @@ from crnas_jax.export.weights import NETWORK, SUPERNET, VARIABLES, from_json, lo
 from crnas_jax.models.build import Detector
 from crnas_jax.models.layers import LayerOptions
 from crnas_jax.models.supernet.banks import SupernetSpec
+from crnas_jax.models.supernet.scale_operations import ScaleSupernet, ScaleSupernetSpec
 from crnas_jax.models.transfer import cut
 from crnas_jax.runtime.files import read_json
 from crnas_jax.spaces.operations import OperationSpace
 
 _COMMAND = "command line"
+_AGAIN = "train the supernet again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +131,31 @@ def _load(workdir, folder, name, path):
 
 def _cut(workdir, folder, path):
     """Cut a path out of a supernet, with the weights and statistics that it has there."""
+    if path.rank and (path.depths or path.dilations):
+        problem = "given beside --depths or --dilations"
+        raise UserError(_COMMAND, "--rank", problem, "give one or the other")
+    file = folder / SUPERNET
+    content = read_json(file, _AGAIN)
+    if isinstance(content, dict) and content.get("kind") == ScaleSupernet.kind:
+        architecture, network = _permuted_path(workdir, folder, content, path)
+    else:
+        architecture, network = _staged_path(workdir, folder, path)
+    description = content.get("detector")
+    if description is None:  # of a version that did not write it
+        return Network(architecture, network)
+    try:
+        detector, *others = read_description(description, architecture)
+        return Network(architecture, network, detector, *others, layers=detector.layers)
+    except Exception as error:  # fields of wrong types can fail anywhere in the network
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(file, "detector", problem, _AGAIN) from error
+
+
+def _staged_path(workdir, folder, path):
+    """Return the architecture and the variables of a path through stages."""
     variables, spec = load_weights(folder)
     depths, dilations = path.depths, path.dilations
     if path.rank:
-        if depths or dilations:
-            problem = "given beside --depths or --dilations"
-            raise UserError(_COMMAND, "--rank", problem, "give one or the other")
         depths, dilations = _ranked(workdir, folder, spec, path.rank)
     if not depths:
         if any(len(grid) > 1 for grid in spec.grids):
@@ -143,25 +164,50 @@ def _cut(workdir, folder, path):
         depths = spec.deepest.depths
     try:
         architecture = Arch(spec.family, depths, dilations, spec.widths)
-        network = cut(variables, spec, architecture)
+        return architecture, cut(variables, spec, architecture)
     except UserError as error:
         grids = " x ".join(str(list(grid)) for grid in spec.grids)
         remedy = f"it holds depths {grids} and dilations {list(spec.dilations)}"
         raise UserError(_COMMAND, "--depths, --dilations", error.problem, remedy) from error
-    description = read_json(folder / SUPERNET).get("detector")
-    if description is None:  # of a version that did not write it
-        return Network(architecture, network)
+
+
+def _permuted_path(workdir, folder, content, path):
+    """Return the architecture and the variables of a scale-permuted network with dilations."""
     try:
-        detector, *others = read_description(description, architecture)
-        return Network(architecture, network, detector, *others, layers=detector.layers)
-    except Exception as error:  # fields of wrong types can fail anywhere in the network
+        names = [field.name for field in dataclasses.fields(ScaleSupernetSpec)]
+        spec = from_json(ScaleSupernetSpec, {name: content[name] for name in names})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
-        remedy = "train the supernet again"
-        raise UserError(folder / SUPERNET, "detector", problem, remedy) from error
+        raise UserError(folder / SUPERNET, "fields", problem, _AGAIN) from error
+    dilations = path.dilations or spec.arch.block_dilations
+    if path.rank:
+        dilations = spec.space.dilations_of(_ranked_code(workdir, folder, path.rank))
+    is_path = len(dilations) == len(spec.arch.blocks) and set(dilations) <= set(spec.dilations)
+    if path.depths or not is_path:
+        problem = f"no path with depths {list(path.depths)}, dilations {list(dilations)}"
+        remedy = f"give one of {list(spec.dilations)} for each of {len(spec.arch.blocks)} blocks"
+        raise UserError(_COMMAND, "--depths, --dilations", problem, remedy)
+    architecture = dataclasses.replace(spec.arch, dilations=tuple(dilations))
+    supernet, choice = ScaleSupernet(spec), spec.choice_of(architecture)
+    variables = {
+        collection: {**tree, "backbone": supernet.extract(tree["backbone"], choice)}
+        for collection, tree in load_variables(folder / VARIABLES).items()
+    }
+    return architecture, variables
 
 
 def _ranked(workdir, folder, spec: SupernetSpec, rank):
     """Return depths and dilations of a place in the search that was done in a supernet."""
+    code = _ranked_code(workdir, folder, rank)
+    if folder.name.startswith("stage"):
+        return code, ()
+    depths = spec.deepest.depths
+    space = OperationSpace(spec.arch(depths).stage_depths, spec.dilations, spec.tie)
+    return depths, space.dilations_of(code)
+
+
+def _ranked_code(workdir, folder, rank):
+    """Return the code at a place of the search that was done in a supernet."""
     level = folder.name.removesuffix("_supernet")
     file = workdir / f"{level}_search" / "result.json"
     if not file.exists():
@@ -175,9 +221,4 @@ def _ranked(workdir, folder, spec: SupernetSpec, rank):
     if rank > len(codes):
         problem = f"{rank}, and the search has ranked {len(codes)} codes"
         raise UserError(_COMMAND, "--rank", problem, "give a smaller number")
-    code = codes[rank - 1]
-    if level == "stage":
-        return code, ()
-    depths = spec.deepest.depths
-    space = OperationSpace(spec.arch(depths).stage_depths, spec.dilations, spec.tie)
-    return depths, space.dilations_of(code)
+    return codes[rank - 1]

@@ -8,6 +8,7 @@ from helpers import run_commands
 from supernet_checks import one_output
 
 from crnas_jax.analysis.record import Record
+from crnas_jax.export.detector import load_detector
 
 TINY = [
     "--config=configs/operations_spinenet.py:quick",
@@ -46,6 +47,10 @@ def test_from_images_to_a_decision_step_by_step(tmp_path):
         "run_crnas": flags,
         "status": [f"--workdir={workdir}", "--json"],
         "evaluate": [f"--workdir={workdir}", "--network=returned"],
+        "export": [
+            *(f"--workdir={workdir}", "--network=operation_supernet", "--rank=2"),
+            f"--output={tmp_path / 'second'}",
+        ],
     }
     outcomes = run_commands([[f"scripts/{name}.py", *more] for name, more in commands.items()])
     outcomes = dict(zip(commands, outcomes, strict=True))
@@ -68,6 +73,10 @@ def test_from_images_to_a_decision_step_by_step(tmp_path):
         assert set(result[name]["arch"]) - {"dilations"} == set(json.loads(arch.to_json()))
     assert json.loads((workdir / "search" / "latency.json").read_text())
     tiny_run.scored(workdir)
+
+    second = json.loads((workdir / "operation_search" / "result.json").read_text())["ranking"][1]
+    exported = load_detector(tmp_path / "second").detector.spec
+    assert exported.dilations == tuple((2, 3)[op] for op in second["code"])
 
     status = json.loads(outcomes["status"]["stdout"])
     assert (status["state"], status["share"]) == ("finished", 1)
