@@ -126,6 +126,8 @@ def finish_jobs(run, tasks: dict[str, dict], folder: pathlib.Path) -> dict[str, 
                 jobs.begin(name, task, folder / name)
             while jobs.names:
                 for end in jobs.wait():
+                    if end.failure:
+                        raise RuntimeError(f"{end.name}: {end.failure}")
                     content = {"value": end.value, "attempt": end.attempt, "seconds": end.seconds}
                     write_json(_end(folder, end.name), content)
                     print(f"{end.name}: {end.seconds:.0f} s", flush=True)

@@ -99,7 +99,7 @@ def measure(strategy: str) -> dict:
         folder, count = pathlib.Path(root) / "run", _COUNT.value
         total, _ = search(folder, strategy, count)
         print(f"{strategy}: {count} proposals in {total:.0f} s", flush=True)
-        snapshot = folder / "architecture_search" / "snapshot.json"
+        snapshot = folder / "architecture_search" / "proposals_snapshot.json"
         size = snapshot.stat().st_size
         seconds, names = {}, {"snapshot": False, "replay": True}
         for added, (name, is_removed) in enumerate(names.items(), 1):

@@ -222,7 +222,8 @@ def get_config() -> ConfigDict:
     config.executor.platform = "auto"  # "cpu", "gpu" or "tpu"; "auto": what is there
     config.executor.workers = 0  # candidates at once on this machine; 0 for what fits
     config.executor.candidate_devices = 1  # accelerators of a candidate
-    config.executor.candidate_threads = 1  # cores of a candidate on a CPU; 0: shared evenly
+    config.executor.candidate_threads = 1  # cores of a candidate on a CPU
+    config.executor.candidate_memory = 0.0  # gigabytes of a machine that Ray reserves for one
     config.executor.per_device = 1  # candidates on one accelerator
 
     # What is trained alone before a network is returned, and when it is (docs/searching.md).

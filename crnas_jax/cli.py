@@ -1,7 +1,6 @@
 """The command `crnas-jax` and its subcommands; the scripts call the same functions."""
 
 import difflib
-import errno
 import functools
 import importlib
 import os
@@ -16,14 +15,13 @@ from absl import flags
 
 from crnas_jax import __version__
 from crnas_jax.commands.command import Command, config_root, find_config
-from crnas_jax.errors import UserError
+from crnas_jax.errors import UserError, disk_error
 from crnas_jax.parallel.cluster import find_cluster
 from crnas_jax.parallel.process import prepare
 from crnas_jax.parallel.supervisor import BUG, LOST, STOPPED, SupervisorOptions, supervise
 from crnas_jax.runtime import activity, interruption
 
 _MISTAKE = 2
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Subcommands by the module of `commands` that holds them.
 _MODULES = {
     "procedure": (
@@ -165,10 +163,10 @@ def _attempt(command, values):
         print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
         return STOPPED
     except OSError as error:
-        if error.errno not in _FULL:
+        problem = disk_error(error)
+        if problem is None:
             raise
-        remedy = "make room or lift the limit, then give the same command again"
-        raise UserError(error.filename or "disk", "file", error.strerror, remedy) from error
+        raise problem from error
     return 0
 
 

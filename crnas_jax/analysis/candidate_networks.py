@@ -5,6 +5,7 @@ import pathlib
 from crnas_jax.analysis.candidates import Candidate, candidates
 from crnas_jax.analysis.record import Record
 from crnas_jax.arch.scale_permuted import ScalePermuted
+from crnas_jax.data.paths import leads_out
 from crnas_jax.errors import UserError
 from crnas_jax.export.detector import DESCRIPTION
 from crnas_jax.runtime.step_key import CANDIDATES
@@ -41,6 +42,7 @@ def find_candidate(workdir: str | pathlib.Path, rank: int) -> tuple[str, ScalePe
     if network is None:
         problem = f"no network fits the baseline of {record.path / 'config.json'}"
         raise UserError("command line", "--rank", problem, "restore the folder's config.json")
-    folder = record.path / CANDIDATES / scored[rank - 1].name
-    files = sorted(folder.glob(f"attempts/*/{DESCRIPTION}"))
-    return (str(files[-1].parent.relative_to(record.path)) if files else ""), network
+    candidate = scored[rank - 1]
+    folder = f"{CANDIDATES}/{candidate.name}/attempts/{candidate.attempt}"
+    is_kept = not leads_out(folder) and (record.path / folder / DESCRIPTION).exists()
+    return folder if is_kept else "", network

@@ -17,6 +17,7 @@ class Candidate:
       score: AP on `val`, a fraction; the mean where it has several seeds.
       ci95: 95 % interval over images, of the first seed; () where there is none.
       name: name of its folder in `candidates`.
+      attempt: name of the attempt in it that was scored.
       failure: why it scored 0; "" where it has not failed.
       seconds: how long its training and evaluation took.
       flops: multiply-adds of the detector at the baseline's widths; NaN where they are unknown.
@@ -27,6 +28,7 @@ class Candidate:
     score: float
     ci95: tuple[float, ...]
     name: str
+    attempt: str = ""
     failure: str = ""
     seconds: float = 0.0
     flops: float = math.nan
@@ -53,6 +55,7 @@ def candidates(record: Record) -> list[Candidate]:
             score,
             tuple(row.get("ci95") or ()),
             str(row.get("candidate", "")),
+            str(row.get("attempt", "")),
             str(row.get("failure", "")),
             float(row.get("seconds", 0.0)),
             float(row.get("flops", math.nan)),

@@ -22,7 +22,7 @@ _LEVELS = ("stage", "operation")
 
 
 def _whole_run(config, values):
-    if not levels(config):  # nothing is searched in supernets
+    if not levels(config) and not config.data.val:  # nothing is searched
         return ["baseline/test"]
     splits = ("val", "test") if refine_options(config).finalists else ("test",)
     return [f"{network}/{split}" for network in compared_networks(config) for split in splits]

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from crnas_jax.analysis.record import json_lines
+from crnas_jax.arch.graphs import canonical, graph_code
 from crnas_jax.experiments import costs
-from crnas_jax.experiments.architecture_search import CALIBRATION, STEP, CountedLimits
+from crnas_jax.experiments.architecture_search import STEP, CountedLimits
 from crnas_jax.experiments.costs import Cost
-from crnas_jax.experiments.run import Run
-from crnas_jax.runtime.files import read_json
-from crnas_jax.runtime.step_key import seed_step
+from crnas_jax.experiments.run import Run, journal_file
+from crnas_jax.runtime.step_key import CANDIDATES, seed_step
 from crnas_jax.settings import architectures as settings
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -78,8 +79,7 @@ def _num_trainings(config):
 
 def _calibrated(run):
     """Say how long the search takes, once the calibration candidate is trained."""
-    file = run.path / CALIBRATION
-    config = run.config
+    config, options = run.config, settings.proposal_options(run.config)
     arch = settings.proxy_arch(config, model_settings.baseline(config))
     detector = model_settings.detector(settings.proxy_config(config), arch, run.num_classes)
     kept = min(settings.proxy_options(config).kept_candidates, _num_trainings(config))
@@ -89,17 +89,31 @@ def _calibrated(run):
         * _COPIES
     )
     disk = f"disk        about {kept * size / 1e9:.2g} GB for the {kept} best candidates"
-    if not file.exists():
+    seconds = _seconds_of_seed(run)
+    if seconds is None:
         yield f"{disk}; times are known once the seed network is trained, the first candidate"
         return
-    seconds = read_json(file)["seconds_of"]
-    count, total = _num_trainings(config), seconds["all"]
-    ends = ", ".join(f"{count * total / n / 3600:.1f} h with {n}" for n in _WORKERS)
+    count, total, at_once = _num_trainings(config), seconds["all"], max(_WORKERS)
+    if options.architecture_strategy != "halving":
+        at_once = options.in_flight * settings.proxy_options(config).seeds
+    ends = ", ".join(f"{count * total / min(n, at_once) / 3600:.1f} h with {n}" for n in _WORKERS)
     yield (
         f"time        a candidate takes {total:.0f} s, {seconds['compilation']:.0f} s of them "
-        f"compilation; all take {ends} workers at most"
+        f"compilation; all take {ends} workers at most ({at_once} at once: search.in_flight)"
     )
     yield disk
+
+
+def _seconds_of_seed(run):
+    """Return what the seed network took on the proxy task, from the journal; None before."""
+    graph = list(graph_code(canonical(model_settings.baseline(run.config))))
+    rows = json_lines(journal_file(run))
+    known = [
+        row["seconds_of"]
+        for row in rows
+        if row.get("search") == CANDIDATES and row.get("code") == graph and "seconds_of" in row
+    ]
+    return known[-1] if known else None
 
 
 def _images(run, config):

@@ -1,9 +1,12 @@
 """The search of scale-permuted networks: proposals, each trained on the proxy task."""
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from crnas_jax.analysis.record import JOURNAL_KEY
 from crnas_jax.arch.graphs import canonical, graph_code
@@ -25,7 +28,11 @@ from crnas_jax.search.strategies.proposing import (
     run_proposer,
 )
 from crnas_jax.search.strategies.reinforce import Reinforce
-from crnas_jax.search.strategies.successive_halving import successive_halving
+from crnas_jax.search.strategies.successive_halving import (
+    num_candidates,
+    rung_shares,
+    successive_halving,
+)
 from crnas_jax.settings import architectures as settings
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -35,12 +42,25 @@ from crnas_jax.spaces.scale_permuted import ScalePermutedSpace
 from crnas_jax.spaces.space import Code, Space
 
 STEP, SEARCH = ARCHITECTURE_SEARCH, CANDIDATES
-# What the seed network took on the proxy task.
-CALIBRATION = f"{STEP}/calibration.json"
 # Candidates have seeds of their own, beside those of finalists and last rung (`keys`).
 _CANDIDATES_SEED, _SEED_STRIDE = 250, 1000
 # Rows of the ranking in the result.
 _RANKED = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn(Constrained):
+    """Codes within limits of which drawn ones are told apart from listed ones.
+
+    Attributes:
+      lists: `allows` without the count: each process lists a small space anew.
+    """
+
+    lists: Callable[[Code], bool]
+
+    def enumerate(self) -> Iterator[Code]:
+        """List the allowed codes, ascending."""
+        return filter(self.lists, self.space.enumerate())
 
 
 class CountedLimits:
@@ -57,7 +77,7 @@ class CountedLimits:
         self._allows = within.allows if isinstance(within, Constrained) else None
         self.space: Space = space
         if self._allows is not None:
-            self.space = Constrained(space, self.allows, within.description)
+            self.space = _Drawn(space, self.allows, within.description, self._allows)
 
     def allows(self, code: Code) -> bool:
         """Return whether a code is within the limits, and count it if it is not."""
@@ -124,34 +144,32 @@ def candidates(
 
 def _search(run):
     with workers.jobs(run) as jobs:
-        progress = Progress(jobs, settings.proposal_options(run.config).evaluations)
+        progress = Progress(jobs)
         scores = candidates(run, jobs, progress)
         keys = dict.fromkeys(scores.searches, scores.journal.key)
         write_json(run.path / STEP / JOURNAL_KEY, keys)
-        _calibrate(run, scores)
         base, phases, found = model_settings.baseline(run.config), [], {}
         for number, parts in enumerate(settings.space_options(run.config).phases):
             phase = _Phase(run, number, parts, base, scores, progress)
+            if number == 0:
+                phase.require_any()
+                # How long a candidate takes, and what the seed network reaches.
+                scores.finish(graph_code(canonical(base)))
             phases.append(phase.run())
-            found |= phases[-1]["scores"]
+            found |= {
+                graph: score
+                for graph, score in phases[-1]["scores"].items()
+                if not scores.failure(graph)
+            }
             if not found:
-                problem = "no candidate was scored"
+                problem = "no candidate was trained to the end"
                 raise UserError("search", "candidates", problem, "ask for more proposals")
             ((graph, _),) = best(list(found), list(found.values()), 1)
             base = settings.found_graph(run.config, graph)
-    return _result(run, scores, found, phases)
+    return _result(run, found, phases)
 
 
-def _calibrate(run, scores):
-    """Train the seed network on the proxy task: how long a candidate takes, and what it reaches."""
-    graph = graph_code(canonical(model_settings.baseline(run.config)))
-    scores.finish(graph)
-    details = scores.details(graph)
-    if details and not (run.path / CALIBRATION).exists():
-        write_json(run.path / CALIBRATION, details)
-
-
-def _result(run, scores, found, phases):
+def _result(run, found, phases):
     ranked = best(list(found), list(found.values()), _RANKED)
     arch = settings.found_network(run.config, ranked[0][0])
     canvas = data_settings.image_size(run.config).canvas(portrait=False)
@@ -161,9 +179,9 @@ def _result(run, scores, found, phases):
         "score": ranked[0][1],
         "flops": cost.flops,
         "params": cost.params,
-        "evaluated": len(found),
+        "evaluated": len(set().union(*(phase["graphs"] for phase in phases))),
         "rejected": sum(phase["rejected"] for phase in phases),
-        "failed": sum(bool(scores.failure(graph)) for graph in found),
+        "failed": len(set().union(*(phase["failed"] for phase in phases))),
         "proposals": settings.proposal_options(run.config).evaluations,
         "ranking": [{"code": list(graph), "score": score} for graph, score in ranked],
     }
@@ -172,20 +190,19 @@ def _result(run, scores, found, phases):
 class Progress:
     """Says how far a search is, and which candidate it waits for."""
 
-    def __init__(self, jobs: Jobs, total: int):
-        """Take the jobs, and the number of proposals of each phase."""
-        self._jobs, self._total = jobs, total
-        self.begin()
+    def __init__(self, jobs: Jobs):
+        """Take the jobs."""
+        self._jobs = jobs
+        self.begin(1)
 
-    def begin(self) -> None:
-        """Begin a phase."""
-        self._done, self._known, self._start = 0, None, time.monotonic()
+    def begin(self, total: int) -> None:
+        """Begin a phase with a number of results to come."""
+        self._total, self._done = total, 0
+        self._start, self._ended = time.monotonic(), self._jobs.num_ended
 
-    def take_in(self, index: int) -> None:
-        """Show that the results up to `index` are taken in."""
-        self._done = index + 1
-        if self._known is None:  # what was there before takes no time
-            self._known, self._start = self._done, time.monotonic()
+    def take_in(self, done: int) -> None:
+        """Show that a number of results are taken in."""
+        self._done = done
         self._show()
 
     def __call__(self, waiting_for: str) -> None:
@@ -193,9 +210,9 @@ class Progress:
         self._show(f", waits for {waiting_for}")
 
     def _show(self, about=""):
-        left, new = None, self._done - (self._known or 0)
-        if new:
-            left = (time.monotonic() - self._start) / new * (self._total - self._done)
+        left, ended = None, self._jobs.num_ended - self._ended
+        if ended:  # what was there before took no time
+            left = (time.monotonic() - self._start) / ended * (self._total - self._done)
         states = list(self._jobs.states().values())
         note = f"{states.count('running')} running, {states.count('waiting')} not begun{about}"
         activity.show(
@@ -230,47 +247,91 @@ class _Phase:
     progress: Progress
 
     def run(self) -> dict:
-        """Return the `scores` of this phase's graphs, and how many codes were `rejected`."""
-        self.progress.begin()
-        config, seed = self.run_.config, self.run_.options.seed
-        options = settings.proposal_options(config)
-        space = settings.space(config, self.parts, self.base)
-        limits = CountedLimits(space, settings.architecture_limits(config, self.run_.num_classes))
+        """Search.
+
+        Returns:
+          `scores` of the graphs that were trained to the end of the schedule; `graphs`, all that
+          were trained; `failed`, those that scored 0 for a failure; `rejected`, how many codes were
+          drawn outside the limits.
+        """
+        options = settings.proposal_options(self.run_.config)
+        if options.architecture_strategy == "halving":
+            return self._halve(options)
         key = digest(step_key(self.run_, STEP).digest, json.dumps(self.parts), self.base.to_json())
         file = self.run_.path / STEP / f"proposals{self.number or ''}.jsonl"
-        record = ProposalFile(file, key, lambda code: graph_of(space, code), limits.take_count)
+        record = ProposalFile(file, key, self._graph_of, self._limits.take_count)
         failures = FailureLimit()
-        scores = ByGraph(self.candidates, record.graph, failures)
-        seed_of_phase = seed + self.number
-        if options.architecture_strategy == "halving":
-            ranked = successive_halving(limits.space, scores, seed_of_phase, options.evaluations)
-            graphs = [record.graph(code) for code, _ in ranked]
-            return {
-                "scores": {g: v for g in graphs if (v := self.candidates.score(g)) is not None},
-                "rejected": limits.take_count(),
-            }
+        self.progress.begin(options.evaluations)
 
         def after(index):
             for known in range(len(failures), index + 1):  # also those before a resumption
                 failures.add(self.candidates.failure(record.graph(record.code(known))))
-            self.progress.take_in(index)
+            self.progress.take_in(index + 1)
 
         results = run_proposer(
-            self._proposer(options, space, limits),
-            scores,
+            self._proposer(options),
+            ByGraph(self.candidates, record.graph),
             options.evaluations,
             options.in_flight,
-            seed_of_phase,
+            self._seed,
             record,
             after,
         )
         values = {record.graph(code): score for code, score in results}
-        return {"scores": values, "rejected": record.num_rejected}
+        failed = {graph for graph in values if self.candidates.failure(graph)}
+        return {
+            "scores": values,
+            "graphs": set(values),
+            "failed": failed,
+            "rejected": record.num_rejected,
+        }
 
-    def _proposer(self, options, space, limits):
+    def require_any(self) -> None:
+        """Raise UserError where the limits allow next to nothing; nothing is counted."""
+        self._limits.space.sample(np.random.default_rng(self._seed))
+        self._limits.take_count()
+
+    def _halve(self, options):
+        failures, shares = FailureLimit(), rung_shares()
+        first = num_candidates(options.evaluations)
+        self.progress.begin(first)
+
+        def after(failure):
+            failures.add(failure)
+            self.progress.take_in(min(len(failures), first))
+
+        scores = ByGraph(self.candidates, functools.lru_cache(self._graph_of), after)
+        ranked = successive_halving(self._limits.space, scores, self._seed, options.evaluations)
+        graphs = {scores.graph_of(code) for code, _ in ranked}
+        rungs = [dataclasses.replace(self.candidates, share=share) for share in shares]
+        return {
+            "scores": {g: value for g in graphs if (value := rungs[-1].score(g)) is not None},
+            "graphs": graphs,
+            "failed": {g for g in graphs if any(rung.failure(g) for rung in rungs)},
+            "rejected": self._limits.take_count(),
+        }
+
+    @property
+    def _seed(self):
+        return self.run_.options.seed + self.number
+
+    @functools.cached_property
+    def _space(self):
+        return settings.space(self.run_.config, self.parts, self.base)
+
+    @functools.cached_property
+    def _limits(self):
+        limits = settings.architecture_limits(self.run_.config, self.run_.num_classes)
+        return CountedLimits(self._space, limits)
+
+    def _graph_of(self, code):
+        return graph_of(self._space, code)
+
+    def _proposer(self, options):
+        space = self._limits.space
         if options.architecture_strategy == "random":
-            return RandomProposals(limits.space)
+            return RandomProposals(space)
         if options.architecture_strategy == "evolution":
-            return RegularizedEvolution(limits.space, options.population, options.parents)
+            return RegularizedEvolution(space, options.population, options.parents)
         controller = settings.controller_options(self.run_.config)
-        return Reinforce(space, limits.allows, controller, self.run_.options.seed + self.number)
+        return Reinforce(self._space, self._limits.allows, controller, self._seed)

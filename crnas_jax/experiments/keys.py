@@ -14,7 +14,7 @@ from crnas_jax.search.journal import Journal
 from crnas_jax.search.scores import best
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
-from crnas_jax.settings.architectures import found_network
+from crnas_jax.settings.architectures import found_network, proposal_options
 from crnas_jax.settings.run import COMPARED
 from crnas_jax.settings.step_keys import CHOICES, LEVEL_OF, READS, Reads, choices
 from crnas_jax.settings.supernets import operation_space
@@ -199,9 +199,9 @@ def num_seeds(run: Run, archs: dict[str, Architecture | None]) -> int:
 
 def _ranking(run, choice):
     """Return the networks that the search of a choice ranked, best first, and their scores."""
-    step = f"{LEVEL_OF[choice]}_search"
+    step, wanted = f"{LEVEL_OF[choice]}_search", proposal_options(run.config).evaluations
     result = run.workdir.finished(step, step_key(run, step))
-    if result is None:
+    if result is None or result.get("proposals", wanted) != wanted:  # more are asked for
         return None
     rows = [(tuple(row["code"]), row["score"]) for row in result["ranking"]]
     if choice == "allocation":

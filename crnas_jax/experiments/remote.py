@@ -212,9 +212,17 @@ def take_over(folder: pathlib.Path, earlier: list[pathlib.Path]) -> None:
         if (source / name).exists():
             shutil.copy(source / name, folder / name)
     partial = folder / "checkpoints.tmp"
-    ignore = shutil.ignore_patterns("*.orbax-checkpoint-tmp*")
-    shutil.copytree(source / "checkpoints", partial, ignore=ignore)
-    partial.rename(folder / "checkpoints")
+    for step in _steps(source):
+        copied = partial / str(step)
+        try:
+            shutil.copytree(source / "checkpoints" / copied.name, copied)
+            digest = f"{step}.sha256"
+            if (source / "checkpoints" / digest).exists():
+                shutil.copy(source / "checkpoints" / digest, partial / digest)
+        except (FileNotFoundError, shutil.Error):  # an attempt that still runs has removed it
+            shutil.rmtree(copied, ignore_errors=True)
+    if partial.exists():
+        partial.rename(folder / "checkpoints")
 
 
 def _steps(attempt):

@@ -24,7 +24,8 @@ FORMAT = 4
 
 def require_space(config) -> None:
     """Raise UserError unless a config can be searched for scale-permuted networks."""
-    if not isinstance(model_settings.baseline(config), ScalePermuted):
+    baseline = model_settings.baseline(config)
+    if not isinstance(baseline, ScalePermuted):
         problem = f"{config.baseline!r} has stages, not scale-permuted blocks"
         remedy = "take spinenet_seed, or another scale-permuted network"
         raise UserError("config", "baseline", problem, remedy)
@@ -32,6 +33,12 @@ def require_space(config) -> None:
         problem = f"{config.supernet.tie!r} asks for a search of dilations (crnas-jax run)"
         raise UserError("config", "supernet.tie", problem, "set it to 'stage'")
     run_settings.require_detection(config, "baseline")
+    if baseline.dilations:
+        problem = f"{config.baseline!r} has dilations, which go with the order of its blocks"
+        raise UserError("config", "baseline", problem, "take the network without them")
+    if run_settings.pretrained_networks(config):
+        problem = "given, and candidates are trained on detection alone"
+        raise UserError("config", "pretrain.networks", problem, "set it to ()")
     if not config.data.val:
         problem = "empty, and a search scores on that split"
         raise UserError("config", "data.val", problem, "name one")

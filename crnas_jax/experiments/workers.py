@@ -9,6 +9,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from crnas_jax import __version__
@@ -38,12 +39,20 @@ def jobs(run: Run) -> Iterator[Jobs]:
     if options.kind == "ray":
         executor = open_ray(options.address, worker_options(run.config), logs)
     else:
+        _require_free_devices()
         executor = LocalExecutor(make_slots(worker_options(run.config)), logs)
     opened = Jobs(executor)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def _require_free_devices():
+    backend = jax.default_backend()
+    if backend != "cpu":  # the command of an architecture search leaves accelerators alone
+        problem = f"'local', and this process holds the {backend} that others would need"
+        raise UserError("config", "executor.kind", problem, "leave it at 'auto'")
 
 
 def task(
@@ -100,11 +109,12 @@ def train_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: s
         return
     waiting, pretrained = {}, run_settings.pretrained_networks(run.config)
     for step, arch in networks:
-        if init_name(run, step) in pretrained:  # trained in this process, after its classification
-            continue
+        is_finalist = row_of(step) == FINALISTS  # these start without
+        if init_name(run, step) in pretrained and not is_finalist:
+            continue  # trained in this process, after its classification
         if run.workdir.begin(step, step_key(run, step)) is None and not _has_ended(run, step):
             options = run_settings.refine_options(run.config)
-            epochs = options.short if row_of(step) == FINALISTS else 1.0
+            epochs = options.short if is_finalist else 1.0
             start, seed = run_settings.init_from(run.config)[init_name(run, step)], training_seed
             waiting[step] = task(
                 run, run.config, arch, seed(run, step), split, epochs, init_from=start
@@ -144,8 +154,13 @@ def _run_all(run, tasks, part):
                 if end.failure:
                     remedy = "look at the log in logs/attempts; the same command tries again"
                     raise UserError(run.path / end.name, "worker", end.failure, remedy)
+                folder = run.path / end.name / part / "attempts" / end.attempt
+                if not (folder / DETECTIONS).exists():
+                    problem = f"what {end.worker} has written is not here"
+                    remedy = "name a folder that all machines share"
+                    raise UserError(run.path, "--workdir", problem, remedy)
                 print(f"{end.name}: on {end.worker}, {end.seconds:.0f} s", flush=True)
-                yield end.name, end, run.path / end.name / part / "attempts" / end.attempt
+                yield end.name, end, folder
 
 
 def _has_ended(run, step):

@@ -9,7 +9,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from crnas_jax.errors import UserError
@@ -29,7 +29,7 @@ _SNAPSHOT = 25
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """What the jobs of candidates need; implements `proposing.PendingScores`, by graph.
+    """What the jobs of candidates need, by graph.
 
     Attributes:
       name: name of the scores in the journal.
@@ -62,7 +62,8 @@ class Candidates:
             if self._known(graph, seed) is None:
                 job = self._job(graph, seed)
                 self._asked[job] = (graph, seed)
-                self.jobs.begin(job, self.task_of(graph, seed, self.share), self.folder / job)
+                task = self.task_of(graph, seed, self.share)
+                self.jobs.begin(job, task, self.folder / job, kind=f"{self.share:.4g}")
 
     def finish(self, graph: Code) -> float:
         """Return the score of a candidate that was begun, as soon as it is there."""
@@ -74,12 +75,15 @@ class Candidates:
                 self._journal(end)
         return score
 
-    def drop_others(self, graphs: Sequence[Code]) -> None:
-        """Remove the folders of candidates that are not among these graphs, nor finished."""
-        staying = {self._job(g, seed) for g in (*graphs, *self._kept) for seed in self._seeds}
-        for path in self.folder.glob("*"):
-            if path.name not in staying:
-                shutil.rmtree(path, ignore_errors=True)
+    def drop(self, graphs: Iterable[Code]) -> None:
+        """Remove the folders of candidates, except of those that are kept."""
+        for graph in graphs:
+            if graph not in self._kept:
+                self._remove(graph)
+
+    def _remove(self, graph):
+        for seed in self._seeds:
+            shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
 
     def score(self, graph: Code) -> float | None:
         """Return the mean score over seeds; None before all of them are journaled."""
@@ -93,17 +97,9 @@ class Candidates:
         scores = (self._known(graph, seed) for seed in self._seeds)
         return next((score.failure for score in scores if score and score.failure), "")
 
-    def details(self, graph: Code) -> dict | None:
-        """Return AP and times of a candidate that this process has journaled; else None."""
-        return self._details.get(graph)
-
     @property
     def _seeds(self):
         return range(self.num_seeds)
-
-    @functools.cached_property
-    def _details(self):
-        return {}
 
     @functools.cached_property
     def _asked(self) -> dict[str, tuple[Code, int]]:
@@ -135,14 +131,13 @@ class Candidates:
             num_images=value.get("images", 0),
             failure=failure,
         )
-        if "seconds_of" in value:
-            self._details[graph] = {"AP": score.value, "seconds_of": value["seconds_of"]}
         details = {name: value[name] for name in ("curve", "seconds_of") if name in value}
         self.journal.add(
             self._search(seed),
             graph,
             score,
             candidate=end.name,
+            attempt=end.attempt,
             worker=end.worker,
             seconds=round(end.seconds, 1),
             **self.about(graph),
@@ -152,22 +147,21 @@ class Candidates:
         print(f"{self.name}: {end.name} on {end.worker}, {end.seconds:.0f} s: {text}", flush=True)
         if self.share == 1 and self.score(graph) is not None:
             self._kept[graph] = self.score(graph)
-            self._drop(self._kept)
+            self._keep_best(self._kept)
 
     @functools.cached_property
     def _kept(self) -> dict[Code, float]:
         """Scores of the candidates whose folders stay, after those of the others are removed."""
         graphs = self.journal.scores_of(self._search(0))
         kept = {graph: score for graph in graphs if (score := self.score(graph)) is not None}
-        self._drop(kept)
+        self._keep_best(kept)
         return kept
 
-    def _drop(self, kept):
+    def _keep_best(self, kept):
         """Remove the folders of all but the best."""
         for graph in sorted(kept, key=lambda graph: (-kept[graph], graph))[self.keep :]:
             del kept[graph]
-            for seed in self._seeds:
-                shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
+            self._remove(graph)
 
 
 def candidate_name(key: str, graph: Code, seed: int) -> str:
@@ -178,17 +172,18 @@ def candidate_name(key: str, graph: Code, seed: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ByGraph:
-    """Candidates by the codes of a space: codes of one network share its score.
+    """Candidates by the codes of a space, as `proposing.PendingScores`.
 
     Attributes:
       candidates: the candidates.
       graph_of: function from a code to its network's graph.
-      limit: told how each candidate of a rung has ended; what it raises ends the search.
+      after_result: told of each candidate of a rung why it has failed, "" where it has not; what it
+        raises ends the search.
     """
 
     candidates: Candidates
     graph_of: Callable[[Code], Code]
-    limit: "FailureLimit"
+    after_result: Callable[[str], None] = lambda failure: None
 
     def begin(self, code: Code) -> None:
         """Begin to score a code."""
@@ -198,28 +193,39 @@ class ByGraph:
         """Return the score of a code."""
         return self.candidates.finish(self.graph_of(code))
 
+    def known(self, code: Code) -> float | None:
+        """Return the score of a code, None before it is journaled."""
+        return self.candidates.score(self.graph_of(code))
+
     def score_at(self, codes: Sequence[Code], share: float) -> list[float]:
         """Score every code after a share of its schedule, going on from where it was.
 
-        What was trained of codes that are not among these, nor finished, is removed.
+        What was trained of codes that are asked for no more is removed.
         """
         candidates = dataclasses.replace(self.candidates, share=share)
         graphs, values = [self.graph_of(code) for code in codes], []
-        self.candidates.drop_others(graphs)
+        self.candidates.drop(set(self._earlier) - set(graphs))
+        self._earlier[:] = graphs
         for graph in graphs:
             candidates.begin(graph)
         for graph in graphs:
             values.append(candidates.finish(graph))
-            self.limit.add(candidates.failure(graph))
+            self.after_result(candidates.failure(graph))
         return values
+
+    @functools.cached_property
+    def _earlier(self) -> list[Code]:
+        """The graphs of the rung before."""
+        return []
 
 
 class ProposalFile:
     """The proposals of a search, a JSON line each, flushed before the next; `proposing.Proposals`.
 
     A torn last line is dropped. Lines with another key, of another strategy for instance, are not
-    used. Beside it lies a snapshot of the strategy's state, which only saves time: without it the
-    proposals are taken in again one by one.
+    used. Beside it lies a snapshot of the strategy's state after some results, with a digest of
+    these. It only saves time: without it, or with other scores in the journal, the results are
+    taken in again one by one.
     """
 
     def __init__(
@@ -239,7 +245,8 @@ class ProposalFile:
             last.
         """
         self._path, self._key, self._rejected = pathlib.Path(path), key, rejected
-        self._snapshot = self._path.with_name("snapshot.json")
+        self._snapshot = self._path.with_name(f"{self._path.stem}_snapshot.json")
+        self._covered = Chain(key)
         self._codes: list[Code] = []
         self._graphs: dict[Code, Code] = {}
         self._graph_of = graph_of
@@ -283,26 +290,47 @@ class ProposalFile:
         append(self._path, json.dumps(row) + "\n")
         self._take(code, graph, rejected)
 
-    def restore(self) -> tuple[int, Any] | None:
+    def restore(self, score_of: Callable[[Code], float | None]) -> tuple[int, Any] | None:
         """Return a number of results that were taken in, and the state after them, or None."""
         try:
             content = read_json(self._snapshot)
-            if content["key"] == self._covered(content["proposals"]):
-                return content["proposals"], decode(content["state"])
+            count, chain = int(content["results"]), Chain(self._key)
+            codes = self._codes[:count]
+            chain.extend([(code, score_of(code)) for code in codes])
+            if len(codes) == count and content["key"] == chain.digest:
+                state = decode(content["state"])
+                self._covered = chain
+                return count, state
         except (UserError, KeyError, TypeError, ValueError):
             pass
         return None
 
-    def keep(self, num_results: int, state: Any) -> None:
-        """Keep a state now and then, with the proposals that it covers."""
-        if num_results % _SNAPSHOT == 0:
-            content = {"format": _FORMAT, "proposals": num_results}
-            content |= {"key": self._covered(num_results), "state": encode(state)}
+    def keep(self, results: list[tuple[Code, float]], state: Any) -> None:
+        """Keep a state now and then, with a digest of the results that it covers."""
+        if len(results) % _SNAPSHOT == 0:
+            if len(self._covered) > len(results):  # those of a snapshot that was not taken
+                self._covered = Chain(self._key)
+            self._covered.extend(results[len(self._covered) :])
+            content = {"format": _FORMAT, "results": len(results)}
+            content |= {"key": self._covered.digest, "state": encode(state)}
             write_json(self._snapshot, content, indent=None)
 
-    def _covered(self, count):
-        """Return a digest of the first proposals."""
-        return digest(self._key, *(repr(code) for code in self._codes[:count]))
+
+class Chain:
+    """A digest of results that grows with them."""
+
+    def __init__(self, key: str):
+        """Begin with a key."""
+        self.digest, self._count = digest(key), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extend(self, results: Sequence[tuple[Code, float | None]]) -> None:
+        """Add the next results."""
+        for code, score in results:
+            self.digest = digest(self.digest, repr((tuple(map(int, code)), score)))
+        self._count += len(results)
 
 
 class FailureLimit:

@@ -152,7 +152,7 @@ def executor_options(config: ConfigDict) -> ExecutorOptions:
 
 def worker_options(config: ConfigDict) -> WorkerOptions:
     """Read what an attempt runs on."""
-    names = {"devices": "candidate_devices", "threads": "candidate_threads"}
+    names = {name: f"candidate_{name}" for name in ("devices", "threads", "memory")}
     return read(WorkerOptions, config, "executor", names)
 
 

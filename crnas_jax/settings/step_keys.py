@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from crnas_jax.arch import zoo
+from crnas_jax.settings.architectures import proxy_config
 from crnas_jax.settings.models import neck_options
 from crnas_jax.settings.run import COMPARED, has_stages, levels
 from crnas_jax.settings.search import strategy_options
@@ -25,6 +26,7 @@ EXECUTION = (
         "read_ahead",
         "profile",
         "kept_candidates",
+        "candidate_memory",
     ),
 )
 _IMAGES = ("data.name", "data.class_names", "data.exif", "data.min_size", "data.max_size")
@@ -139,6 +141,8 @@ READS = {
             *("seed", *_CANDIDATE, *_SCALE_SPACE, "baseline", "controller"),
             *("search.architecture_strategy", "search.in_flight"),
             *("search.population", "search.parents", "search.max_flops", "search.max_params"),
+            # Limits of the config, and what the result says of costs, are of the final images.
+            *("data.min_size", "data.max_size"),
         ),
         ("train", "val"),
     ),
@@ -197,7 +201,10 @@ def fields(config: ConfigDict, reads: Reads) -> dict[str, object]:
         num_best = strategy_options(config).num_best
         values["search.stage_strategy"] = f"racing for the {num_best} best"
     if "trained_bn_images" in reads.fields:
-        values["trained_bn_images"] = calibration_images(config)
+        is_proxy = "proxy" in reads.fields
+        values["trained_bn_images"] = calibration_images(
+            proxy_config(config) if is_proxy else config
+        )
     if config.baseline.endswith(".json"):
         values["baseline"] = zoo.find(config.baseline).to_json()
     if values["detector.neck"] == "auto":

@@ -53,7 +53,8 @@ def folder(tmp_path):
         {
             **{"format": 2, "search": "candidates", "config": key, "code": list(graph)},
             **{"score": values[place], "ci95": [values[place]] * 2, "images": 8, "batches": 0},
-            **{"candidate": f"name{place}", "seconds": 61.0, "flops": 1e9 + place},
+            **{"candidate": f"name{place}", "attempt": "2", "seconds": 61.0},
+            "flops": 1e9 + place,
             **({"failure": "<b>memory</b>"} if values[place] == 0 else {}),
         }
         for key in ("before", "now")

@@ -60,7 +60,7 @@ FLAGS = [
 # What is killed, in turn; a stop is a SIGTERM that the controller answers.
 KINDS = ("worker", "controller", "stop")
 # What a journal says of workers and times.
-BESIDE = ("worker", "seconds", "seconds_of")
+BESIDE = ("worker", "attempt", "seconds", "seconds_of")
 
 
 def _start(workdir):

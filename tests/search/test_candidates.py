@@ -9,43 +9,12 @@ from helpers import ROOT
 from crnas_jax.errors import UserError
 from crnas_jax.search import candidates as module
 from crnas_jax.search.candidates import ByGraph, Candidates, FailureLimit
-from crnas_jax.search.executors.executor import RESULT, Outcome
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.executors.local import LocalExecutor, Slot
 from crnas_jax.search.journal import Journal
 from crnas_jax.search.strategies.proposing import run_proposer
 from tests.search import table
-
-
-class AtOnce:
-    """An executor whose attempts end at once, with the scores that a test tells."""
-
-    num_workers = 2
-
-    def __init__(self, values):
-        self.values, self.started, self._ended = values, [], []
-
-    def num_free(self, avoid=""):
-        return 2 - len(self._ended)
-
-    def has_others(self, worker):
-        return False
-
-    def start(self, ticket, task, avoid=""):
-        self.started.append(task)
-        value = self.values(**task["arguments"])
-        self._ended.append(Outcome(ticket, RESULT, value, "here", 60.0))
-        return "here"
-
-    def wait(self, seconds):
-        ended, self._ended = self._ended, []
-        return ended
-
-    def cancel(self, ticket):
-        pass
-
-    def close(self, patience=0.0):
-        pass
+from tests.search.table import AtOnce
 
 
 def _candidates(tmp_path, executor, function="f", **options):
@@ -92,14 +61,15 @@ def test_seeds_are_averaged(tmp_path):
 
 def test_halving_leaves_no_folder_of_those_that_are_not_promoted(tmp_path):
     executor = AtOnce(_value)
-    scores = ByGraph(_candidates(tmp_path, executor), lambda code: code, FailureLimit())
+    ended = []
+    scores = ByGraph(_candidates(tmp_path, executor), lambda code: code, ended.append)
     codes = [(1,), (2,), (3,)]
     assert scores.score_at(codes, 0.5) == [0.01, 0.02, 0.03]
     assert len(list((tmp_path / "c").iterdir())) == 3
     assert scores.score_at(codes[2:], 1.0) == [0.03]
     (folder,) = (tmp_path / "c").iterdir()
     assert len(list((folder / "attempts").iterdir())) == 2
-    assert len(scores.limit) == 4
+    assert ended == [""] * 4
 
 
 def test_too_many_failures_stop_a_search():
@@ -147,7 +117,8 @@ def test_attempts_in_processes_are_lost_slow_or_broken(tmp_path, monkeypatch):
     scores = _candidates(tmp_path, executor, "tests.search.table:score")
     # The slow one comes last: then the other worker idles.
     codes = [(1,), (table.LOST,), (table.BROKEN,), (table.DIVERGED,), (2,), (table.SLOW,)]
-    results = run_proposer(Listed(codes), scores, len(codes))
+    by_graph = ByGraph(scores, lambda code: code)
+    results = run_proposer(Listed(codes), by_graph, len(codes))
     scores.jobs.close()
     wanted = [0.1, table.LOST / 10, 0.0, 0.0, 0.2, table.SLOW / 10]
     assert [score for _, score in results] == wanted

@@ -156,7 +156,7 @@ UNUSED_BY = {
     "architecture_search": {
         "search.evaluations",  # raising it goes on
         *(f"executor.{name}" for name in ("platform", "per_device")),
-        *("data.min_size", "data.max_size", "widths", "budget"),  # the proxy's are others
+        *("widths", "budget"),  # the proxy's are others
         *(f"search.{name}" for name in SEARCH_FIELDS),
         *(f"detector_train.{name}" for name in quickstart.get_config().detector_train),
     },

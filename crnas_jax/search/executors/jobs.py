@@ -36,6 +36,7 @@ class Job:
       task: see `Executor.start`; its arguments get `folder`, that of the attempt, and `earlier`,
         those of earlier ones, newest first.
       folder: its folder.
+      kind: jobs of a kind take about as long.
       running: start of each running attempt, seconds, and its worker, by ticket.
       newest: step of the newest checkpoint when an attempt was last lost or failed.
       errors: exceptions since then.
@@ -46,6 +47,7 @@ class Job:
     name: str
     task: dict
     folder: pathlib.Path
+    kind: str = ""
     running: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     newest: int = -1
     errors: int = 0
@@ -80,33 +82,36 @@ class JobEnd:
 
 
 class Jobs:
-    """Runs jobs on an executor, in the order in which they were begun."""
+    """Runs jobs on an executor, in the order in which they were begun.
+
+    Attributes:
+      num_ended: number of jobs that have ended.
+    """
 
     def __init__(self, executor: Executor, say: Callable[[str], None] = print):
         """Take an executor; `say` is told what users should know."""
         self._executor, self._say = executor, say
         self._waiting: list[Job] = []
         self._jobs: dict[str, Job] = {}
-        self._durations: list[float] = []
+        self._durations: dict[str, list[float]] = {}
+        self.num_ended = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the jobs that have not ended."""
         return tuple(self._jobs)
 
-    @property
-    def num_workers(self) -> int:
-        """Attempts that run at once."""
-        return self._executor.num_workers
-
     def states(self) -> dict[str, str]:
         """Return for each job that has not ended "running" or "waiting"."""
         return {name: "running" if job.running else "waiting" for name, job in self._jobs.items()}
 
-    def begin(self, name: str, task: dict, folder: pathlib.Path) -> None:
-        """Begin a job unless one of that name is under way; it waits for a free worker."""
+    def begin(self, name: str, task: dict, folder: pathlib.Path, kind: str = "") -> None:
+        """Begin a job unless one of that name is under way; it waits for a free worker.
+
+        Arguments as the attributes of `Job`.
+        """
         if name not in self._jobs:
-            self._jobs[name] = Job(name, task, pathlib.Path(folder))
+            self._jobs[name] = Job(name, task, pathlib.Path(folder).absolute(), kind)
             self._waiting.append(self._jobs[name])
             self._start_waiting()
 
@@ -145,14 +150,17 @@ class Jobs:
             self._start_second()
 
     def _start_second(self):
-        """Attempt the oldest job a second time if it takes unusually long."""
-        alone = [job for job in self._jobs.values() if len(job.running) == 1]
-        if not alone or len(self._durations) < _FEW_FINISHED:
+        """Attempt the oldest job a second time if it takes unusually long for its kind."""
+        alone = [job for job in self._jobs.values() if len(job.running) == 1 and not job.errors]
+        if not alone:
             return
         oldest = min(alone, key=lambda job: min(job.running.values()))
+        durations = self._durations.get(oldest.kind, [])
+        if len(durations) < _FEW_FINISHED:
+            return
         ((started, worker),) = oldest.running.values()
         age = time.monotonic() - started
-        is_slow = age > _SLOW * statistics.median(self._durations)
+        is_slow = age > _SLOW * statistics.median(durations)
         if is_slow and self._executor.num_free(avoid=worker) > 0:
             self._say(f"{oldest.name}: takes {age:.0f} s so far; a second attempt is made")
             self._start(oldest, avoid=worker)
@@ -174,8 +182,10 @@ class Jobs:
         if outcome.kind == ends.MISTAKE:
             raise UserError(**outcome.value)
         if outcome.kind == ends.RESULT:
-            self._durations.append(outcome.seconds)
-            return self._end(job, outcome, outcome.value.get("failure", ""))
+            failure = outcome.value.get("failure", "")
+            if not failure:
+                self._durations.setdefault(job.kind, []).append(outcome.seconds)
+            return self._end(job, outcome, failure)
         if outcome.kind == ends.MEMORY:
             return self._end(job, outcome, "memory")
         newest = job.newest_step()
@@ -185,7 +195,7 @@ class Jobs:
         if outcome.kind == ends.ERROR:
             job.errors, job.avoid = job.errors + 1, outcome.worker
             self._say(f"{job.name}: {text}")
-            if job.errors >= MAX_ERRORS:
+            if job.errors >= MAX_ERRORS and not job.running:  # another attempt may be well
                 return self._end(job, outcome, text)
         else:
             job.losses += 1
@@ -203,6 +213,7 @@ class Jobs:
             self._executor.cancel(ticket)
         job.running.clear()
         del self._jobs[job.name]
+        self.num_ended += 1
         value = {} if failure else outcome.value
         attempt = outcome.ticket.rpartition(".")[2]
         return JobEnd(job.name, failure, value, outcome.worker, outcome.seconds, attempt)

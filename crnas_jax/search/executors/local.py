@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import write_json
-from crnas_jax.runtime.options import check_choice, check_counts
+from crnas_jax.runtime.options import check_choice, check_counts, check_not_negative
 from crnas_jax.search.executors.executor import LOST, Outcome
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -33,8 +33,9 @@ class WorkerOptions:
       platform: one of `PLATFORMS`; "auto": what this machine has.
       workers: attempts at once; 0 for as many as devices allow.
       devices: accelerators of an attempt.
-      threads: cores of an attempt on a CPU; 0 for all, shared evenly by the workers.
+      threads: cores of an attempt on a CPU.
       per_device: attempts on one accelerator, each with a share of its memory.
+      memory: gigabytes of a machine that a Ray cluster reserves for an attempt; 0 for none.
     """
 
     platform: str = "auto"
@@ -42,11 +43,13 @@ class WorkerOptions:
     devices: int = 1
     threads: int = 1
     per_device: int = 1
+    memory: float = 0.0
 
     def __post_init__(self):
         check_choice(self, "platform", PLATFORMS)
-        check_counts(self, "devices", "per_device")
-        check_counts(self, "workers", "threads", least=0)
+        check_counts(self, "devices", "per_device", "threads")
+        check_counts(self, "workers", least=0)
+        check_not_negative(self, "memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,33 +93,39 @@ def make_slots(options: WorkerOptions) -> list[Slot]:
     if len(ids) < options.devices:
         problem = f"{options.devices}, and this machine has {len(ids)}"
         raise UserError("WorkerOptions", "devices", problem, "take fewer, or platform 'cpu'")
-    slots = []
-    for start in range(0, len(ids) - options.devices + 1, options.devices):
-        group = ",".join(ids[start : start + options.devices])
-        if platform == "gpu":
-            environment = {"CUDA_VISIBLE_DEVICES": group, "JAX_PLATFORMS": "cuda"}
-            if options.per_device > 1:
-                share = f"{_MEMORY_SHARE / options.per_device:.3f}"
-                environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
-        else:
-            environment = {"TPU_VISIBLE_CHIPS": group, "JAX_PLATFORMS": "tpu"}
-            environment |= tpu_bounds(options.devices)
-        for place in range(options.per_device):
-            part = f".{place}" if options.per_device > 1 else ""
-            slots.append(Slot(f"{platform} {group}{part}", environment))
+    starts = range(0, len(ids) - options.devices + 1, options.devices)
+    groups = [",".join(ids[start : start + options.devices]) for start in starts]
+    visible = "CUDA_VISIBLE_DEVICES" if platform == "gpu" else "TPU_VISIBLE_CHIPS"
+    slots = [
+        Slot(
+            f"{platform} {group}" + (f".{place}" if options.per_device > 1 else ""),
+            {visible: group, **device_variables(platform, options)},
+        )
+        for place in range(options.per_device)  # one on each device first
+        for group in groups
+    ]
     return slots[: options.workers or None]
 
 
-def tpu_bounds(devices: int) -> dict[str, str]:
-    """Return the variables with which a process on some chips of a host waits for no other host."""
-    bounds = {4: "2,2,1", 8: "2,4,1"}.get(devices, f"1,{devices},1")
-    return {"TPU_CHIPS_PER_PROCESS_BOUNDS": bounds, "TPU_PROCESS_BOUNDS": "1,1,1"}
+def device_variables(platform: str, options: WorkerOptions) -> dict[str, str]:
+    """Return the variables of an attempt's process beside which devices it sees."""
+    variables = {"JAX_PLATFORMS": {"gpu": "cuda"}.get(platform, platform)}
+    if platform == "cpu":
+        variables["OMP_NUM_THREADS"] = str(options.threads)
+    elif platform == "gpu" and options.per_device > 1:
+        share = f"{_MEMORY_SHARE / options.per_device:.3f}"
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
+    elif platform == "tpu":  # a process on some chips of a host waits for no other host
+        bounds = {4: "2,2,1", 8: "2,4,1"}.get(options.devices, f"1,{options.devices},1")
+        variables["TPU_CHIPS_PER_PROCESS_BOUNDS"] = bounds
+        variables["TPU_PROCESS_BOUNDS"] = "1,1,1"
+    return variables
 
 
 def _cpu_slots(options):
     cores = sorted(os.sched_getaffinity(0))
-    workers = options.workers or max(len(cores) // max(options.threads, 1), 1)
-    threads = options.threads or max(len(cores) // workers, 1)
+    threads = options.threads
+    workers = options.workers or max(len(cores) // threads, 1)
     if threads > len(cores):
         problem = f"{threads}, and this machine has {len(cores)} cores"
         raise UserError("WorkerOptions", "threads", problem, "take fewer")
@@ -124,7 +133,7 @@ def _cpu_slots(options):
     for worker in range(workers):
         # Where there are more workers than cores they share them, as many threads as asked for.
         own = tuple(cores[(worker * threads + i) % len(cores)] for i in range(threads))
-        environment = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
+        environment = device_variables("cpu", options)
         slots.append(Slot(f"cpu {','.join(map(str, own))}", environment, own))
     return slots
 
@@ -141,7 +150,8 @@ def _tpus() -> list[str]:
     visible = os.environ.get("TPU_VISIBLE_CHIPS")
     if visible is not None:
         return [part for part in visible.split(",") if part]
-    return [str(index) for index, _ in enumerate(sorted(glob.glob("/dev/accel*")))]
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")  # newer hosts
+    return [str(index) for index, _ in enumerate(chips)]
 
 
 class LocalExecutor:
@@ -161,15 +171,15 @@ class LocalExecutor:
 
     def num_free(self, avoid: str = "") -> int:
         """Return the number of idle workers; see `Executor`."""
-        return sum(slot.name != avoid for slot in self._slots)
+        return sum(_devices(slot.name) != _devices(avoid) for slot in self._slots)
 
     def has_others(self, worker: str) -> bool:
-        """Return whether there are workers of another name."""
-        return bool(self._names - {worker})
+        """Return whether there are workers on other devices."""
+        return any(_devices(name) != _devices(worker) for name in self._names)
 
     def start(self, ticket: str, task: dict, avoid: str = "") -> str:
         """Start an attempt; see `Executor`."""
-        slot = next(slot for slot in self._slots if slot.name != avoid)
+        slot = next(slot for slot in self._slots if _devices(slot.name) != _devices(avoid))
         self._slots.remove(slot)
         name = re.sub(r"[^\w.-]", "_", ticket)
         folder = pathlib.Path(self._folder.name) / name
@@ -235,6 +245,11 @@ class LocalExecutor:
         for ticket in list(self._running):
             self.cancel(ticket)
         self._folder.cleanup()
+
+
+def _devices(name):
+    """Return the devices that a worker's name says, which others may share."""
+    return name.partition(".")[0]
 
 
 def package_path() -> str:

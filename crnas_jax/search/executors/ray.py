@@ -26,7 +26,12 @@ from collections.abc import Mapping
 
 from crnas_jax.errors import UserError
 from crnas_jax.search.executors.executor import Outcome
-from crnas_jax.search.executors.local import WorkerOptions, find_platform, package_path, tpu_bounds
+from crnas_jax.search.executors.local import (
+    WorkerOptions,
+    device_variables,
+    find_platform,
+    package_path,
+)
 
 # Seconds: for a cluster to answer at first; without a word from its head until it counts as lost.
 _START, _SILENCE = 60.0, 60.0
@@ -247,19 +252,14 @@ def open_ray(address: str, options: WorkerOptions, logs: pathlib.Path) -> RayExe
       UserError: Ray is not installed, or there is no such cluster.
     """
     require_ray()
-    platform, threads = find_platform(options), max(options.threads, 1)
-    environment = {"PYTHONPATH": package_path(), "OMP_NUM_THREADS": str(threads)}
-    environment["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
-    request: dict[str, float] = {"CPU": threads}
+    platform = find_platform(options)
+    environment = {"PYTHONPATH": package_path(), **device_variables(platform, options)}
+    environment["CRNAS_THREADS"] = str(options.threads) if platform == "cpu" else ""
+    request: dict[str, float] = {"CPU": options.threads, "memory": options.memory * 1e9}
     if platform == "gpu":
         request["GPU"] = options.devices / options.per_device
-        if options.per_device > 1:
-            share = f"{0.9 / options.per_device:.3f}"
-            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = share
     elif platform == "tpu":
         request["TPU"] = options.devices
-        environment |= tpu_bounds(options.devices)  # Ray sets none for all chips of a host
-    environment["CRNAS_THREADS"] = str(threads) if platform == "cpu" else ""
     return RayExecutor(address or "local", request, environment, logs)
 
 

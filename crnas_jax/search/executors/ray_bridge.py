@@ -26,14 +26,22 @@ _NO_NODE = "the Ray node on this machine has ended"
 _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through Ray
 
 
-def attempt(task: dict, log: str) -> tuple[str, str]:
+def attempt(task: dict, log: str, place: str) -> tuple[str, str]:
     """Run a task in a process of its own; return the kind of its end and the value as JSON.
 
     Its code comes from the bridge, so that a machine without this package can say what it lacks.
+
+    Args:
+      task: the task.
+      log: file for what it prints. Where the working folder is not shared it is the machine's own.
+      place: the command's current folder, from which relative paths of data lead.
     """
-    folder = os.path.dirname(log)
-    if not os.path.isdir(folder):
-        return _mistake("--workdir", f"{folder} is not there", "name a folder that machines share")
+    try:
+        os.makedirs(os.path.dirname(log), exist_ok=True)
+    except OSError as error:
+        return _mistake("--workdir", f"{error}", "name a folder that every machine can write")
+    with contextlib.suppress(OSError):
+        os.chdir(place)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -122,8 +130,10 @@ class Bridge:
             message = json.loads(line)
             if message["do"] == "start":
                 self._start(message["ticket"], message["node"], message["task"], message["log"])
-            elif message["ticket"] in self._refs:
-                self._ray.cancel(self._refs[message["ticket"]], force=message["force"])
+                continue
+            attempt_ref = self._refs.get(message["ticket"])  # another thread removes those that end
+            if attempt_ref is not None:
+                self._ray.cancel(attempt_ref, force=message["force"])
         self._ray.shutdown()  # Ray kills the attempts of a driver that is gone
 
     def _start(self, ticket, node, task, log):
@@ -131,7 +141,7 @@ class Bridge:
 
         place = NodeAffinitySchedulingStrategy(node, soft=False)
         function = self._function.options(**self._options, scheduling_strategy=place)
-        self._refs[ticket] = function.remote(task, log)
+        self._refs[ticket] = function.remote(task, log, os.getcwd())
         self._refs[ticket].future().add_done_callback(lambda end: self._tell_end(ticket, end))
 
     def _tell_end(self, ticket, future):

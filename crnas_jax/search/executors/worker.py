@@ -13,11 +13,11 @@ import sys
 import threading
 import traceback
 
-from crnas_jax.errors import UserError
+from crnas_jax.errors import UserError, disk_error
 from crnas_jax.parallel.process import prepare, trim_cache
 from crnas_jax.runtime import interruption
 from crnas_jax.runtime.files import write_json
-from crnas_jax.search.executors.executor import ERROR, MEMORY, MISTAKE, RESULT, STOPPED
+from crnas_jax.search.executors.executor import ERROR, LOST, MEMORY, MISTAKE, RESULT, STOPPED
 
 # How XLA says that a device's memory is full.
 _FULL = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
@@ -31,10 +31,15 @@ def attempt(task: dict) -> tuple[str, dict]:
     except interruption.Stopped as stopped:
         return STOPPED, {"text": str(stopped)}
     except UserError as error:
-        fields = ("where", "field", "problem", "remedy")
-        return MISTAKE, {name: getattr(error, name) for name in fields}
+        return MISTAKE, error.fields
     except MemoryError:
         return MEMORY, {}
+    except OSError as error:  # of the machine, not of what is trained on it
+        traceback.print_exc()
+        mistake = disk_error(error)
+        if mistake is not None:
+            return MISTAKE, mistake.fields
+        return LOST, {"text": f"{type(error).__name__}: {error}"[:1000]}
     except Exception as error:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}"

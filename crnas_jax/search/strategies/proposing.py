@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from crnas_jax.search.scores import Ranked, Scores, best
+from crnas_jax.search.scores import Scores
 from crnas_jax.spaces.space import BreedingSpace, Code
 
 # Stream of the draws of proposals, beside those of the other strategies.
@@ -44,6 +44,9 @@ class PendingScores(Protocol):
     def finish(self, code: Code) -> float:
         """Return the score of a code that was begun, as soon as it is there."""
 
+    def known(self, code: Code) -> float | None:
+        """Return the score of a code; None where it has none yet."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Immediate:
@@ -57,6 +60,8 @@ class Immediate:
     def finish(self, code: Code) -> float:
         """Score the code."""
         return self.scores.score([code])[0]
+
+    known = finish
 
 
 @runtime_checkable
@@ -72,11 +77,16 @@ class Proposals(Protocol):
     def add(self, code: Code) -> None:
         """Record the next proposal."""
 
-    def restore(self) -> tuple[int, State] | None:
-        """Return a number of results that were taken in, and the state after them, or None."""
+    def restore(self, score_of: Callable[[Code], float | None]) -> tuple[int, State] | None:
+        """Return a number of results that were taken in, and the state after them, or None.
 
-    def keep(self, num_results: int, state: State) -> None:
-        """Keep a state, perhaps, to be restored."""
+        Args:
+          score_of: function from a code to its score, None where it has none: a state that came
+            from other scores is not restored.
+        """
+
+    def keep(self, results: list[tuple[Code, float]], state: State) -> None:
+        """Keep the state after some results, perhaps, to be restored."""
 
 
 class InMemory:
@@ -96,10 +106,10 @@ class InMemory:
         """Record the next proposal."""
         self._codes.append(code)
 
-    def restore(self) -> None:
+    def restore(self, score_of: Callable[[Code], float | None]) -> None:
         """Return None: no state is kept."""
 
-    def keep(self, num_results: int, state: State) -> None:
+    def keep(self, results: list[tuple[Code, float]], state: State) -> None:
         """Keep nothing."""
 
 
@@ -129,16 +139,13 @@ def run_proposer(
       The proposals and their scores, in order.
     """
     record = InMemory() if record is None else record
-    restored = record.restore()
-    num_known, state = (0, proposer.begin()) if restored is None else restored
-    num_known = min(num_known, num_proposals)
-    results = [
-        (record.code(index), scores.finish(record.code(index))) for index in range(num_known)
-    ]
-    if restored is not None and num_known < restored[0]:  # fewer proposals are asked for now
-        state = proposer.begin()
-        for code, score in results:
-            state = proposer.update(state, code, score)
+    restored = record.restore(scores.known)
+    # The next proposal to be drawn must not see more than it may.
+    if restored is None or restored[0] > min(num_proposals, len(record) - in_flight + 1):
+        restored = 0, proposer.begin()
+    num_known, state = restored
+    codes = map(record.code, range(num_known))
+    results = [(code, scores.finish(code)) for code in codes]
 
     def take_in(index):
         nonlocal state
@@ -146,24 +153,19 @@ def run_proposer(
         score = scores.finish(code)
         results.append((code, score))
         state = proposer.update(state, code, score)
-        record.keep(index + 1, state)
         after_result(index)
 
     for index in range(len(results), num_proposals):
         while len(results) <= index - in_flight:
             take_in(len(results))
+            # Not of the last results below, which no proposal before more are asked for may see.
+            record.keep(results, state)
         if index >= len(record):
             record.add(proposer.propose(state, np.random.default_rng([seed, _PROPOSALS, index])))
         scores.begin(record.code(index))
     while len(results) < num_proposals:
         take_in(len(results))
     return results
-
-
-def ranking(results: list[tuple[Code, float]]) -> Ranked:
-    """Rank the different codes of results, best first; ties go to the smaller code."""
-    values = dict(results)
-    return best(list(values), list(values.values()))
 
 
 @dataclasses.dataclass(frozen=True)

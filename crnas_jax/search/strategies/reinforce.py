@@ -15,6 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
+from crnas_jax.errors import UserError
 from crnas_jax.runtime.options import (
     check_below_one,
     check_counts,
@@ -27,6 +28,8 @@ from crnas_jax.spaces.space import Code, Space
 _NEVER = -1e9
 # Least deviation that rewards are divided by.
 _SMALLEST = 1e-6
+# Draws for a proposal until next to nothing counts as allowed.
+_MAX_DRAWS = 1000
 
 
 @runtime_checkable
@@ -114,10 +117,12 @@ class Reinforce:
     def propose(self, state: dict, rng: np.random.Generator) -> Code:
         """Draw a code; one that is not allowed is drawn again as a whole."""
         weights = self.weights(state)
-        while True:
+        for _ in range(_MAX_DRAWS):
             code = self._draw(weights, rng)
             if self._allows is None or self._allows(code):
                 return code
+        problem = f"the controller drew {_MAX_DRAWS} networks, none of which they allow"
+        raise UserError("search space", "constraints", problem, "relax them")
 
     def _draw(self, weights, rng):
         """Draw the decisions one after another, in NumPy: a call for each would cost more."""

@@ -20,7 +20,12 @@ class ScoresByShare(Protocol):
         """Score every code after a share of its schedule, going on from where it was."""
 
 
-def num_candidates(evaluations: float, factor: int, num_rungs: int) -> int:
+def rung_shares(factor: int = 3, num_rungs: int = 3) -> list[float]:
+    """Return the shares of the schedule at which candidates are compared."""
+    return [float(factor ** (rung - num_rungs + 1)) for rung in range(num_rungs)]
+
+
+def num_candidates(evaluations: float, factor: int = 3, num_rungs: int = 3) -> int:
     """Return how many candidates may begin for the cost of some whole schedules."""
     cost = sum(
         (factor ** (rung - num_rungs + 1) - (factor ** (rung - num_rungs) if rung else 0.0))
@@ -60,8 +65,8 @@ def successive_halving(
         lambda: space.sample(rng), set(), num_candidates(evaluations, factor, num_rungs)
     )
     ranked: Ranked = []
-    for rung in range(num_rungs):
-        values = scores.score_at(codes, float(factor ** (rung - num_rungs + 1)))
+    for rung, share in enumerate(rung_shares(factor, num_rungs)):
+        values = scores.score_at(codes, share)
         rung_ranked = best(codes, values)
         promoted = max(len(codes) // factor, 1) if rung < num_rungs - 1 else len(codes)
         codes = [code for code, _ in rung_ranked[:promoted]]

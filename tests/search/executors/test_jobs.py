@@ -205,20 +205,23 @@ def test_local_attempts_run_in_processes_with_their_own_devices(tmp_path):
     assert executor.num_free() == 2
 
 
-def test_workers_share_the_devices_of_a_machine(monkeypatch):
+def test_workers_share_the_devices_of_a_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
     slots = make_slots(WorkerOptions("gpu"))
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "5", "6"]
     slots = make_slots(WorkerOptions("gpu", devices=2, per_device=2))
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2,5", "2,5"]
+    slots = make_slots(WorkerOptions("gpu", workers=4, per_device=2))
+    assert [slot.name for slot in slots] == ["gpu 2.0", "gpu 5.0", "gpu 6.0", "gpu 2.1"]
     assert {slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.450"}
+    executor = LocalExecutor(slots, tmp_path)
+    assert executor.num_free("gpu 2.0") == 2  # elsewhere is on another device
     with pytest.raises(UserError, match="has 3"):
         make_slots(WorkerOptions("gpu", devices=4))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
     assert [slot.cores for slot in make_slots(WorkerOptions("cpu", threads=2))] == [(0, 1), (2, 3)]
-    assert [slot.cores for slot in make_slots(WorkerOptions("cpu", workers=1, threads=0))] == [
-        (0, 1, 2, 3, 4)
-    ]
+    with pytest.raises(UserError, match="threads"):
+        WorkerOptions("cpu", threads=0)
     for chips, bounds in (("0,1", "1,2,1"), ("0,1,2,3", "2,2,1")):
         monkeypatch.setenv("TPU_VISIBLE_CHIPS", chips)
         (slot,) = make_slots(WorkerOptions("tpu", devices=len(chips.split(","))))
@@ -226,10 +229,11 @@ def test_workers_share_the_devices_of_a_machine(monkeypatch):
         assert slot.environment["TPU_CHIPS_PER_PROCESS_BOUNDS"] == bounds
 
 
-def test_a_machine_of_a_cluster_that_lacks_the_folder_is_a_mistake(tmp_path):
-    kind, value = ray_bridge.attempt({}, str(tmp_path / "absent" / "log.txt"))
+def test_a_machine_of_a_cluster_that_cannot_write_the_folder_is_a_mistake(tmp_path):
+    (tmp_path / "file").touch()
+    kind, value = ray_bridge.attempt({}, str(tmp_path / "file" / "log.txt"), str(tmp_path))
     assert kind == ends.MISTAKE
-    assert "absent is not there" in str(UserError(**json.loads(value)))
+    assert "--workdir" in str(UserError(**json.loads(value)))
 
 
 def test_an_unreachable_cluster_is_one_line(tmp_path, monkeypatch):
