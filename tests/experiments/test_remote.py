@@ -1,5 +1,7 @@
 """What a worker refuses: another version of the package, other data, a step that takes too much."""
 
+import shutil
+
 import pytest
 
 from configs import quickstart
@@ -29,6 +31,32 @@ def test_a_step_that_takes_too_much_memory_fails_before_it_is_trained(tmp_path, 
     arguments = _task(tmp_path, max_memory=1.9)["arguments"]
     value = remote.train_network(**arguments, folder=str(tmp_path / "one"), earlier=[])
     assert value == {"failure": "memory: a step takes more than 1.9 GB"}
+
+
+def test_an_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path, monkeypatch):
+    earlier = [tmp_path / name for name in "321"]  # newest attempts first
+    for attempt, steps in zip(earlier, ((4,), (6, 9), ()), strict=True):
+        for step in steps:
+            (attempt / "checkpoints" / str(step)).mkdir(parents=True)
+            (attempt / "checkpoints" / str(step) / "array").write_text(str(step))
+            (attempt / "checkpoints" / f"{step}.sha256").write_text("digest")
+    (earlier[1] / "metrics.jsonl").write_text("rows")
+    folder = tmp_path / "4"
+    folder.mkdir()
+    copy = shutil.copytree
+
+    def removed_meanwhile(source, target):
+        if source.name == "6":
+            raise shutil.Error([("array", "array", "gone")])
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", removed_meanwhile)
+    remote.take_over(folder, earlier)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["9", "9.sha256"]
+    assert (folder / "metrics.jsonl").read_text() == "rows"
+    remote.take_over(folder, earlier[::-1])  # it has its own by now
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == names
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -1,17 +1,21 @@
 """Jobs on real processes: failures, lost attempts, stragglers; no training is behind them."""
 
+import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
+import sys
 import time
+import types
 
 import pytest
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime import interruption
 from crnas_jax.search.executors import executor as ends
-from crnas_jax.search.executors import ray_bridge
+from crnas_jax.search.executors import ray_bridge, worker
 from crnas_jax.search.executors.executor import Executor, Outcome
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.executors.local import LocalExecutor, Slot, WorkerOptions, make_slots
@@ -155,6 +159,65 @@ def test_a_straggler_is_attempted_elsewhere_and_the_first_result_counts(tmp_path
     assert jobs.wait(0) == []
 
 
+def test_errors_of_a_second_attempt_are_not_the_end_of_the_first(tmp_path, monkeypatch):
+    jobs, executor, _ = _jobs(tmp_path, *"abcd")
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for name in "abc":
+        executor.end(f"{name}.1", ends.RESULT, seconds=10.0, AP=0.1)
+        jobs.wait(0)
+    now[0] += 31
+    jobs.wait(0)
+    for attempt in ("d.2", "d.3"):
+        if attempt in executor.running:
+            executor.end(attempt, ends.ERROR, text="a broken driver")
+            assert jobs.wait(0) == []
+    assert list(executor.running) == ["d.1"]  # no third attempt while it may be well
+    executor.end("d.1", ends.RESULT, AP=0.7)
+    assert [end.value for end in jobs.wait(0)] == [{"AP": 0.7}]
+
+
+def test_slow_is_what_takes_long_for_its_kind(tmp_path, monkeypatch):
+    jobs, executor, said = _jobs(tmp_path)
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for number in range(6):  # short ones, and failures
+        jobs.begin(f"{number}", {"function": "f", "arguments": {}}, tmp_path / f"{number}", "short")
+        failure = {"failure": "not finite"} if number % 2 else {"AP": 0.1}
+        executor.end(f"{number}.1", ends.RESULT, seconds=0.01 if number % 2 else 10.0, **failure)
+        jobs.wait(0)
+    jobs.begin("long", {"function": "f", "arguments": {}}, tmp_path / "long", "long")
+    now[0] += 100
+    jobs.wait(0)
+    assert list(executor.running) == ["long.1"]
+    jobs.begin("short", {"function": "f", "arguments": {}}, tmp_path / "short", "short")
+    executor.end("long.1", ends.RESULT, AP=0.1)
+    now[0] += 29
+    jobs.wait(0)
+    assert list(executor.running) == ["short.1"]
+    now[0] += 2
+    jobs.wait(0)
+    assert set(executor.running) == {"short.1", "short.2"}
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "file"), ends.MISTAKE),
+        (OSError(errno.ESTALE, "Stale file handle"), ends.LOST),
+        (shutil.Error([("a", "b", "no")]), ends.LOST),
+        (ValueError("no such layer"), ends.ERROR),
+        (RuntimeError("RESOURCE_EXHAUSTED: 3 GB"), ends.MEMORY),
+    ],
+)
+def test_errors_of_the_machine_are_none_of_the_network(error, kind, monkeypatch):
+    module = types.ModuleType("module")
+    module.run = lambda: (_ for _ in ()).throw(error)
+    monkeypatch.setitem(sys.modules, "module", module)
+    assert worker.attempt({"function": "module:run", "arguments": {}})[0] == kind
+
+
 def test_a_stop_saves_and_leaves_the_jobs_for_later(tmp_path, monkeypatch):
     jobs, executor, _ = _jobs(tmp_path, "one")
     monkeypatch.setattr(interruption, "requested", lambda: True)
@@ -214,8 +277,9 @@ def test_workers_share_the_devices_of_a_machine(tmp_path, monkeypatch):
     slots = make_slots(WorkerOptions("gpu", workers=4, per_device=2))
     assert [slot.name for slot in slots] == ["gpu 2.0", "gpu 5.0", "gpu 6.0", "gpu 2.1"]
     assert {slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in slots} == {"0.450"}
-    executor = LocalExecutor(slots, tmp_path)
+    executor = LocalExecutor(make_slots(WorkerOptions("gpu", workers=4, per_device=2)), tmp_path)
     assert executor.num_free("gpu 2.0") == 2  # elsewhere is on another device
+    executor.close()
     with pytest.raises(UserError, match="has 3"):
         make_slots(WorkerOptions("gpu", devices=4))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
