@@ -18,9 +18,10 @@ from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import activity
 from crnas_jax.runtime.files import digest, write_json
 from crnas_jax.runtime.step_key import ARCHITECTURE_SEARCH, CANDIDATES
-from crnas_jax.search.candidates import ByGraph, Candidates, FailureLimit, ProposalFile
+from crnas_jax.search.candidates import ByGraph, Candidates, FailureLimit
 from crnas_jax.search.executors.jobs import Jobs
 from crnas_jax.search.journal import Journal
+from crnas_jax.search.proposals import ProposalFile
 from crnas_jax.search.scores import best
 from crnas_jax.search.strategies.proposing import (
     RandomProposals,

@@ -41,14 +41,17 @@ def test_samples_mutations_and_children_are_codes_of_the_space(parts):
     num_samples = 10_000 if parts == PARTS else 50
     for index in range(num_samples):
         code = space.sample(rng)
+        space.validate(code)
         arch = space.decode(code)
+        assert len(arch.blocks) <= 15
+        outputs = [block.level for block in arch.blocks if block.is_output]
+        assert sorted(outputs) == list(SEED.levels)
         if index < 50:
             child = space.cross(space.mutate(code, rng), space.sample(rng), rng)
             for other in (code, child):
                 space.validate(other)
                 network = space.decode(other)
                 assert space.decode(encode(space, network)) == network
-    assert len(arch.blocks) <= 15
 
 
 def test_drawn_parents_leave_no_block_out():

@@ -6,8 +6,9 @@ import pytest
 
 from crnas_jax.arch import zoo
 from crnas_jax.arch.scale_permuted import PermutedBlock, ScalePermuted, StemBlock
-from crnas_jax.search.candidates import ProposalFile
+from crnas_jax.search.proposals import ProposalFile
 from crnas_jax.search.strategies.proposing import (
+    Immediate,
     InMemory,
     RandomProposals,
     RegularizedEvolution,
@@ -68,6 +69,18 @@ class Seen:
 def test_a_proposal_sees_exactly_the_results_before_those_in_flight(in_flight):
     results = run_proposer(Seen(), Scores(), 10, in_flight)
     assert [code[0] for code, _ in results] == [max(i - in_flight + 1, 0) for i in range(10)]
+
+
+def test_scores_that_are_not_begun_first_serve_as_well():
+    class Supernet:
+        def score(self, codes):
+            return [_value(code) for code in codes]
+
+        def effort(self):
+            return {}
+
+    results = run_proposer(_strategies()["evolution"], Immediate(Supernet()), 20, 3)
+    assert results == run_proposer(_strategies()["evolution"], Scores(), 20, 3)
 
 
 def _strategies():
