@@ -13,7 +13,7 @@ from crnas_jax.arch.graphs import canonical, graph_code
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import workers
-from crnas_jax.experiments.keys import key_of, step_key
+from crnas_jax.experiments.keys import candidate_seed, key_of, step_key
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime import activity
 from crnas_jax.runtime.files import digest, write_json
@@ -43,8 +43,6 @@ from crnas_jax.spaces.scale_permuted import ScalePermutedSpace
 from crnas_jax.spaces.space import Code, Space
 
 STEP, SEARCH = ARCHITECTURE_SEARCH, CANDIDATES
-# Candidates have seeds of their own, beside those of finalists and last rung (`keys`).
-_CANDIDATES_SEED, _SEED_STRIDE = 250, 1000
 # Rows of the ranking in the result.
 _RANKED = 100
 
@@ -124,7 +122,7 @@ def candidates(
 
     def task_of(graph, seed, share):
         arch = settings.proxy_arch(config, settings.found_graph(config, graph))
-        number = run.options.seed + _CANDIDATES_SEED + _SEED_STRIDE * seed
+        number = candidate_seed(run, seed)
         memory = options.max_memory
         return workers.task(run, proxy, arch, number, "val", until=share, max_memory=memory)
 
@@ -232,7 +230,7 @@ class _Phase:
     """The search of some parts of the space.
 
     Attributes:
-      run_: the run.
+      owner: the run.
       number: number of the phase.
       parts: what is searched.
       base: the network whose blocks are changed.
@@ -240,7 +238,7 @@ class _Phase:
       progress: shows how far it is.
     """
 
-    run_: Run
+    owner: Run
     number: int
     parts: tuple[str, ...]
     base: ScalePermuted
@@ -255,11 +253,11 @@ class _Phase:
           were trained; `failed`, those that scored 0 for a failure; `rejected`, how many codes were
           drawn outside the limits.
         """
-        options = settings.proposal_options(self.run_.config)
+        options = settings.proposal_options(self.owner.config)
         if options.architecture_strategy == "halving":
             return self._halve(options)
-        key = digest(step_key(self.run_, STEP).digest, json.dumps(self.parts), self.base.to_json())
-        file = self.run_.path / STEP / f"proposals{self.number or ''}.jsonl"
+        key = digest(step_key(self.owner, STEP).digest, json.dumps(self.parts), self.base.to_json())
+        file = self.owner.path / STEP / f"proposals{self.number or ''}.jsonl"
         record = ProposalFile(file, key, self._graph_of, self._limits.take_count)
         failures = FailureLimit()
         self.progress.begin(options.evaluations)
@@ -314,15 +312,15 @@ class _Phase:
 
     @property
     def _seed(self):
-        return self.run_.options.seed + self.number
+        return self.owner.options.seed + self.number
 
     @functools.cached_property
     def _space(self):
-        return settings.space(self.run_.config, self.parts, self.base)
+        return settings.space(self.owner.config, self.parts, self.base)
 
     @functools.cached_property
     def _limits(self):
-        limits = settings.architecture_limits(self.run_.config, self.run_.num_classes)
+        limits = settings.architecture_limits(self.owner.config, self.owner.num_classes)
         return CountedLimits(self._space, limits)
 
     def _graph_of(self, code):
@@ -334,5 +332,5 @@ class _Phase:
             return RandomProposals(space)
         if options.architecture_strategy == "evolution":
             return RegularizedEvolution(space, options.population, options.parents)
-        controller = settings.controller_options(self.run_.config)
+        controller = settings.controller_options(self.owner.config)
         return Reinforce(self._space, self._limits.allows, controller, self._seed)

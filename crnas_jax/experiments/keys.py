@@ -25,13 +25,18 @@ _LONGEST = 100
 # A run with seed s trains with s, s + 1000, ..: runs with neighbouring seeds share no training.
 _SEED_STRIDE = 1000
 # Finalists have a seed of their own: what chose a network must not be what judges it.
-_FINALISTS_SEED = 500
+_FINALISTS_SEED, _CANDIDATES_SEED = 500, 250
 
 
 def training_seed(run: Run, step: str) -> int:
     """Return the seed that a step draws with."""
     offset = _FINALISTS_SEED if row_of(step) == FINALISTS else 0
     return run.options.seed + _SEED_STRIDE * split_seed(step)[1] + offset
+
+
+def candidate_seed(run: Run, index: int) -> int:
+    """Return a seed of the candidates of an architecture search, beside those of steps."""
+    return run.options.seed + _SEED_STRIDE * index + _CANDIDATES_SEED
 
 
 def network_step(row: str, arch: Architecture) -> str:
