@@ -89,6 +89,7 @@ def train_network(
     sources = _sources(config, ("train", split), digests, records)
     job = _job(config, archs.read(json.dumps(arch)), seed, epochs, init_from, sources["train"])
     folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # on a machine that does not share the controller's
     take_over(folder, [pathlib.Path(path) for path in earlier])
     bound = max_memory * 1e9
     if bound and step_memory(config, job) > bound:
