@@ -19,7 +19,7 @@ from crnas_jax.settings import run as run_settings
 from crnas_jax.settings.training import train_options
 
 # Codes that are drawn to see how many the limits reject.
-_DRAWN = 300
+_DRAWN = 100
 _WORKERS = (1, 8, 100)
 # Copies of the weights in a candidate's folder: two checkpoints with momentum, and the result.
 _COPIES = 5
