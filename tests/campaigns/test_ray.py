@@ -103,7 +103,7 @@ class Search:
         rows = {}
         for line in (self.path / "journal.jsonl").read_text().splitlines():
             row = json.loads(line)
-            del row["seconds"], row["worker"]
+            del row["seconds"], row["worker"], row["attempt"]
             assert rows.setdefault(tuple(row["code"]), row) is row, "a network was scored twice"
         return rows, (self.path / "architecture_search" / "proposals.jsonl").read_text()
 
