@@ -38,11 +38,11 @@ def find_candidate(workdir: str | pathlib.Path, rank: int) -> tuple[str, ScalePe
     if rank > len(scored):
         problem = f"{rank}, and {len(scored)} candidates are scored"
         raise UserError("command line", "--rank", problem, "give a smaller number")
-    network = network_of(record, scored[rank - 1])
+    candidate = scored[rank - 1]
+    network = network_of(record, candidate)
     if network is None:
         problem = f"no network fits the baseline of {record.path / 'config.json'}"
         raise UserError("command line", "--rank", problem, "restore the folder's config.json")
-    candidate = scored[rank - 1]
     folder = f"{CANDIDATES}/{candidate.name}/attempts/{candidate.attempt}"
     is_kept = not leads_out(folder) and (record.path / folder / DESCRIPTION).exists()
     return folder if is_kept else "", network

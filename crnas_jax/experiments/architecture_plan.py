@@ -93,13 +93,14 @@ def _calibrated(run):
     if seconds is None:
         yield f"{disk}; times are known once the seed network is trained, the first candidate"
         return
-    count, total, at_once = _num_trainings(config), seconds["all"], max(_WORKERS)
-    if options.architecture_strategy != "halving":
+    count, total, at_once, most = _num_trainings(config), seconds["all"], max(_WORKERS), ""
+    if options.architecture_strategy != "halving":  # which begins all of a rung
         at_once = options.in_flight * settings.proxy_options(config).seeds
+        most = f" ({at_once} at once: search.in_flight)"
     ends = ", ".join(f"{count * total / min(n, at_once) / 3600:.1f} h with {n}" for n in _WORKERS)
     yield (
         f"time        a candidate takes {total:.0f} s, {seconds['compilation']:.0f} s of them "
-        f"compilation; all take {ends} workers at most ({at_once} at once: search.in_flight)"
+        f"compilation; all take {ends} workers at most{most}"
     )
     yield disk
 

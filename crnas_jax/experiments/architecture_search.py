@@ -126,11 +126,8 @@ def candidates(
         memory = options.max_memory
         return workers.task(run, proxy, arch, number, "val", until=share, max_memory=memory)
 
-    canvas = data_settings.image_size(config).canvas(portrait=False)
-
     def about(graph):
-        arch = settings.found_graph(config, graph)
-        return {"flops": model_settings.detector_cost(config, arch, canvas, run.num_classes).flops}
+        return {"flops": _cost(run, settings.found_graph(config, graph)).flops}
 
     stem = digest(base.family, repr(base.stem))
     key = key_of(run, CANDIDATE_SCORES, {"stem": stem})
@@ -171,8 +168,7 @@ def _search(run):
 def _result(run, found, phases):
     ranked = best(list(found), list(found.values()), _RANKED)
     arch = settings.found_network(run.config, ranked[0][0])
-    canvas = data_settings.image_size(run.config).canvas(portrait=False)
-    cost = model_settings.detector_cost(run.config, arch, canvas, run.num_classes)
+    cost = _cost(run, arch)
     return {
         "arch": json.loads(arch.to_json()),
         "score": ranked[0][1],
@@ -184,6 +180,12 @@ def _result(run, found, phases):
         "proposals": settings.proposal_options(run.config).evaluations,
         "ranking": [{"code": list(graph), "score": score} for graph, score in ranked],
     }
+
+
+def _cost(run, arch):
+    """Return the cost of the detector with a backbone, on the final images."""
+    canvas = data_settings.image_size(run.config).canvas(portrait=False)
+    return model_settings.detector_cost(run.config, arch, canvas, run.num_classes)
 
 
 class Progress:

@@ -130,10 +130,9 @@ class Bridge:
             message = json.loads(line)
             if message["do"] == "start":
                 self._start(message["ticket"], message["node"], message["task"], message["log"])
-                continue
-            attempt_ref = self._refs.get(message["ticket"])  # another thread removes those that end
-            if attempt_ref is not None:
-                self._ray.cancel(attempt_ref, force=message["force"])
+            # Another thread removes those that have ended.
+            elif (ref := self._refs.get(message["ticket"])) is not None:
+                self._ray.cancel(ref, force=message["force"])
         self._ray.shutdown()  # Ray kills the attempts of a driver that is gone
 
     def _start(self, ticket, node, task, log):

@@ -136,15 +136,26 @@ def test_a_mistake_stops_and_scores_nothing(tmp_path):
         jobs.wait(0)
 
 
-def test_a_straggler_is_attempted_elsewhere_and_the_first_result_counts(tmp_path, monkeypatch):
-    jobs, executor, said = _jobs(tmp_path, *"abcd")
+def _clock(monkeypatch):
+    """Return the time, in a list, that everything reads from now on."""
     now = [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def _one_left_after_three(tmp_path):
+    """Return jobs of which three have taken ten seconds each and the fourth still runs."""
+    jobs, executor, said = _jobs(tmp_path, *"abcd")
     for name in "abc":
         executor.end(f"{name}.1", ends.RESULT, seconds=10.0, AP=0.1)
-        now[0] += 10
         jobs.wait(0)
     assert list(executor.running) == ["d.1"]
+    return jobs, executor, said
+
+
+def test_a_straggler_is_attempted_elsewhere_and_the_first_result_counts(tmp_path, monkeypatch):
+    now = _clock(monkeypatch)
+    jobs, executor, said = _one_left_after_three(tmp_path)
     now[0] += 31
     jobs.wait(0)
     assert set(executor.running) == {"d.1", "d.2"}
@@ -160,12 +171,8 @@ def test_a_straggler_is_attempted_elsewhere_and_the_first_result_counts(tmp_path
 
 
 def test_errors_of_a_second_attempt_are_not_the_end_of_the_first(tmp_path, monkeypatch):
-    jobs, executor, _ = _jobs(tmp_path, *"abcd")
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for name in "abc":
-        executor.end(f"{name}.1", ends.RESULT, seconds=10.0, AP=0.1)
-        jobs.wait(0)
+    now = _clock(monkeypatch)
+    jobs, executor, _ = _one_left_after_three(tmp_path)
     now[0] += 31
     jobs.wait(0)
     for attempt in ("d.2", "d.3"):
@@ -178,9 +185,8 @@ def test_errors_of_a_second_attempt_are_not_the_end_of_the_first(tmp_path, monke
 
 
 def test_slow_is_what_takes_long_for_its_kind(tmp_path, monkeypatch):
+    now = _clock(monkeypatch)
     jobs, executor, said = _jobs(tmp_path)
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for number in range(6):  # short ones, and failures
         jobs.begin(f"{number}", {"function": "f", "arguments": {}}, tmp_path / f"{number}", "short")
         failure = {"failure": "not finite"} if number % 2 else {"AP": 0.1}
