@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from crnas_jax.analysis.record import Record, json_lines
-from crnas_jax.runtime.step_key import ARCHITECTURE_SEARCH, CANDIDATES
+from crnas_jax.runtime.step_key import ARCHITECTURE_SEARCH, CANDIDATES, seed_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,7 @@ def candidates(record: Record) -> list[Candidate]:
     num_seeds = int(record.config.get("proxy", {}).get("seeds", 1))
     by_seed = []
     for seed in range(num_seeds):
-        name = f"{CANDIDATES}, seed {seed}" if seed else CANDIDATES
-        rows = record.scores_of(name, ARCHITECTURE_SEARCH)
+        rows = record.scores_of(seed_scores(CANDIDATES, seed), ARCHITECTURE_SEARCH)
         by_seed.append({tuple(row["code"]): row for row in rows})
     scored = []
     for graph, row in by_seed[0].items():

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,23 +47,8 @@ STEP, SEARCH = ARCHITECTURE_SEARCH, CANDIDATES
 _RANKED = 100
 
 
-@dataclasses.dataclass(frozen=True)
-class _Drawn(Constrained):
-    """Codes within limits of which drawn ones are told apart from listed ones.
-
-    Attributes:
-      lists: `allows` without the count: each process lists a small space anew.
-    """
-
-    lists: Callable[[Code], bool]
-
-    def enumerate(self) -> Iterator[Code]:
-        """List the allowed codes, ascending."""
-        return filter(self.lists, self.space.enumerate())
-
-
 class CountedLimits:
-    """The networks within limits, and how many codes they have rejected.
+    """The networks within limits, and how many of the drawn codes they have rejected.
 
     Attributes:
       space: the space within the limits, whose rejections are counted.
@@ -72,22 +57,21 @@ class CountedLimits:
     def __init__(self, space: ScalePermutedSpace, limits: list):
         """Put limits around a space."""
         self._count = 0
-        within = limited(space, limits, space.decode)
-        self._allows = within.allows if isinstance(within, Constrained) else None
-        self.space: Space = space
-        if self._allows is not None:
-            self.space = _Drawn(space, self.allows, within.description, self._allows)
+        self.space: Space = limited(space, limits, space.decode)
+        if isinstance(self.space, Constrained):
+            self.space = dataclasses.replace(self.space, on_rejection=self._add)
 
     def allows(self, code: Code) -> bool:
         """Return whether a code is within the limits, and count it if it is not."""
-        is_allowed = self._allows is None or self._allows(tuple(code))
-        self._count += not is_allowed
-        return is_allowed
+        return not isinstance(self.space, Constrained) or self.space.allows_drawn(tuple(code))
 
     def take_count(self) -> int:
         """Return the number of rejected codes since the last call."""
         count, self._count = self._count, 0
         return count
+
+    def _add(self):
+        self._count += 1
 
 
 def search_architecture(run: Run) -> dict:

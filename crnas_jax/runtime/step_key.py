@@ -20,6 +20,11 @@ def seed_step(step: str, seed_index: int) -> str:
     return f"{step}/seed{seed_index}" if seed_index else step
 
 
+def seed_scores(search: str, seed_index: int) -> str:
+    """Return the name in the journal of a search's scores with a further seed."""
+    return f"{search}, seed {seed_index}" if seed_index else search
+
+
 def split_seed(step: str) -> tuple[str, int]:
     """Return a step without its seed, and the number of the seed."""
     seed = re.search(r"/seed(\d+)", step)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from crnas_jax.errors import UserError
 from crnas_jax.runtime.files import digest
+from crnas_jax.runtime.step_key import seed_scores
 from crnas_jax.search.executors.jobs import JobEnd, Jobs
 from crnas_jax.search.journal import Journal, Score
 from crnas_jax.spaces.space import Code
@@ -107,7 +108,7 @@ class Candidates:
 
     def _search(self, seed):
         name = self.name if self.share == 1 else f"{self.name} to {self.share:.4g}"
-        return f"{name}, seed {seed}" if seed else name
+        return seed_scores(name, seed)
 
     def _known(self, graph, seed):
         return self.journal.get(self._search(seed), graph, 0)

@@ -91,11 +91,13 @@ class Constrained:
       space: all codes.
       allows: function that tells whether a code is allowed.
       description: what the function demands, for messages.
+      on_rejection: called for each code that is drawn, and not listed, but not allowed.
     """
 
     space: Space
     allows: Callable[[Code], bool]
     description: str
+    on_rejection: Callable[[], None] = lambda: None
 
     @property
     def enumerable(self) -> bool:
@@ -125,6 +127,13 @@ class Constrained:
         """Return the space's quickest completion."""
         return self.space.quickest_completion(partial)
 
+    def allows_drawn(self, code: Code) -> bool:
+        """Return whether a drawn code is allowed, and tell `on_rejection` if it is not."""
+        is_allowed = self.allows(code)
+        if not is_allowed:
+            self.on_rejection()
+        return is_allowed
+
     def count(self) -> int:
         """Return the number of allowed codes; looks at all codes of the space."""
         return sum(1 for _ in self.enumerate())
@@ -144,7 +153,7 @@ class Constrained:
             code = codes[rng.integers(len(codes))] if codes else None
         else:
             draws = (self.space.sample(rng) for _ in range(_MAX_DRAWS))
-            code = next(filter(self.allows, draws), None)
+            code = next(filter(self.allows_drawn, draws), None)
         if code is None:
             problem = f"next to nothing has {self.description}"
             raise UserError("search space", "constraints", problem, "relax it")
@@ -153,13 +162,13 @@ class Constrained:
     def mutate(self, code: Code, rng: np.random.Generator) -> Code:
         """Draw a mutation that is allowed; any code where none of the mutations is."""
         mutations = (self.space.mutate(code, rng) for _ in range(_MAX_MUTATIONS))
-        allowed = next(filter(self.allows, mutations), None)
+        allowed = next(filter(self.allows_drawn, mutations), None)
         return self.sample(rng) if allowed is None else allowed
 
     def cross(self, first: Code, second: Code, rng: np.random.Generator) -> Code:
         """Draw a child that is allowed; a mutation of the first parent where the child is not."""
         child = self.space.cross(first, second, rng)
-        return child if self.allows(child) else self.mutate(first, rng)
+        return child if self.allows_drawn(child) else self.mutate(first, rng)
 
 
 @functools.lru_cache(maxsize=64)

@@ -51,11 +51,24 @@ def test_no_limits_leave_the_space_as_it_is():
 
 
 def test_a_space_too_large_to_enumerate_is_not_walked_in_search_of_an_allowed_code():
-    calls = []
-    nothing = Constrained(OperationSpace((8, 8)), calls.append, "nothing")
+    calls, rejections = [], []
+    space, reject = OperationSpace((8, 8)), lambda: rejections.append(1)
+    nothing = Constrained(space, calls.append, "nothing", reject)
     with pytest.raises(UserError, match="next to nothing has nothing"):
         nothing.sample(np.random.default_rng(0))
     assert 1 < len(calls) < 1000
+    assert len(rejections) == len(calls)
+
+
+def test_listed_codes_that_are_not_allowed_are_no_rejections():
+    rejections, only, rng = [], (10, 2, 2, 2), np.random.default_rng(0)
+    space, reject = StageSpace().within(16), lambda: rejections.append(1)
+    allowed = Constrained(space, only.__eq__, "ten blocks in the first stage", reject)
+    assert allowed.count() == 1
+    assert allowed.sample(rng) == only
+    assert not rejections
+    assert allowed.mutate(only, rng) == only
+    assert rejections
 
 
 @pytest.mark.parametrize("dilations", [(1, 2), (3, 1, 2)])

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from crnas_jax.analysis import plots
 from crnas_jax.analysis.candidate_networks import network_of
-from crnas_jax.analysis.candidates import Candidate, candidates, proposed_graphs
+from crnas_jax.analysis.candidates import Candidate, proposed_graphs
 from crnas_jax.analysis.drawing import drawing
 from crnas_jax.analysis.html.tables import (
     MISSING,
@@ -34,15 +34,17 @@ _BEST, _DRAWN = 20, 4
 _SCORE = "AP on the proxy task, %"
 
 
-def architectures(record: Record, config, networks: dict[str, int]) -> Markup | None:
+def architectures(
+    record: Record, config, scored: list[Candidate], networks: dict[str, int]
+) -> Markup | None:
     """Return the architecture search: scores in their order, over cost, the best candidates.
 
     Args:
       record: the working folder.
       config: its config.
+      scored: its candidates.
       networks: numbers of the networks by key.
     """
-    scored = candidates(record)
     if not scored:
         return None
     failed = [candidate for candidate in scored if candidate.failure]
@@ -105,10 +107,10 @@ def score_charts(record: Record, config, scored: list[Candidate]) -> list[plots.
     return charts
 
 
-def network_texts(record: Record) -> dict[str, str]:
+def network_texts(scored: list[Candidate]) -> dict[str, str]:
     """Return by key what there is to say about each candidate that a page may follow."""
     texts = {}
-    for candidate in candidates(record):
+    for candidate in scored:
         text = f"candidate {candidate.rank}, AP {100 * candidate.score:.1f} on the proxy task"
         if math.isfinite(candidate.flops):
             text += f"; {candidate.flops / 1e9:.4g} GMACs"

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from crnas_jax import __version__
+from crnas_jax.analysis.candidates import candidates
 from crnas_jax.analysis.html import (
     architectures,
     errors,
@@ -78,7 +79,8 @@ def page(
       why_no_photographs: what is said where there are none.
     """
     costs = search.known_costs(record, config)
-    texts = search.network_texts(record, costs) | architectures.network_texts(record)
+    scored = candidates(record)
+    texts = search.network_texts(record, costs) | architectures.network_texts(scored)
     places = {key: place for place, key in enumerate(texts)}
     sections = [
         verdict.verdict(record),
@@ -87,7 +89,7 @@ def page(
         networks.networks(record),
         search.allocations(record, costs, places),
         search.operations(record, config),
-        architectures.architectures(record, config, places),
+        architectures.architectures(record, config, scored, places),
         training.curves(record),
         training.studies(record, places),
         errors.errors(record),
