@@ -4,6 +4,7 @@ Three kills in `make test-full`, twenty in `make campaigns`.
 """
 
 import collections
+import functools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ FLAGS = [
     "--config=configs/search_spinenet.py:quick",
     "--config.space.levels=(2,4)",
     "--config.detector.anchor_sizes=(16.0,32.0)",
+    "--config.detector.head_convolutions=1",
     "--config.data.synthetic.train=32",
     "--config.data.synthetic.val=16",
     "--config.data.synthetic.test=8",
@@ -44,10 +46,11 @@ FLAGS = [
     ),
     "--config.proxy.width_scale=0.0625",
     "--config.proxy.endpoint_channels=16",
-    "--config.proxy.epochs=5",
-    "--config.detector_train.epochs=3",
-    "--config.proxy.checkpoint_seconds=0.2",
-    "--config.detector_train.checkpoint_seconds=0.2",
+    "--config.proxy.epochs=3",
+    "--config.proxy.warmup_steps=5",
+    "--config.detector_train.epochs=1",
+    "--config.proxy.checkpoint_seconds=2",
+    "--config.detector_train.checkpoint_seconds=2",
     "--config.search.evaluations=4",
     "--config.search.population=2",
     "--config.refine.finalists=0",
@@ -103,6 +106,25 @@ def _journal(workdir):
     return scores
 
 
+def _has_others(workdir, earlier):
+    return not _checkpoints(workdir) <= earlier
+
+
+def _wait(process, seconds, event=lambda: True):
+    """Wait for an event and for some seconds after it, at most until the process ends."""
+    while process.poll() is None and not event():
+        time.sleep(0.05)
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _checkpoints(workdir):
+    """Return the whole checkpoints of candidates in training."""
+    files = (workdir / "candidates").glob("*/attempts/*/checkpoints/*")
+    return {file for file in files if file.name.isdigit()}
+
+
 def _require_resumed(workdir):
     """Check that each attempt began at the newest checkpoint of those before; return how many."""
     resumed = 0
@@ -150,17 +172,20 @@ def test_kills_of_controller_or_workers_change_nothing(whole, tmp_path):
     rng, kills, runs, resumed = campaign_rng(), collections.Counter(), 1, 0
     cut = tmp_path / "cut1"
     process = _start(cut)
-    while sum(kills.values()) < KILLS:
-        deadline = time.monotonic() + rng.uniform(2, 12)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
+    while (number := sum(kills.values())) < KILLS:
+        if number % 2:  # at any moment, such as while workers start and compile
+            _wait(process, rng.uniform(2, 12))
+        else:  # soon after a checkpoint, from which the next attempt goes on
+            _wait(
+                process, rng.uniform(0, 1), functools.partial(_has_others, cut, _checkpoints(cut))
+            )
         if process.poll() is not None:
             resumed += _check(process, cut, whole)
             runs += 1
             cut = tmp_path / f"cut{runs}"
             process = _start(cut)
             continue
-        kind = KINDS[sum(kills.values()) % len(KINDS)]
+        kind = KINDS[number % len(KINDS)]
         if kind == "worker":
             workers = _workers(process)
             if workers:
