@@ -19,7 +19,7 @@ class Candidate:
       name: name of its folder in `candidates`.
       attempt: name of the attempt in it that was scored.
       failure: why it scored 0; "" where it has not failed.
-      seconds: how long its training and evaluation took.
+      seconds: how long its trainings and evaluations took.
       flops: multiply-adds of the detector at the baseline's widths; NaN where they are unknown.
     """
 
@@ -42,24 +42,25 @@ def candidates(record: Record) -> list[Candidate]:
         rows = record.scores_of(seed_scores(CANDIDATES, seed), ARCHITECTURE_SEARCH)
         by_seed.append({tuple(row["code"]): row for row in rows})
     scored = []
-    for graph, row in by_seed[0].items():
+    for graph in by_seed[0]:
         if all(graph in rows for rows in by_seed):
-            score = sum(rows[graph]["score"] for rows in by_seed) / num_seeds
-            scored.append((score, graph, row))
+            of_seeds = [rows[graph] for rows in by_seed]
+            score = sum(row["score"] for row in of_seeds) / num_seeds
+            scored.append((score, graph, of_seeds))
     scored.sort(key=lambda entry: (-entry[0], entry[1]))
     return [
         Candidate(
             rank,
             graph,
             score,
-            tuple(row.get("ci95") or ()),
-            str(row.get("candidate", "")),
-            str(row.get("attempt", "")),
-            str(row.get("failure", "")),
-            float(row.get("seconds", 0.0)),
-            float(row.get("flops", math.nan)),
+            tuple(rows[0].get("ci95") or ()),
+            str(rows[0].get("candidate", "")),
+            str(rows[0].get("attempt", "")),
+            next((str(row["failure"]) for row in rows if row.get("failure")), ""),
+            sum(float(row.get("seconds", 0.0)) for row in rows),
+            float(rows[0].get("flops", math.nan)),
         )
-        for rank, (score, graph, row) in enumerate(scored, 1)
+        for rank, (score, graph, rows) in enumerate(scored, 1)
     ]
 
 

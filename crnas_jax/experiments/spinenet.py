@@ -39,6 +39,10 @@ def require_space(config) -> None:
     if run_settings.pretrained_networks(config):
         problem = "given, and candidates are trained on detection alone"
         raise UserError("config", "pretrain.networks", problem, "set it to ()")
+    if config.search.max_latency:
+        problem = f"{config.search.max_latency:g}, and candidates are bounded by cost alone"
+        remedy = "set it to 0, and bound space.max_flops_ratio, search.max_flops or max_params"
+        raise UserError("config", "search.max_latency", problem, remedy)
     if not config.data.val:
         problem = "empty, and a search scores on that split"
         raise UserError("config", "data.val", problem, "name one")

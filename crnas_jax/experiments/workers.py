@@ -178,10 +178,18 @@ def adopt(run: Run, step: str) -> bool:
         for path in source.iterdir():
             if path.name == DETECTIONS:
                 path.rename(folder / f"detections_{content['split']}.json")
-            elif not (folder / path.name).exists():
+            else:
+                _remove(folder / path.name)  # of a training that the attempt has gone on with
                 path.rename(folder / path.name)
         shutil.rmtree(folder / "attempts")
     return True
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def detections_ahead(run: Run, step: str, split: str) -> list[dict] | None:

@@ -70,8 +70,9 @@ def trim_cache(most_bytes: float = CACHE_BYTES) -> None:
     for _, size, path in sorted(entries):
         if total <= most_bytes:
             return
-        path.unlink(missing_ok=True)
-        total -= size
+        with contextlib.suppress(OSError):  # another user's
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 @functools.cache

@@ -110,6 +110,9 @@ class ExecutorOptions:
 
     def __post_init__(self):
         check_choice(self, "kind", EXECUTORS)
+        if self.address and self.kind != "ray":
+            problem = f"{self.address!r}, a cluster, and executor.kind is {self.kind!r}"
+            raise UserError("ExecutorOptions", "address", problem, "set executor.kind to 'ray'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,8 @@ class ScalePermutedSpace:
         if len(self.levels) != 2 or not 2 <= self.levels[0] <= self.levels[1] <= 7:
             raise self._fault("levels", f"{self.levels}", "give the lowest and highest, 2 to 7")
         offsets = self.offsets
-        if 0 not in offsets or len(set(offsets)) < len(offsets):
+        is_whole = all(isinstance(offset, int) for offset in offsets)
+        if 0 not in offsets or len(set(offsets)) < len(offsets) or not is_whole:
             raise self._fault("offsets", f"{offsets}", "give different whole numbers, 0 too")
         graphs.require_outputs_last(self.base)
         for block in self.base.blocks:

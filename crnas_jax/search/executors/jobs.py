@@ -34,7 +34,7 @@ class Job:
     Attributes:
       name: its name.
       task: see `Executor.start`; its arguments get `folder`, that of the attempt, and `earlier`,
-        those of earlier ones, newest first.
+        those of earlier ones, newest first, at last the job's own where that has checkpoints.
       folder: its folder.
       kind: jobs of a kind take about as long.
       running: start of each running attempt, seconds, and its worker, by ticket.
@@ -142,6 +142,8 @@ class Jobs:
 
     def _start_waiting(self):
         for job in list(self._waiting):
+            if self._executor.num_free() == 0:
+                break
             avoid = job.avoid if self._executor.has_others(job.avoid) else ""
             if self._executor.num_free(avoid) > 0:
                 self._waiting.remove(job)
@@ -171,6 +173,8 @@ class Jobs:
         folder = attempts / str(numbers[-1] + 1 if numbers else 1)
         folder.mkdir(parents=True)
         earlier = [str(attempts / str(number)) for number in reversed(numbers)]
+        if (job.folder / "checkpoints").exists():  # begun without an executor
+            earlier.append(str(job.folder))
         arguments = {**job.task["arguments"], "folder": str(folder), "earlier": earlier}
         ticket = f"{job.name}.{folder.name}"
         worker = self._executor.start(ticket, {**job.task, "arguments": arguments}, avoid)

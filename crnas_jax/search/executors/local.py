@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,8 @@ def make_slots(options: WorkerOptions) -> list[Slot]:
     ids = _gpus() if platform == "gpu" else _tpus()
     if len(ids) < options.devices:
         problem = f"{options.devices}, and this machine has {len(ids)}"
-        raise UserError("WorkerOptions", "devices", problem, "take fewer, or platform 'cpu'")
+        remedy = "take fewer, or executor.platform 'cpu'"
+        raise UserError("config", "executor.candidate_devices", problem, remedy)
     starts = range(0, len(ids) - options.devices + 1, options.devices)
     groups = [",".join(ids[start : start + options.devices]) for start in starts]
     visible = "CUDA_VISIBLE_DEVICES" if platform == "gpu" else "TPU_VISIBLE_CHIPS"
@@ -128,7 +130,7 @@ def _cpu_slots(options):
     workers = options.workers or max(len(cores) // threads, 1)
     if threads > len(cores):
         problem = f"{threads}, and this machine has {len(cores)} cores"
-        raise UserError("WorkerOptions", "threads", problem, "take fewer")
+        raise UserError("config", "executor.candidate_threads", problem, "take fewer")
     slots = []
     for worker in range(workers):
         # Where there are more workers than cores they share them, as many threads as asked for.
@@ -219,17 +221,18 @@ class LocalExecutor:
         try:
             outcome = json.loads((folder / "outcome.json").read_text())
         except (OSError, ValueError):  # a signal, or an end without a word
-            text = f"ended with status {process.returncode}"
-            return Outcome(ticket, LOST, {"text": text}, slot.name, seconds)
+            outcome = {"kind": LOST, "value": {"text": f"ended with status {process.returncode}"}}
+        shutil.rmtree(folder, ignore_errors=True)
         return Outcome(ticket, outcome["kind"], outcome["value"], slot.name, seconds)
 
     def cancel(self, ticket: str) -> None:
         """Kill an attempt."""
         if ticket in self._running:
-            process, slot, _, _ = self._running.pop(ticket)
+            process, slot, folder, _ = self._running.pop(ticket)
             process.kill()
             process.wait()
             process.stdin.close()
+            shutil.rmtree(folder, ignore_errors=True)
             self._slots.append(slot)
 
     def close(self, patience: float = 0.0) -> None:

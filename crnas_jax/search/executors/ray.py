@@ -113,10 +113,8 @@ class RayExecutor:
           task: {"function": "module:name", "arguments": {...}}.
           avoid: worker on which it must not run; needs `num_free(avoid) > 0`.
         """
-        nodes = [node for node in self._others(avoid) if self._room(node) > 0]
-        if not nodes:
-            raise RuntimeError("no node has room")
-        node = max(nodes, key=self._room)
+        # Room that has gone since the caller looked comes again, or `wait` says that all is lost.
+        node = max(self._others(avoid) or self._names, key=self._room)
         log = str(self._logs / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', ticket)}.txt")
         self._running[ticket] = (node, time.monotonic())
         self._send({"do": "start", "ticket": ticket, "node": node, "task": task, "log": log})
