@@ -12,6 +12,7 @@ from crnas_jax.experiments.architecture_search import STEP, CountedLimits
 from crnas_jax.experiments.costs import Cost
 from crnas_jax.experiments.run import Run, journal_file
 from crnas_jax.runtime.step_key import CANDIDATES, seed_step
+from crnas_jax.search.strategies.successive_halving import num_candidates
 from crnas_jax.settings import architectures as settings
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
@@ -62,6 +63,8 @@ def lines(run: Run) -> Iterator[str]:
             text += f", the limits reject about {100 - 100 * allowed / _DRAWN:.0f} % of them"
         yield f"{'space' if number == 0 else '':12}{text}"
     text = f"{options.evaluations} by {options.architecture_strategy}, {options.in_flight} at once"
+    if options.architecture_strategy == "evolution":
+        text += f", the first {min(options.population, options.evaluations)} at random"
     yield f"candidates  {text}, {costs.num_steps_of(run, settings.proxy_config(config))} steps each"
     for number, part in enumerate(parts(run)):
         yield f"{'' if number else 'steps':12}{part.text:65}{part.trainings:7.2f}"
@@ -82,13 +85,13 @@ def _calibrated(run):
     config, options = run.config, settings.proposal_options(run.config)
     arch = settings.proxy_arch(config, model_settings.baseline(config))
     detector = model_settings.detector(settings.proxy_config(config), arch, run.num_classes)
-    kept = min(settings.proxy_options(config).kept_candidates, _num_trainings(config))
+    kept, whose = _num_kept(config)
     size = (
         _BYTES
         * sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(detector.shapes["params"]))
         * _COPIES
     )
-    disk = f"disk        about {kept * size / 1e9:.2g} GB for the {kept} best candidates"
+    disk = f"disk        about {kept * size / 1e9:.2g} GB for {whose}"
     seconds = _seconds_of_seed(run)
     if seconds is None:
         yield f"{disk}; times are known once the seed network is trained, the first candidate"
@@ -103,6 +106,16 @@ def _calibrated(run):
         f"compilation; all take {ends} workers at most{most}"
     )
     yield disk
+
+
+def _num_kept(config):
+    """Return how many trainings are kept at most, and whose they are."""
+    options, proxy = settings.proposal_options(config), settings.proxy_options(config)
+    if options.architecture_strategy == "halving":  # each rung's until the next one begins
+        count = num_candidates(options.evaluations)
+        return count * proxy.seeds, f"the {count} candidates of the first rung"
+    count = min(proxy.kept_candidates, _num_trainings(config) // proxy.seeds)
+    return count * proxy.seeds, f"the {count} best candidates"
 
 
 def _seconds_of_seed(run):

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -31,6 +33,7 @@ from crnas_jax.search.strategies.proposing import (
 from crnas_jax.search.strategies.reinforce import Reinforce
 from crnas_jax.search.strategies.successive_halving import (
     num_candidates,
+    rung_costs,
     rung_shares,
     successive_halving,
 )
@@ -43,8 +46,8 @@ from crnas_jax.spaces.scale_permuted import ScalePermutedSpace
 from crnas_jax.spaces.space import Code, Space
 
 STEP, SEARCH = ARCHITECTURE_SEARCH, CANDIDATES
-# Rows of the ranking in the result.
-_RANKED = 100
+# Rows of the ranking in the result, from which finalists are taken.
+NUM_RANKED = 100
 
 
 class CountedLimits:
@@ -124,12 +127,15 @@ def candidates(
 
 def _search(run):
     with workers.jobs(run) as jobs:
-        progress = Progress(jobs)
+        _say_idle(run, jobs)
+        phases_of_space = settings.space_options(run.config).phases
+        num_seeds = settings.proxy_options(run.config).seeds
+        progress = Progress(jobs, num_seeds, len(phases_of_space))
         scores = candidates(run, jobs, progress)
         keys = dict.fromkeys(scores.searches, scores.journal.key)
         write_json(run.path / STEP / JOURNAL_KEY, keys)
         base, phases, found = model_settings.baseline(run.config), [], {}
-        for number, parts in enumerate(settings.space_options(run.config).phases):
+        for number, parts in enumerate(phases_of_space):
             phase = _Phase(run, number, parts, base, scores, progress)
             if number == 0:
                 phase.require_any()
@@ -149,8 +155,16 @@ def _search(run):
     return _result(run, found, phases)
 
 
+def _say_idle(run, jobs):
+    options, num_workers = settings.proposal_options(run.config), jobs.num_workers
+    at_once = options.in_flight * settings.proxy_options(run.config).seeds
+    if options.architecture_strategy != "halving" and num_workers > at_once:
+        text = f"{num_workers - at_once} of {num_workers} workers stay idle in the search"
+        print(f"{STEP}: {text}: search.in_flight is {options.in_flight}", flush=True)
+
+
 def _result(run, found, phases):
-    ranked = best(list(found), list(found.values()), _RANKED)
+    ranked = best(list(found), list(found.values()), NUM_RANKED)
     arch = settings.found_network(run.config, ranked[0][0])
     cost = _cost(run, arch)
     return {
@@ -175,14 +189,14 @@ def _cost(run, arch):
 class Progress:
     """Says how far a search is, and which candidate it waits for."""
 
-    def __init__(self, jobs: Jobs):
-        """Take the jobs."""
-        self._jobs = jobs
-        self.begin(1)
+    def __init__(self, jobs: Jobs, num_seeds: int, num_phases: int):
+        """Take the jobs, the number of jobs of each candidate, and that of equal phases."""
+        self._jobs, self._num_seeds, self._num_phases = jobs, num_seeds, num_phases
+        self.begin(0, [1.0])
 
-    def begin(self, total: int) -> None:
-        """Begin a phase with a number of results to come."""
-        self._total, self._done = total, 0
+    def begin(self, phase: int, costs: list[float]) -> None:
+        """Begin a phase with what each of its results costs, in their order."""
+        self._phase, self._costs, self._done = phase, costs, 0
         self._start, self._ended = time.monotonic(), self._jobs.num_ended
 
     def take_in(self, done: int) -> None:
@@ -195,17 +209,23 @@ class Progress:
         self._show(f", waits for {waiting_for}")
 
     def _show(self, about=""):
-        left, ended = None, self._jobs.num_ended - self._ended
+        left, ended = None, (self._jobs.num_ended - self._ended) / self._num_seeds
         if ended:  # what was there before took no time
-            left = (time.monotonic() - self._start) / ended * (self._total - self._done)
+            latest = self._costs[max(self._done - math.ceil(ended), 0) : self._done]
+            spent = ended * statistics.mean(latest or self._costs[:1])
+            later = (self._num_phases - self._phase - 1) * sum(self._costs)
+            left = (time.monotonic() - self._start) / spent
+            left *= sum(self._costs[self._done :]) + later
+        done = self._phase * len(self._costs) + self._done
+        total = self._num_phases * len(self._costs)
         states = list(self._jobs.states().values())
         note = f"{states.count('running')} running, {states.count('waiting')} not begun{about}"
         activity.show(
-            self._done == self._total,
+            done == total,
             name=STEP,
             unit="candidate",
-            done=self._done,
-            total=self._total,
+            done=done,
+            total=total,
             seconds_left=left,
             note=note,
         )
@@ -246,7 +266,7 @@ class _Phase:
         file = self.owner.path / STEP / f"proposals{self.number or ''}.jsonl"
         record = ProposalFile(file, key, self._graph_of, self._limits.take_count)
         failures = FailureLimit()
-        self.progress.begin(options.evaluations)
+        self.progress.begin(self.number, options.evaluations * [1.0])
 
         def after(index):
             for known in range(len(failures), index + 1):  # also those before a resumption
@@ -278,15 +298,17 @@ class _Phase:
 
     def _halve(self, options):
         failures, shares = FailureLimit(), rung_shares()
-        first = num_candidates(options.evaluations)
-        self.progress.begin(first)
+        space, first = self._limits.space, num_candidates(options.evaluations)
+        if space.enumerable:
+            first = min(first, space.count())
+        self.progress.begin(self.number, rung_costs(first))
 
         def after(failure):
             failures.add(failure)
-            self.progress.take_in(min(len(failures), first))
+            self.progress.take_in(len(failures))
 
         scores = ByGraph(self.candidates, functools.lru_cache(self._graph_of), after)
-        ranked = successive_halving(self._limits.space, scores, self._seed, options.evaluations)
+        ranked = successive_halving(space, scores, self._seed, options.evaluations)
         graphs = {scores.graph_of(code) for code, _ in ranked}
         rungs = [dataclasses.replace(self.candidates, share=share) for share in shares]
         return {

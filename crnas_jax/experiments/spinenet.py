@@ -10,7 +10,7 @@
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import comparison, keys, last_rung, steps
-from crnas_jax.experiments.architecture_search import STEP, search_architecture
+from crnas_jax.experiments.architecture_search import NUM_RANKED, STEP, search_architecture
 from crnas_jax.experiments.last_rung import LastRung
 from crnas_jax.experiments.run import Run
 from crnas_jax.runtime.files import write_json
@@ -43,6 +43,9 @@ def require_space(config) -> None:
         problem = f"{config.search.max_latency:g}, and candidates are bounded by cost alone"
         remedy = "set it to 0, and bound space.max_flops_ratio, search.max_flops or max_params"
         raise UserError("config", "search.max_latency", problem, remedy)
+    if config.refine.finalists > NUM_RANKED:
+        problem, remedy = f"{config.refine.finalists}", f"take at most {NUM_RANKED}"
+        raise UserError("config", "refine.finalists", problem, remedy)
     if not config.data.val:
         problem = "empty, and a search scores on that split"
         raise UserError("config", "data.val", problem, "name one")

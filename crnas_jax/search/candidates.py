@@ -20,6 +20,8 @@ from crnas_jax.spaces.space import Code
 # A search stops when so many of the last proposals scored 0 for a failure: all of the first 5, or
 # 20 of the last 50.
 FAILURES = ((5, 5), (20, 50))
+# End of the name of a folder beside that of a whole training.
+_RUNGS = "-rungs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +75,20 @@ class Candidates:
     def drop(self, graphs: Iterable[Code]) -> None:
         """Remove the folders of candidates, except of those that are kept."""
         for graph in graphs:
+            self.drop_rungs(graph)
             if graph not in self._kept:
                 self._remove(graph)
 
+    def drop_rungs(self, graph: Code) -> None:
+        """Remove what was trained for lower rungs alone, of a candidate with a whole score."""
+        for seed in self._seeds:
+            name = candidate_name(self.journal.key, graph, seed)
+            shutil.rmtree(self.folder / f"{name}{_RUNGS}", ignore_errors=True)
+
     def _remove(self, graph):
         for seed in self._seeds:
-            shutil.rmtree(self.folder / self._job(graph, seed), ignore_errors=True)
+            name = candidate_name(self.journal.key, graph, seed)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def score(self, graph: Code) -> float | None:
         """Return the mean score over seeds; None before all of them are journaled."""
@@ -114,7 +124,10 @@ class Candidates:
         return self.journal.get(self._search(seed), graph, 0)
 
     def _job(self, graph, seed):
-        return candidate_name(self.journal.key, graph, seed)
+        name = candidate_name(self.journal.key, graph, seed)
+        # What is trained to the end, by another strategy, goes back to no lower rung.
+        is_trained = self.journal.get(seed_scores(self.name, seed), graph, 0) is not None
+        return f"{name}{_RUNGS}" if self.share < 1 and is_trained else name
 
     def _journal(self, end: JobEnd):
         graph, seed = self._asked.pop(end.name)
@@ -203,6 +216,8 @@ class ByGraph:
         self._earlier[:] = graphs
         for graph in graphs:
             candidates.begin(graph)
+            if share == 1:
+                candidates.drop_rungs(graph)
         for graph in graphs:
             values.append(candidates.finish(graph))
             self.after_result(candidates.failure(graph))

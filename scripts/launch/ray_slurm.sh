@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A search whose candidates are trained on the nodes of a SLURM job, by Ray:
 #   sbatch scripts/launch/ray_slurm.sh run-spinenet --config=configs/search_spinenet.py:gpu \
-#     --config.data.folder=/shared/coco --workdir=/shared/runs/mine
+#     --config.search.in_flight=64 --config.data.folder=/shared/coco --workdir=/shared/runs/mine
+# search.in_flight: as many as there are workers; here four (executor.per_device) on each of 16 GPUs.
 # With `run` in place of `run-spinenet` CR-NAS, whose finalists and last networks are trained so.
 # The working folder has to be on a file system that all nodes share; images may lie on each node.
 # Install this package with its extra `ray` on all nodes, the same versions.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import types
 
 import pytest
 from helpers import four_blocks
@@ -12,6 +13,7 @@ from crnas_jax.experiments import architecture_plan, architecture_search, keys, 
 from crnas_jax.experiments.architecture_search import search_architecture
 from crnas_jax.experiments.run import open_run
 from crnas_jax.search.executors.executor import Executor
+from crnas_jax.search.strategies.successive_halving import rung_costs
 from tests.search.table import AtOnce
 
 
@@ -168,6 +170,33 @@ def test_a_baseline_with_dilations_is_refused(runs):
     (runs.path / "four.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match="dilations"):
         runs.open("run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("search__max_latency", 5.0), ("refine__finalists", 101)]
+)
+def test_what_a_search_would_not_heed_is_refused(runs, field, value):
+    with pytest.raises(UserError, match=field.replace("__", ".")):
+        runs.open("run", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("phases", "seeds", "costs", "left"),
+    [(2, 2, 10 * [1.0], 5 * 20 + 10 * 20), (1, 1, rung_costs(5), (6 / 9 + 2 / 9) * 100 / (5 / 9))],
+)
+def test_progress_is_that_of_all_phases_and_rungs(monkeypatch, phases, seeds, costs, left):
+    shown, clock = {}, [0.0]
+    monkeypatch.setattr(architecture_search.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        architecture_search.activity, "show", lambda _, **about: shown.update(about)
+    )
+    jobs = types.SimpleNamespace(num_ended=0, states=dict)
+    progress = architecture_search.Progress(jobs, seeds, phases)
+    progress.begin(0, costs)
+    jobs.num_ended, clock[0] = 5 * seeds, 100.0
+    progress.take_in(5)
+    assert (shown["done"], shown["total"]) == (5, phases * len(costs))
+    assert shown["seconds_left"] == pytest.approx(left)
 
 
 def test_rejections_are_counted_alike_after_a_restart(runs):

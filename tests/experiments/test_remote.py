@@ -1,6 +1,7 @@
 """What a worker refuses: another version of the package, other data, a step that takes too much."""
 
 import shutil
+import types
 
 import pytest
 
@@ -31,6 +32,22 @@ def test_a_step_that_takes_too_much_memory_fails_before_it_is_trained(tmp_path, 
     arguments = _task(tmp_path, max_memory=1.9)["arguments"]
     value = remote.train_network(**arguments, folder=str(tmp_path / "one"), earlier=[])
     assert value == {"failure": "memory: a step takes more than 1.9 GB"}
+
+
+def test_an_attempt_takes_the_place_of_what_its_step_has_begun(tmp_path):
+    folder = tmp_path / "baseline"
+    for path, text in ((folder, "begun"), (folder / "attempts" / "1", "whole")):
+        (path / "checkpoints" / text).mkdir(parents=True)
+        (path / "metrics.jsonl").write_text(text)
+    (folder / "attempts" / "1" / "detections.json").write_text("[]")
+    (folder / "attempt.json").write_text('{"folder": "1", "split": "val"}')
+    run = types.SimpleNamespace(path=tmp_path)
+    for _ in range(2):
+        assert workers.adopt(run, "baseline")
+        assert (folder / "metrics.jsonl").read_text() == "whole"
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["whole"]
+        assert not (folder / "attempts").exists()
+        assert workers.detections_ahead(run, "baseline", "val") == []
 
 
 def test_an_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path, monkeypatch):

@@ -72,6 +72,19 @@ def test_halving_leaves_no_folder_of_those_that_are_not_promoted(tmp_path):
     assert ended == [""] * 4
 
 
+def test_lower_rungs_of_a_trained_candidate_are_trained_apart(tmp_path):
+    executor = AtOnce(_value)
+    assert _candidates(tmp_path, executor).finish((1,)) == 0.01  # by another strategy
+    scores = ByGraph(_candidates(tmp_path, executor), lambda code: code)
+    name, other = (module.candidate_name("key", code, 0) for code in ((1,), (2,)))
+    assert scores.score_at([(1,), (2,)], 0.5) == [0.01, 0.02]
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {name, f"{name}-rungs", other}
+    assert all(not task["arguments"]["earlier"] for task in executor.started)
+    assert scores.score_at([(1,)], 1.0) == [0.01]
+    assert len(executor.started) == 3
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {name}
+
+
 def test_too_many_failures_stop_a_search():
     limit = FailureLimit()
     for _ in range(4):

@@ -83,6 +83,7 @@ TOGETHER_WITH = {
     "detector.stacks": ("detector.neck", "nas_fpn"),
     "detector.lowest_level": ("detector.neck", "nas_fpn"),
     "detector.mask_channels": ("detector.kind", "mask_rcnn"),
+    "executor.address": ("executor.kind", "ray"),
     **{
         f"detector.{name}": ("detector.kind", "retinanet")
         for name in ("head", "head_convolutions", "p6_from")

@@ -97,6 +97,11 @@ class Jobs:
         self.num_ended = 0
 
     @property
+    def num_workers(self) -> int:
+        """Attempts that may run at once."""
+        return self._executor.num_workers
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the jobs that have not ended."""
         return tuple(self._jobs)

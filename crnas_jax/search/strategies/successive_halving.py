@@ -25,6 +25,15 @@ def rung_shares(factor: int = 3, num_rungs: int = 3) -> list[float]:
     return [float(factor ** (rung - num_rungs + 1)) for rung in range(num_rungs)]
 
 
+def rung_costs(num_codes: int, factor: int = 3, num_rungs: int = 3) -> list[float]:
+    """Return what each score of each rung costs, in whole schedules, in their order."""
+    costs, before = [], 0.0
+    for share in rung_shares(factor, num_rungs):
+        costs += num_codes * [share - before]
+        num_codes, before = max(num_codes // factor, 1), share
+    return costs
+
+
 def num_candidates(evaluations: float, factor: int = 3, num_rungs: int = 3) -> int:
     """Return how many candidates may begin for the cost of some whole schedules."""
     cost = sum(

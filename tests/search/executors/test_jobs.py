@@ -71,6 +71,16 @@ def _checkpoint(tmp_path, name, attempt, step):
     (tmp_path / name / "attempts" / str(attempt) / "checkpoints" / str(step)).mkdir(parents=True)
 
 
+def test_attempts_go_on_from_what_was_begun_without_an_executor(tmp_path):
+    (tmp_path / "one" / "checkpoints").mkdir(parents=True)
+    jobs, executor, _ = _jobs(tmp_path, "one")
+    executor.end("one.1", ends.LOST)
+    jobs.wait()
+    earlier = [arguments["earlier"] for _, arguments in executor.started]
+    own, first = str(tmp_path / "one"), str(tmp_path / "one" / "attempts" / "1")
+    assert earlier == [[own], [first, own]]
+
+
 def test_an_exception_counts_after_two_attempts_without_a_newer_checkpoint(tmp_path):
     jobs, executor, said = _jobs(tmp_path, "one")
     for attempt, step in enumerate((5, 9), 1):
