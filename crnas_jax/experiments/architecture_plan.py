@@ -62,7 +62,11 @@ def lines(run: Run) -> Iterator[str]:
             allowed = sum(counted.allows(space.sample(rng)) for _ in range(_DRAWN))
             text += f", the limits reject about {100 - 100 * allowed / _DRAWN:.0f} % of them"
         yield f"{'space' if number == 0 else '':12}{text}"
-    text = f"{options.evaluations} by {options.architecture_strategy}, {options.in_flight} at once"
+    text = f"{options.evaluations} by {options.architecture_strategy}"
+    if options.architecture_strategy == "halving":
+        text += f": {num_candidates(options.evaluations)} begin, the best are trained to the end"
+    else:
+        text += f", {options.in_flight} at once"
     if options.architecture_strategy == "evolution":
         text += f", the first {min(options.population, options.evaluations)} at random"
     yield f"candidates  {text}, {costs.num_steps_of(run, settings.proxy_config(config))} steps each"
