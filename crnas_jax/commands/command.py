@@ -226,10 +226,9 @@ def config_place(values: flags.FlagValues) -> str:
         raise UserError(
             "command line", "--config", "missing", "give one of configs/, or a --workdir with one"
         )
-    try:
-        return config_flags.get_config_filename(values["config"])
-    except ValueError:
-        return str(pathlib.Path(values.workdir) / "config.json")
+    name = config_flags.get_config_filename(values["config"])
+    # The text of all fields where there is no file.
+    return str(pathlib.Path(values.workdir) / "config.json") if "\n" in name else name
 
 
 def config_root() -> pathlib.Path:

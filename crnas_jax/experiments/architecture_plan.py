@@ -1,5 +1,6 @@
 """What a search of scale-permuted networks will cost: counted, and from a calibration candidate."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -36,7 +37,9 @@ def parts(run: Run) -> list[Cost]:
     share = _flops(run, proxy, settings.proxy_arch(config, model_settings.baseline(config)))
     share /= _flops(run, config, model_settings.baseline(config))
     share *= _images(run, proxy) / _images(run, config)
-    listed = [Cost(f"{count} candidates on the proxy task", count * share, (STEP,))]
+    text = f"{count} candidates and the seed network on the proxy task"
+    num_trainings = count + settings.proxy_options(config).seeds
+    listed = [Cost(text, num_trainings * share, (STEP,))]
     if refine.finalists:
         num_networks = refine.finalists + 1
         steps = costs.num_steps(run, "detector_train", refine.short)
@@ -104,12 +107,16 @@ def _calibrated(run):
     if options.architecture_strategy != "halving":  # which begins all of a rung
         at_once = options.in_flight * settings.proxy_options(config).seeds
         most = f" ({at_once} at once: search.in_flight)"
-    ends = ", ".join(f"{count * total / min(n, at_once) / 3600:.1f} h with {n}" for n in _WORKERS)
+    ends = ", ".join(f"{_duration(count * total / min(n, at_once))} with {n}" for n in _WORKERS)
     yield (
         f"time        a candidate takes {total:.0f} s, {seconds['compilation']:.0f} s of them "
         f"compilation; all take {ends} workers at most{most}"
     )
     yield disk
+
+
+def _duration(seconds):
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"
 
 
 def _num_kept(config):

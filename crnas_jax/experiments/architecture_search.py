@@ -40,6 +40,7 @@ from crnas_jax.search.strategies.successive_halving import (
 from crnas_jax.settings import architectures as settings
 from crnas_jax.settings import data as data_settings
 from crnas_jax.settings import models as model_settings
+from crnas_jax.settings import search as search_settings
 from crnas_jax.settings.step_keys import CANDIDATE_SCORES
 from crnas_jax.spaces.constrained import Constrained, limited
 from crnas_jax.spaces.scale_permuted import ScalePermutedSpace
@@ -150,6 +151,8 @@ def _search(run):
             if not found:
                 problem = "no candidate was trained to the end"
                 raise UserError("search", "candidates", problem, "ask for more proposals")
+            remedy = "train candidates longer (proxy.epochs)"
+            search_settings.require_any_score(run.config, found.values(), "architecture", remedy)
             ((graph, _),) = best(list(found), list(found.values()), 1)
             base = settings.found_graph(run.config, graph)
     return _result(run, found, phases)

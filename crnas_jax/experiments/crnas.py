@@ -14,7 +14,7 @@ A scale-permuted baseline has no allocation: 1 and 2 are left out, and there is 
 from crnas_jax.analysis.record import Record
 from crnas_jax.arch import Architecture
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import comparison, crnas_search, keys, last_rung, steps
+from crnas_jax.experiments import comparison, crnas_search, keys, last_rung, spinenet, steps
 from crnas_jax.experiments.crnas_search import TrainedSupernet
 from crnas_jax.experiments.keys import step_key
 from crnas_jax.experiments.last_rung import LastRung
@@ -109,7 +109,12 @@ def choose_allocation(run: Run) -> Architecture:
 
 
 def choose_network(run: Run) -> Architecture:
-    """Return the found network, after the operation search and its finalists' trainings."""
+    """Return the found network, after the operation search and its finalists' trainings.
+
+    Where the architecture is searched instead, that has to be finished.
+    """
+    if run_settings.searches_architecture(run.config):
+        return spinenet.found(run)
     search_operations(run)
     return last_rung.choose(run, "network")
 

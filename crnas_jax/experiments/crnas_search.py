@@ -10,7 +10,6 @@ from jaxtyping import PyTree
 
 from crnas_jax.analysis.record import JOURNAL_KEY
 from crnas_jax.arch import Architecture
-from crnas_jax.errors import UserError
 from crnas_jax.experiments.keys import key_of
 from crnas_jax.experiments.limits import baseline_excess, limits
 from crnas_jax.experiments.run import Run, journal_file
@@ -141,7 +140,8 @@ def search_allocation(supernet: TrainedSupernet) -> dict:
     _note_scores(run, "stage", scores)
     strategy = search_settings.search_strategy(run.config, "stage")
     ranked = strategy.run(list(spaces.values()), scores)
-    _require_any_score(run, ranked, "stage")
+    for ranking in ranked:
+        _require_any_score(run, ranking, "stage")
 
     def arch_of(depths):
         return model_settings.found_arch(run.config, depths)
@@ -182,7 +182,7 @@ def search_dilations(supernet: TrainedSupernet) -> dict:
             effort = dict.fromkeys(effort, 0)  # in that of the same scores
         ranking = best(codes, scores.score(codes))
         effort = {name: count + effort[name] for name, count in scores.effort().items()}
-    _require_any_score(run, [ranking], "operation")
+    _require_any_score(run, ranking, "operation")
     return {**_describe(run, *ranking[0], arch_of), **effort, "ranking": _ranking(ranking)}
 
 
@@ -220,19 +220,10 @@ def require_reachable(run: Run, detector: Detector) -> None:
         search_settings.require_reachable(run.config, limits(run, detector))
 
 
-def _require_any_score(run, ranked, level):
-    """Stop a search in which every candidate scored 0, or say so."""
-    if all(any(score > 0 for _, score in ranking) for ranking in ranked):
-        return
-    error = UserError(
-        "config",
-        "search.all_zero",
-        f"every candidate of the {level} search has an AP of 0: none is better than another",
-        f"train the {level} supernet longer ({level}_train), or set it to 'continue' for the first",
-    )
-    if search_settings.search_options(run.config).all_zero == "stop":
-        raise error
-    print(f"WARNING: {error.problem}; the first is taken", flush=True)
+def _require_any_score(run, ranking, level):
+    scores = (score for _, score in ranking)
+    remedy = f"train the {level} supernet longer ({level}_train)"
+    search_settings.require_any_score(run.config, scores, level, remedy)
 
 
 def _repeat_name(name, repeat):

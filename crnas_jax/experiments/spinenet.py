@@ -7,6 +7,7 @@
 5. Evaluate both on the test split.
 """
 
+from crnas_jax.arch import Architecture
 from crnas_jax.arch.scale_permuted import ScalePermuted
 from crnas_jax.errors import UserError
 from crnas_jax.experiments import comparison, keys, last_rung, steps
@@ -17,6 +18,7 @@ from crnas_jax.runtime.files import write_json
 from crnas_jax.search.refine import Decision
 from crnas_jax.settings import models as model_settings
 from crnas_jax.settings import run as run_settings
+from crnas_jax.settings.search import SearchOptions
 
 EXPERIMENT = "spinenet"
 FORMAT = 4
@@ -39,10 +41,12 @@ def require_space(config) -> None:
     if run_settings.pretrained_networks(config):
         problem = "given, and candidates are trained on detection alone"
         raise UserError("config", "pretrain.networks", problem, "set it to ()")
-    if config.search.max_latency:
-        problem = f"{config.search.max_latency:g}, and candidates are bounded by cost alone"
-        remedy = "set it to 0, and bound space.max_flops_ratio, search.max_flops or max_params"
-        raise UserError("config", "search.max_latency", problem, remedy)
+    for name in ("stage_strategy", "operation_strategy", "max_latency"):
+        default = getattr(SearchOptions, name)
+        if config.search[name] != default:
+            problem = f"{config.search[name]!r}, which is for searches in supernets"
+            remedy = f"leave it at {default!r}: here count search.architecture_strategy and "
+            raise UserError("config", f"search.{name}", problem, remedy + "space.max_flops_ratio")
     if config.refine.finalists > NUM_RANKED:
         problem, remedy = f"{config.refine.finalists}", f"take at most {NUM_RANKED}"
         raise UserError("config", "refine.finalists", problem, remedy)
@@ -66,6 +70,18 @@ def run_spinenet(run: Run) -> dict:
     for network in rung.names:
         steps.receptive_fields(run, network, steps.detector(run, rung.archs[network]))
     return result
+
+
+def found(run: Run) -> Architecture:
+    """Return the found network of a finished search.
+
+    Raises:
+      UserError: it is not finished; it has a command of its own, which leaves accelerators alone.
+    """
+    if run.workdir.finished(STEP, keys.step_key(run, STEP)) is None:
+        remedy = "let crnas-jax run-spinenet finish it"
+        raise UserError(run.path, STEP, "not finished with these fields", remedy)
+    return last_rung.choose(run, "architecture")
 
 
 def decide(run: Run) -> tuple[LastRung, Decision]:

@@ -52,7 +52,8 @@ def _require_free_devices():
     backend = jax.default_backend()
     if backend != "cpu":  # the command of an architecture search leaves accelerators alone
         problem = f"'local', and this process holds the {backend} that others would need"
-        raise UserError("config", "executor.kind", problem, "leave it at 'auto'")
+        remedy = "use crnas-jax run-spinenet; for CR-NAS leave it at 'auto'"
+        raise UserError("config", "executor.kind", problem, remedy)
 
 
 def task(
@@ -119,11 +120,11 @@ def train_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: s
             waiting[step] = task(
                 run, run.config, arch, seed(run, step), split, epochs, init_from=start
             )
-    for step, end, folder in _run_all(run, waiting, ""):
+    for step, end, seconds, folder in _run_all(run, waiting, ""):
         content = {"folder": folder.name, "split": split, **end.value}
         write_json(run.path / step / _ATTEMPT, content)
         # What the step has spent, to which its own invocation adds next to nothing.
-        write_json(run.path / step / "spent.json", {"seconds": end.seconds})
+        write_json(run.path / step / "spent.json", {"seconds": seconds})
 
 
 def detect_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: str) -> None:
@@ -137,18 +138,23 @@ def detect_ahead(run: Run, networks: Sequence[tuple[str, Architecture]], split: 
             arguments = _shared(run, run.config, arch, split)
             arguments["weights"] = str((run.path / step).absolute())
             waiting[step] = {"function": f"{_REMOTE}:detect", "arguments": arguments}
-    for step, _, folder in _run_all(run, waiting, f"detections_{split}"):
+    for step, _, _, folder in _run_all(run, waiting, f"detections_{split}"):
         (folder / DETECTIONS).rename(run.path / step / f"detections_{split}.json")
         shutil.rmtree(folder.parents[1])
 
 
 def _run_all(run, tasks, part):
-    """Yield each step, its end and the folder of the attempt, as soon as it has ended."""
+    """Yield each step as soon as it has ended.
+
+    Yields:
+      The step, its end, its share of the time that all take side by side, and the attempt's folder.
+    """
     if not tasks:
         return
     with jobs(run) as running:
         for step, step_task in tasks.items():
             running.begin(step, step_task, run.path / step / part)
+        at_once = max(min(len(tasks), running.num_workers), 1)
         while running.names:
             for end in running.wait():
                 if end.failure:
@@ -159,8 +165,9 @@ def _run_all(run, tasks, part):
                     problem = f"what {end.worker} has written is not here"
                     remedy = "name a folder that all machines share"
                     raise UserError(run.path, "--workdir", problem, remedy)
-                print(f"{end.name}: on {end.worker}, {end.seconds:.0f} s", flush=True)
-                yield end.name, end, folder
+                name = "/".join(filter(None, (end.name, part)))
+                print(f"{name}: on {end.worker}, {end.seconds:.0f} s", flush=True)
+                yield end.name, end, end.seconds / at_once, folder
 
 
 def _has_ended(run, step):

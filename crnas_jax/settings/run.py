@@ -158,6 +158,11 @@ def levels(config: ConfigDict) -> tuple[str, ...]:
     return ("operation",) if tie in PERMUTED_TIES else ()
 
 
+def searches_architecture(config: ConfigDict) -> bool:
+    """Return whether a config asks for the search of the baseline's architecture itself."""
+    return not levels(config) and bool(config.data.val)
+
+
 def require_level(config: ConfigDict, level: str, field: str = "baseline") -> None:
     """Raise UserError about a field unless the config asks for the search of a level."""
     asked = levels(config)
@@ -166,7 +171,7 @@ def require_level(config: ConfigDict, level: str, field: str = "baseline") -> No
         remedy = "search its dilations alone (--level=operation)"
         if not asked:
             ties = " or ".join(map(repr, PERMUTED_TIES))
-            remedy = f"set supernet.tie to {ties} to search its dilations"
+            remedy = f"search it by crnas-jax run-spinenet, its dilations by supernet.tie {ties}"
         remedy = f"{remedy}, or train it alone: --network=baseline"
         raise UserError("config", field, problem, remedy)
 
@@ -176,7 +181,8 @@ def require_detection(config: ConfigDict, network: str) -> None:
     if config.data.name == "none":
         problem = '"none", and detection needs images with boxes'
         raise UserError("config", "data.name", problem, "name a data set")
-    if network in LEVEL_OF_NETWORK:
+    is_found = network in ("searched", RETURNED) and searches_architecture(config)
+    if network in LEVEL_OF_NETWORK and not is_found:
         require_level(config, LEVEL_OF_NETWORK[network])
     if network not in ("baseline", "stage_supernet"):
         _require_val(config)

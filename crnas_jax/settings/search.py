@@ -1,6 +1,7 @@
 """Options of the searches: spaces, limits, strategies, how subnets are scored."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -127,6 +128,29 @@ def require_reachable(config: ConfigDict, all_limits: list[Limit]) -> None:
             problem = f"no {space.noun} has at most {limit.bound:g} {limit.unit}; "
             problem += f"the least: {value:,.4g} {limit.unit} {code}"
             raise UserError("config", "search", problem, "relax it, or take another baseline")
+
+
+def require_any_score(
+    config: ConfigDict, scores: Iterable[float], search: str, remedy: str
+) -> None:
+    """Stop a search in which every candidate scored 0, or say so.
+
+    Args:
+      config: the config, which says what to do.
+      scores: the scores.
+      search: name of the search, for messages.
+      remedy: how to train longer.
+
+    Raises:
+      UserError: none is above 0, and `search.all_zero` is "stop".
+    """
+    if any(score > 0 for score in scores):
+        return
+    problem = f"every candidate of the {search} search has an AP of 0: none is better than another"
+    if search_options(config).all_zero == "stop":
+        remedy = f"{remedy}, or set it to 'continue' for the first"
+        raise UserError("config", "search.all_zero", problem, remedy)
+    print(f"WARNING: {problem}; the first is taken", flush=True)
 
 
 def score_options(config: ConfigDict, bn: str, repeat: int = 0) -> ScoreOptions:

@@ -52,6 +52,7 @@ FLAGS = [
     "--config.proxy.checkpoint_seconds=2",
     "--config.detector_train.checkpoint_seconds=2",
     "--config.search.evaluations=4",
+    "--config.search.all_zero=continue",
     "--config.search.population=2",
     "--config.refine.finalists=0",
     "--config.refine.seeds=1",

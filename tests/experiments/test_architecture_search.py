@@ -173,7 +173,12 @@ def test_a_baseline_with_dilations_is_refused(runs):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("search__max_latency", 5.0), ("refine__finalists", 101)]
+    ("field", "value"),
+    [
+        ("search__max_latency", 5.0),
+        ("search__stage_strategy", "racing"),
+        ("refine__finalists", 101),
+    ],
 )
 def test_what_a_search_would_not_heed_is_refused(runs, field, value):
     with pytest.raises(UserError, match=field.replace("__", ".")):
@@ -215,7 +220,7 @@ def test_the_plan_knows_times_once_the_seed_network_is_trained(runs):
     lines = "\n".join(architecture_plan.lines(run))
     run.workdir.release()
     assert "a candidate takes 90 s, 30 s of them compilation" in lines
-    assert "0.8 h with 1, 0.2 h with 8, 0.2 h with 100" in lines  # three at once
+    assert "45 min with 1, 15 min with 8, 15 min with 100" in lines  # three at once
     # More proposals: what follows from the search is not known yet.
     assert keys.candidates(run, "architecture")
     more = runs.open("run", search__evaluations=31, search__in_flight=3)
