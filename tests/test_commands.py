@@ -125,6 +125,17 @@ def test_with_json_nothing_but_the_result_is_printed(capsys, tmp_path):
     assert "baseline: finished before" in errors
 
 
+def test_mistakes_in_a_folders_config_are_told_of_its_file(capsys, tmp_path):
+    workdirs.finished(tmp_path)
+    file = tmp_path / "run" / "config.json"
+    content = json.loads(file.read_text())
+    content["config"]["detector"]["kind"] = "yolo"
+    file.write_text(json.dumps(content))
+    status, _, errors = _run(capsys, "evaluate", f"--workdir={tmp_path / 'run'}")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert errors.startswith(f"error: {file}: detector.kind: 'yolo' is unknown")
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed"
 )

@@ -227,8 +227,8 @@ def config_place(values: flags.FlagValues) -> str:
             "command line", "--config", "missing", "give one of configs/, or a --workdir with one"
         )
     name = config_flags.get_config_filename(values["config"])
-    # The text of all fields where there is no file.
-    return str(pathlib.Path(values.workdir) / "config.json") if "\n" in name else name
+    # The config itself where there is no file.
+    return name if isinstance(name, str) else str(pathlib.Path(values.workdir) / "config.json")
 
 
 def config_root() -> pathlib.Path:

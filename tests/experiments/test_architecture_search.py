@@ -9,11 +9,19 @@ from helpers import four_blocks
 
 from configs import search_spinenet
 from crnas_jax.errors import UserError
-from crnas_jax.experiments import architecture_plan, architecture_search, keys, spinenet, workers
+from crnas_jax.experiments import (
+    architecture_plan,
+    architecture_search,
+    crnas,
+    keys,
+    spinenet,
+    workers,
+)
 from crnas_jax.experiments.architecture_search import search_architecture
 from crnas_jax.experiments.run import open_run
 from crnas_jax.search.executors.executor import Executor
 from crnas_jax.search.strategies.successive_halving import rung_costs
+from crnas_jax.settings import run as run_settings
 from tests.search.table import AtOnce
 
 
@@ -134,6 +142,28 @@ def test_failures_are_counted_and_never_chosen(runs):
     runs.failing = range(5)
     with pytest.raises(UserError, match="5 of 5 candidates failed"):
         runs.search("broken", search__evaluations=24)
+
+
+def test_other_commands_find_the_network_of_a_finished_search(runs):
+    run = runs.open("run", refine__finalists=0)
+    run_settings.require_detection(run.config, "returned")
+    with pytest.raises(UserError, match="not finished with these fields"):
+        crnas.choose_network(run)
+    search_architecture(run)
+    arch = crnas.choose_network(run)
+    run.workdir.release()
+    assert [arch] == keys.candidates(run, "architecture")
+
+
+def test_a_search_in_which_all_score_0_stops(runs, capsys, monkeypatch):
+    zero = AtOnce(lambda **task: {"AP": 0.0, "images": 4})
+    monkeypatch.setattr(workers, "LocalExecutor", lambda slots, logs: zero)
+    with pytest.raises(UserError, match="every candidate of the architecture"):
+        runs.search("run")
+    started = len(zero.started)
+    assert runs.search("run", search__all_zero="continue")[0]["score"] == 0
+    assert len(zero.started) == started
+    assert "WARNING: every candidate" in capsys.readouterr().out
 
 
 def test_halving_counts_all_rungs(runs):
