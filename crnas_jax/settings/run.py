@@ -171,7 +171,8 @@ def require_level(config: ConfigDict, level: str, field: str = "baseline") -> No
         remedy = "search its dilations alone (--level=operation)"
         if not asked:
             ties = " or ".join(map(repr, PERMUTED_TIES))
-            remedy = f"search it by crnas-jax run-spinenet, its dilations by supernet.tie {ties}"
+            remedy = f"set supernet.tie to {ties} to search its dilations"
+            remedy += ", take crnas-jax run-spinenet to search its blocks"
         remedy = f"{remedy}, or train it alone: --network=baseline"
         raise UserError("config", field, problem, remedy)
 
