@@ -79,7 +79,7 @@ def found(run: Run) -> Architecture:
       UserError: it is not finished; it has a command of its own, which leaves accelerators alone.
     """
     if run.workdir.finished(STEP, keys.step_key(run, STEP)) is None:
-        remedy = "let crnas-jax run-spinenet finish it"
+        remedy = "let crnas-jax run-spinenet finish it, or train --network=baseline alone"
         raise UserError(run.path, STEP, "not finished with these fields", remedy)
     return last_rung.choose(run, "architecture")
 
