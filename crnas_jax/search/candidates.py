@@ -81,13 +81,11 @@ class Candidates:
 
     def drop_rungs(self, graph: Code) -> None:
         """Remove what was trained for lower rungs alone, of a candidate with a whole score."""
-        for seed in self._seeds:
-            name = candidate_name(self.journal.key, graph, seed)
-            shutil.rmtree(self.folder / f"{name}{_RUNGS}", ignore_errors=True)
+        self._remove(graph, _RUNGS)
 
-    def _remove(self, graph):
+    def _remove(self, graph, ending=""):
         for seed in self._seeds:
-            name = candidate_name(self.journal.key, graph, seed)
+            name = candidate_name(self.journal.key, graph, seed) + ending
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def score(self, graph: Code) -> float | None:

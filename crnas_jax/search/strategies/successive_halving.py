@@ -27,20 +27,23 @@ def rung_shares(factor: int = 3, num_rungs: int = 3) -> list[float]:
 
 def rung_costs(num_codes: int, factor: int = 3, num_rungs: int = 3) -> list[float]:
     """Return what each score of each rung costs, in whole schedules, in their order."""
-    costs, before = [], 0.0
-    for share in rung_shares(factor, num_rungs):
-        costs += num_codes * [share - before]
-        num_codes, before = max(num_codes // factor, 1), share
+    costs = []
+    for step in _share_steps(factor, num_rungs):
+        costs += num_codes * [step]
+        num_codes = max(num_codes // factor, 1)
     return costs
+
+
+def _share_steps(factor, num_rungs):
+    """Return the share of the schedule that each rung adds."""
+    shares = rung_shares(factor, num_rungs)
+    return [share - before for share, before in zip(shares, [0.0, *shares], strict=False)]
 
 
 def num_candidates(evaluations: float, factor: int = 3, num_rungs: int = 3) -> int:
     """Return how many candidates may begin for the cost of some whole schedules."""
-    cost = sum(
-        (factor ** (rung - num_rungs + 1) - (factor ** (rung - num_rungs) if rung else 0.0))
-        / factor**rung
-        for rung in range(num_rungs)
-    )
+    steps = _share_steps(factor, num_rungs)
+    cost = sum(step / factor**rung for rung, step in enumerate(steps))
     return max(int(evaluations / cost), 1)
 
 
